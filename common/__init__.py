@@ -1,0 +1,1 @@
+"""The floor under the rooms: errors, atomic files, content hashes, child processes. It knows nothing of the product."""

@@ -1,0 +1,1 @@
+"""What a Target (a served model at a URL) is worth: quality, load, cost, statistics, frontier."""

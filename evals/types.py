@@ -1,0 +1,163 @@
+"""The values that the stages of an evaluation hand to one another.
+
+A figure that was not measured is `None` and the reason stands beside it: missing is never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """A served model: what an evaluation is allowed to know of a candidate."""
+
+    url: str
+    """Base URL of an OpenAI-compatible server, without `/v1`: `http://127.0.0.1:8123`."""
+    model_name: str
+    """The name under which the server knows the model."""
+    tokenizer: Path
+    """Folder of the model's tokenizer."""
+    engine: dict[str, Any]
+    """The engine's settings, as they were given to the server."""
+    digest: str
+    """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured figure with its interval.
+
+    `method` labels the interval ("paired bootstrap 95%"). `num_unscored` items had no outcome; they are counted, never
+    dropped in silence.
+    """
+
+    value: float
+    lo: float
+    hi: float
+    num_samples: int
+    num_unscored: int = 0
+    method: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.lo <= self.value <= self.hi, f"an estimate outside its interval: {self}"
+
+
+@dataclass(frozen=True)
+class ItemOutcome:
+    """One item of a task as lm-eval scored it. `score` is None where it could not be scored, with `reason`."""
+
+    item_id: int
+    """Index in the task's evaluation split."""
+    score: float | None
+    loglikelihoods: tuple[float, ...] = ()
+    """One per answer choice, in the task's order; empty for generation tasks."""
+    target: int | str | None = None
+    """The right choice's index, or the reference answer."""
+    answer: str = ""
+    """What the model chose or wrote."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """A task's outcomes. `metric` is the lm-eval metric behind `estimate` and behind every item's score."""
+
+    task: str
+    metric: str
+    estimate: Estimate
+    items: tuple[ItemOutcome, ...]
+    num_items_total: int
+    """Items in the whole evaluation split; more than `items` where a subset was asked."""
+    settings_digest: str
+    """SHA-256 of everything but the model: equal digests mean that two results may be compared item by item."""
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """The outcomes of all tasks of a suite for one target."""
+
+    tasks: dict[str, TaskResult]
+    meaningless: str = ""
+    """Why the scores say nothing (random weights); empty where they do."""
+
+
+@dataclass(frozen=True)
+class LoadPoint:
+    """One setting of the load generator, measured `len(repeats)` times."""
+
+    name: str
+    concurrency: int
+    input_tokens: int
+    output_tokens: int
+    repeats: tuple[dict[str, float | None], ...]
+    """Per repeat, by the names of `evals.load.summary.METRICS`."""
+    num_errors: int
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """All points of a load scenario for one target."""
+
+    scenario: str
+    points: tuple[LoadPoint, ...]
+    machine: dict[str, Any] = field(default_factory=dict)
+    """What it ran on: device, cores, versions, kernels, as far as known."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What the machine costs per hour: a range with its source, or one figure given by the user."""
+
+    hardware: str
+    usd_per_hour_lo: Decimal
+    usd_per_hour_hi: Decimal
+    purchase_option: str
+    source: str
+    as_of: str
+    num_devices: int = 1
+
+    @property
+    def usd_per_hour(self) -> Decimal:
+        """The middle of the range."""
+        return (self.usd_per_hour_lo + self.usd_per_hour_hi) / 2
+
+
+@dataclass(frozen=True)
+class Money:
+    """An amount in USD with the interval that load repeats and the price's range give it."""
+
+    value: Decimal
+    lo: Decimal
+    hi: Decimal
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """What tokens cost on one machine. A figure is None where its measurement is missing; `missing` says why."""
+
+    price: Price
+    utilisation: Decimal
+    """The declared share of time at which the machine is busy; headline figures are divided by it."""
+    usd_per_1k_tokens: Money | None
+    """Blended over the measured mix of input and output tokens, at the declared utilisation."""
+    usd_per_1k_input_tokens: Money | None
+    usd_per_1k_output_tokens: Money | None
+    usd_per_1k_requests: Money | None
+    peak_usd_per_1k_tokens: Money | None
+    """At saturation: not a promise."""
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One candidate on the cost-quality plane."""
+
+    name: str
+    quality: Estimate | None
+    usd_per_1k_tokens: Money | None
+    is_baseline: bool
+    notes: tuple[str, ...] = ()

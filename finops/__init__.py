@@ -1,0 +1,1 @@
+"""Money: prices, charges, budgets, approvals, reports. It knows models and machines by their names only."""
