@@ -1,0 +1,42 @@
+"""What all llm-compressor methods share: load, apply a recipe block by block, save in compressed-tensors form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pipeline.registry import CompressJob
+
+TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "torch")
+
+
+def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
+    """Load the base, apply the recipe over the calibration text, and save.
+
+    Args:
+        job: what to compress, with calibration token ids of shape (num_samples, length), if the method needs them.
+        recipe: makes the modifiers; called after the libraries are imported.
+    """
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+    set_seed(job.seed)
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype="auto", device_map=None)
+    tokenizer = AutoTokenizer.from_pretrained(job.base)
+    data: dict[str, Any] = {}
+    if job.calibration is not None:
+        token_ids = np.load(job.calibration, allow_pickle=False)
+        dataset = Dataset.from_dict({"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()})
+        data = {
+            "dataset": dataset,
+            "max_seq_length": token_ids.shape[1],
+            "num_calibration_samples": token_ids.shape[0],
+            "shuffle_calibration_samples": False,
+        }
+    with torch.random.fork_rng(devices=[]):
+        oneshot(model=model, processor=tokenizer, recipe=recipe(), **data)
+    model.save_pretrained(job.output, save_compressed=True)
+    tokenizer.save_pretrained(job.output)

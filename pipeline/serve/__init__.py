@@ -1,0 +1,1 @@
+"""Serving a checkpoint with vLLM, in a process of its own."""

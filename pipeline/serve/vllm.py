@@ -1,0 +1,163 @@
+"""vLLM's OpenAI server as a context manager that yields a Target.
+
+The server runs in the serving environment, on a free port of the loopback interface, below a supervisor that ends it
+with this process, however this process ends. Its log is kept. It starts on first use: a run whose measurements are all
+in the store never starts one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlparse
+
+from common.errors import ToolError
+from common.files import digest_json
+from common.process import ChildProcess
+from evals.types import Target
+from pipeline.environments import versions
+from pipeline.schema import EngineConfig
+from pipeline.types import Artifact, Machine
+
+MODEL_NAME = "model"
+LOOPBACK = "127.0.0.1"
+POLL_S = 0.2
+
+
+class ServedModel(AbstractContextManager["ServedModel"]):
+    """A checkpoint and its engine; `target()` starts the server once and waits until it answers."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        engine: EngineConfig,
+        machine: Machine,
+        python: Path,
+        log: Path,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._artifact, self._engine, self._machine, self._python = artifact, engine, machine, python
+        self.log = log
+        self._on_start = on_start
+        self._child: ChildProcess | None = None
+        self._target: Target | None = None
+        self.startup_s: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """The target's digest: known before the server runs."""
+        return target_digest(self._artifact, self._engine, self._machine, self._python)
+
+    def target(self) -> Target:
+        """The served model, started if need be.
+
+        Raises:
+            ToolError: the server died, or did not answer in time; the message ends with its log's last lines.
+        """
+        if self._target is None:
+            self._on_start()
+            started = time.monotonic()
+            port = free_port()
+            command = server_command(self._artifact, self._engine, self._machine, self._python, port)
+            environment = server_environment(self._engine, self._machine)
+            self._child = ChildProcess(command, log=self.log, env=environment)
+            url = f"http://{LOOPBACK}:{port}"
+            wait_until_ready(self._child, url, self._engine.startup_timeout_s)
+            self.startup_s = time.monotonic() - started
+            settings = engine_settings(self._engine)
+            self._target = Target(url, MODEL_NAME, self._artifact.path, settings, self.digest)
+        return self._target
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the server."""
+        if self._child is not None:
+            self._child.stop()
+
+
+def engine_settings(engine: EngineConfig) -> dict[str, Any]:
+    """The settings that shape the server, without names and time limits."""
+    return {key: value for key, value in vars(engine).items() if key not in ("name", "startup_timeout_s")}
+
+
+def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
+    """SHA-256 of all that can change an answer of the served model."""
+    return digest_json(
+        {
+            "artifact": artifact.digest,
+            "engine": engine_settings(engine),
+            "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
+            "device": [machine.device, machine.device_name],
+        }
+    )
+
+
+def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path, port: int) -> list[str]:
+    """The server's command line. The checkpoint's own format is detected: `--quantization` could force a slow kernel."""
+    eager = engine.enforce_eager if engine.enforce_eager is not None else machine.device == "cpu"
+    command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(artifact.path), "--served-model-name", MODEL_NAME, "--host", LOOPBACK, "--port", str(port)]
+    command += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
+    command += ["--max-num-seqs", str(engine.max_num_seqs), "--tensor-parallel-size", str(engine.tensor_parallel_size)]
+    command += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
+    if engine.max_num_batched_tokens is not None:
+        command += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+    if machine.device == "cuda":
+        command += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
+    if eager:
+        command.append("--enforce-eager")
+    return [*command, *engine.extra_args]
+
+
+def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]:
+    """The server's environment: no hub, no usage reports, the KV cache's size on a CPU."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    environment.pop("PYTHONPATH", None)
+    if machine.device == "cpu":
+        environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
+    return environment
+
+
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(child: ChildProcess, url: str, timeout_s: float) -> None:
+    """Wait for the server's first healthy answer.
+
+    Raises:
+        ToolError: the server ended, or the time ran out.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not is_healthy(url):
+        code = child.poll()
+        if code is not None:
+            raise ToolError(f"vLLM's server ended with exit code {code} before it answered", child.log)
+        if time.monotonic() > deadline:
+            child.stop()
+            raise ToolError(
+                f"vLLM's server did not answer within {timeout_s:.0f} s (engine.startup_timeout_s) and was ended", child.log
+            )
+        time.sleep(POLL_S)
+
+
+def is_healthy(url: str) -> bool:
+    """Whether the server answers its health check."""
+    address = urlparse(url)
+    connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()

@@ -1,0 +1,155 @@
+"""The values that the stages of a run hand to one another. Frozen: a stage never changes what another one made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from evals.types import CostReport, LoadReport, Price, QualityReport
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model without loading its weights."""
+
+    name: str
+    architecture: str
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    tie_word_embeddings: bool
+    num_parameters: int
+    dtype_bytes: int = 2
+    """Bytes of one weight in the checkpoint."""
+    quant_format: str | None = None
+    """The checkpoint's own quantization format, None for a plain one."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the weights as they are stored."""
+        return self.num_parameters * self.dtype_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values in 16 bit."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What this run has under it."""
+
+    device: str
+    """`cpu` or `cuda`."""
+    device_name: str
+    """As the processor or the driver calls it."""
+    num_devices: int
+    """GPUs; 1 on a machine without."""
+    num_cpus: int
+    host_memory_bytes: int
+    device_memory_bytes: int | None
+    """Memory of one GPU; None on a CPU, which uses the host's."""
+    compute_capability: float | None
+    """CUDA compute capability of the GPUs; None on a CPU."""
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What a measured speed depends on."""
+        return {
+            "device": self.device,
+            "device_name": self.device_name,
+            "num_devices": self.num_devices,
+            "num_cpus": self.num_cpus,
+        }
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to measure: a checkpoint's recipe and the engine that serves it."""
+
+    role: str
+    """`baseline` or `candidate`."""
+    method: str
+    method_args: dict[str, Any]
+    label: str
+    """Short name in tables: the quant choice."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of a plan."""
+
+    name: str
+    what: str
+    expected_s: float | None
+    """From finished stages of this kind; None before there is one."""
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. Made by `pipeline.plan` from configuration and facts, without an effect."""
+
+    facts: ModelFacts
+    machine: Machine
+    price: Price
+    baseline: Candidate
+    candidate: Candidate | None
+    """None where the baseline itself was asked for."""
+    meaningless_quality: str
+    """Why quality says nothing; empty where it does."""
+    notes: tuple[str, ...]
+    """What the user should know, short of a problem."""
+    plan_hash: str
+    """SHA-256 of all that decides what will run."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checkpoint folder in Hugging Face form."""
+
+    path: Path
+    digest: str
+    """SHA-256 over the names and contents of its files."""
+    num_bytes: int
+    """Bytes of its weight files."""
+    method: str
+    base_digest: str | None
+    """Digest of the checkpoint it was made from; None for a base model."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Wall time, peak memory, versions, calibration: what the making reported."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured of one candidate."""
+
+    candidate: Candidate
+    artifact: Artifact
+    quality: QualityReport
+    load: LoadReport
+    cost: CostReport
+    server_log: Path
+    stage_keys: dict[str, str]
+    stage_wall_s: dict[str, float]
+    reused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer of a run, with its reasons."""
+
+    action: str
+    """`promote` or `hold`."""
+    variant: str
+    reasons: tuple[str, ...]
+    rule: dict[str, Any]
+    """The gate's settings, as they were applied."""
+    evidence: dict[str, Any]
+    """The figures behind the reasons."""
