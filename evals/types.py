@@ -10,6 +10,23 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from finops.prices import Price
+
+__all__ = [  # Price lives with the catalog, which must not import this room
+    "Attribution",
+    "CostReport",
+    "Estimate",
+    "ItemOutcome",
+    "LoadPoint",
+    "LoadReport",
+    "Money",
+    "Point",
+    "Price",
+    "QualityReport",
+    "Target",
+    "TaskResult",
+]
+
 
 @dataclass(frozen=True)
 class Target:
@@ -90,12 +107,25 @@ class LoadPoint:
     """One setting of the load generator, measured `len(repeats)` times."""
 
     name: str
-    concurrency: int
+    concurrency: int | None
+    """Most requests in flight; None: as many as arrive."""
     input_tokens: int
     output_tokens: int
     repeats: tuple[dict[str, float | None], ...]
     """Per repeat, by the names of `evals.load.summary.METRICS`."""
     num_errors: int
+    """Requests that failed, over all repeats; `num_timeouts` of them because they took too long."""
+    num_timeouts: int = 0
+    num_requests: int = 0
+    """Requests sent in each repeat."""
+    request_rate: float | None = None
+    """Offered requests per second, Poisson arrivals; None: as fast as `concurrency` allows."""
+    prefix_share: float = 0.0
+    """Share of each prompt that is common to all requests."""
+    counters: tuple[dict[str, float | None], ...] = ()
+    """Per repeat: the server's own counters and the machine's use, by the names of `evals.load.counters.COUNTERS`."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why a metric or a counter is None."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +136,8 @@ class LoadReport:
     points: tuple[LoadPoint, ...]
     machine: dict[str, Any] = field(default_factory=dict)
     """What it ran on: device, cores, versions, kernels, as far as known."""
-
-
-@dataclass(frozen=True)
-class Price:
-    """What the machine costs per hour: a range with its source, or one figure given by the user."""
-
-    hardware: str
-    usd_per_hour_lo: Decimal
-    usd_per_hour_hi: Decimal
-    purchase_option: str
-    source: str
-    as_of: str
-    num_devices: int = 1
-
-    @property
-    def usd_per_hour(self) -> Decimal:
-        """The middle of the range."""
-        return (self.usd_per_hour_lo + self.usd_per_hour_hi) / 2
+    mix: tuple[int, int] | None = None
+    """Input and output tokens of the mix that headline prices speak of; None: the first point's."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +147,29 @@ class Money:
     value: Decimal
     lo: Decimal
     hi: Decimal
+
+    def __post_init__(self) -> None:
+        assert self.lo <= self.value <= self.hi, f"an amount outside its interval: {self}"
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Machine seconds of a request = a x input tokens + b x output tokens + c, fitted at the saturating concurrency.
+
+    The intervals are None where there are no more observations than coefficients.
+    """
+
+    s_per_input_token: float
+    s_per_output_token: float
+    s_per_request: float
+    s_per_input_token_interval: tuple[float, float] | None
+    s_per_output_token_interval: tuple[float, float] | None
+    s_per_request_interval: tuple[float, float] | None
+    relative_residual: float
+    """Root mean square of (fitted - measured) / measured seconds."""
+    num_observations: int
+    num_mixes: int
+    concurrency: int | None
 
 
 @dataclass(frozen=True)
@@ -150,6 +187,10 @@ class CostReport:
     peak_usd_per_1k_tokens: Money | None
     """At saturation: not a promise."""
     missing: dict[str, str] = field(default_factory=dict)
+    basis: str = ""
+    """Which load point the headline stands on, and how."""
+    attribution: Attribution | None = None
+    """The fit behind the prices of input and output tokens."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""From the raw results of vLLM's benchmark client to figures. Pure: nothing is read, written or timed here.
+
+The figures are the client's own; this module renames them, turns milliseconds into seconds, and puts intervals over
+the repeats. Goodput is counted from the per-request records, so that any SLO can be applied to a recorded run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from evals.types import LoadPoint, LoadReport
+
+METRICS = (
+    "output_tok_per_s",
+    "total_tok_per_s",
+    "req_per_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "goodput_req_per_s",
+    "duration_s",
+    "num_completed",
+    "num_failed",
+)
+"""What is known of every repeat; TTFT is the time to first token, TPOT the time per output token after the first."""
+
+TIMEOUT = "timeout:"
+
+
+@dataclass(frozen=True)
+class Slo:
+    """Limits on a request's latency in seconds; None sets no limit."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+    def __bool__(self) -> bool:
+        return self.ttft_s is not None or self.tpot_s is not None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric over repeats. `lo` and `hi` are None where there is no interval, and `method` says why."""
+
+    value: float
+    lo: float | None
+    hi: float | None
+    num_repeats: int
+    method: str
+
+
+def summarise(bench: Mapping[str, Any], slo: Slo | None = None) -> dict[str, float | None]:
+    """The metrics of one repeat, by the names of `METRICS`; None where no request gave a figure."""
+    completed, failed = int(bench["completed"]), int(bench["failed"])
+    figures: dict[str, float | None] = dict.fromkeys(METRICS)
+    figures |= {"duration_s": float(bench["duration"]), "num_completed": float(completed), "num_failed": float(failed)}
+    if slo:
+        figures["goodput_req_per_s"] = count_good(bench, slo) / float(bench["duration"])
+    if completed == 0:
+        return figures
+    figures["output_tok_per_s"] = float(bench["output_throughput"])
+    figures["total_tok_per_s"] = float(bench["total_token_throughput"])
+    figures["req_per_s"] = float(bench["request_throughput"])
+    figures["ttft_p50_s"] = bench["p50_ttft_ms"] / 1000
+    figures["ttft_p99_s"] = bench["p99_ttft_ms"] / 1000
+    if any(length > 1 for length in bench["output_lens"]):
+        figures["tpot_p50_s"] = bench["p50_tpot_ms"] / 1000
+        figures["tpot_p99_s"] = bench["p99_tpot_ms"] / 1000
+    return figures
+
+
+def count_good(bench: Mapping[str, Any], slo: Slo) -> int:
+    """Requests that succeeded within the SLO (goodput, https://arxiv.org/abs/2401.09670)."""
+    return sum(
+        (slo.ttft_s is None or ttft_s <= slo.ttft_s) and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
+        for ttft_s, tpot_s in requests(bench)
+    )
+
+
+def requests(bench: Mapping[str, Any]) -> list[tuple[float, float | None]]:
+    """TTFT and TPOT in seconds of every request that succeeded; a single token has no TPOT."""
+    return [
+        (ttft, sum(itls) / (length - 1) if length > 1 else None)
+        for ttft, itls, length, error in zip(
+            bench["ttfts"], bench["itls"], bench["output_lens"], bench["errors"], strict=True
+        )
+        if not error and length > 0
+    ]
+
+
+def num_timeouts(bench: Mapping[str, Any]) -> int:
+    """Requests that were given up because they took too long."""
+    return sum(str(error).startswith(TIMEOUT) for error in bench["errors"])
+
+
+def over_repeats(values: Sequence[float | None], confidence: float = 0.95) -> Figure | None:
+    """One metric over its repeats: the mean with Student's t interval; None where no repeat has the metric.
+
+    Positive metrics are averaged on the logarithm: the interval is then a ratio, never below zero, and the price made
+    from a throughput has the inverse of its value and its limits. A metric that was zero in a repeat is averaged as
+    it is.
+
+    >>> mean = over_repeats([90.0, 100.0, 110.0])
+    >>> round(mean.value, 2), round(mean.lo, 2), round(mean.hi, 2), mean.method
+    (99.67, 77.67, 127.89, 'geometric mean, t interval 95%')
+    >>> over_repeats([100.0]).method
+    'one repeat: no interval'
+    >>> over_repeats([None]) is None
+    True
+    """
+    known = [float(value) for value in values if value is not None]
+    if not known:
+        return None
+    if len(known) == 1:
+        return Figure(known[0], None, None, 1, "one repeat: no interval")
+    logarithmic = min(known) > 0
+    points = [math.log(value) for value in known] if logarithmic else known
+    mean = sum(points) / len(points)
+    variance = sum((point - mean) ** 2 for point in points) / (len(points) - 1)
+    half = t_quantile(0.5 + confidence / 2, len(points) - 1) * math.sqrt(variance / len(points))
+    back = math.exp if logarithmic else float
+    kind = "geometric mean" if logarithmic else "mean"
+    method = f"{kind}, t interval {100 * confidence:g}%"
+    return Figure(back(mean), back(mean - half), back(mean + half), len(known), method)
+
+
+def t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t distribution.
+
+    >>> round(t_quantile(0.975, 2), 3)
+    4.303
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, probability))
+
+
+def figure(point: LoadPoint, metric: str) -> Figure | None:
+    """A point's metric over its repeats; None where it was not measured (`point.missing` says why)."""
+    if metric not in METRICS:
+        raise KeyError(f"{metric}: not one of {METRICS}")
+    return over_repeats([repeat.get(metric) for repeat in point.repeats])
+
+
+def mix_of(report: LoadReport) -> tuple[int, int]:
+    """Input and output tokens of the mix that the report's headline speaks of."""
+    return report.mix or (report.points[0].input_tokens, report.points[0].output_tokens)
+
+
+def saturating_point(report: LoadReport) -> LoadPoint | None:
+    """The point of the headline's mix with the largest throughput; None where none was measured."""
+    mix = mix_of(report)
+    best: tuple[float, LoadPoint] | None = None
+    for point in report.points:
+        rate = figure(point, "total_tok_per_s")
+        if (point.input_tokens, point.output_tokens) == mix and rate and (best is None or rate.value > best[0]):
+            best = rate.value, point
+    return best and best[1]
+
+
+def metrics(report: LoadReport) -> dict[str, float]:
+    """Flat names for a tracking store: `load/<scenario>/<metric>` at saturation, and per point below it.
+
+    Intervals follow as `.lo` and `.hi`; what was not measured has no entry.
+    """
+    flat: dict[str, float] = {}
+    best = saturating_point(report)
+    groups = [("", best)] if best else []
+    groups += [(f"{point.name}/", point) for point in report.points]
+    for prefix, point in groups:
+        for metric in METRICS:
+            value = figure(point, metric)
+            if value is None:
+                continue
+            name = f"load/{report.scenario}/{prefix}{metric}"
+            flat[name] = value.value
+            if value.lo is not None and value.hi is not None:
+                flat[f"{name}.lo"], flat[f"{name}.hi"] = value.lo, value.hi
+    return flat
