@@ -71,7 +71,9 @@ class ChildProcess:
         """Itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End the command."""
         self.stop()
 
@@ -107,6 +109,7 @@ def run_logged(
 
     Raises:
         ToolError: it failed, or ran longer than `timeout_s`; the message holds the log's last lines.
+
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()

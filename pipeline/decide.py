@@ -37,7 +37,9 @@ class Verdict:
     reason: str
 
 
-def decide(candidate: Evidence, baseline: Evidence, gate: GateConfig, seed: int) -> tuple[Decision, PairedComparison | None]:
+def decide(
+    candidate: Evidence, baseline: Evidence, gate: GateConfig, seed: int
+) -> tuple[Decision, PairedComparison | None]:
     """Promote or hold one candidate against its baseline; returns the comparison behind the first reason too."""
     comparison = compare(candidate.quality, baseline.quality, gate, seed)
     verdicts = [
@@ -93,7 +95,9 @@ def _quality(candidate: Evidence, comparison: PairedComparison | None, gate: Gat
 def _price(candidate: CostReport, baseline: CostReport) -> Verdict:
     ours, theirs = candidate.usd_per_1k_tokens, baseline.usd_per_1k_tokens
     if ours is None or theirs is None:
-        missing = candidate.missing.get("usd_per_1k_tokens") or baseline.missing.get("usd_per_1k_tokens", "not measured")
+        missing = candidate.missing.get("usd_per_1k_tokens") or baseline.missing.get(
+            "usd_per_1k_tokens", "not measured"
+        )
         return Verdict(False, f"price: unknown: {missing}")
     change = float(ours.value / theirs.value) - 1
     figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"

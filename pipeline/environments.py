@@ -43,6 +43,7 @@ def serving_python() -> Path:
 
     Raises:
         ConfigError: that environment has not been built.
+
     """
     if given := os.environ.get("PARSIMONY_SERVE_PYTHON"):
         return Path(given)

@@ -34,6 +34,7 @@ def facts_from_shape(name: str, shape: Mapping[str, Any], num_parameters: int | 
 
     Raises:
         ConfigError: an entry is missing; the message names it.
+
     """
     missing = [key for key in REQUIRED if key not in shape]
     if missing:
@@ -64,6 +65,7 @@ def facts_from_folder(name: str, folder: Path) -> ModelFacts:
 
     Raises:
         ConfigError: it is no folder in Hugging Face form with safetensors weights.
+
     """
     config = folder / "config.json"
     if not config.is_file():

@@ -18,9 +18,18 @@ def find_machine() -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     num_cpus = len(os.sched_getaffinity(0))
     if not gpus:
-        return Machine("cpu", _cpu_name(), 1, num_cpus, memory, None, None)
+        return Machine("cpu", _cpu_name(), 1, num_cpus, memory, None, None, has_bf16=_cpu_has_bf16())
     name, mib, capability = gpus[0]
-    return Machine("cuda", name, len(gpus), num_cpus, memory, int(mib) * 2**20, float(capability))
+    return Machine(
+        "cuda",
+        name,
+        len(gpus),
+        num_cpus,
+        memory,
+        int(mib) * 2**20,
+        float(capability),
+        has_bf16=float(capability) >= 8.0,
+    )
 
 
 def _gpus() -> list[tuple[str, str, str]]:
@@ -40,3 +49,8 @@ def _cpu_name() -> str:
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return "unknown CPU"
+
+
+def _cpu_has_bf16() -> bool:
+    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())

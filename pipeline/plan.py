@@ -26,6 +26,7 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, price: Pri
 
     Raises:
         PlanError: it cannot run; holds every problem that was found, each with its ways out.
+
     """
     values = dict(config.quant)
     name = str(values.pop("method", "none"))
@@ -148,7 +149,9 @@ def _check_suite(config: RunConfig) -> list[Problem]:
     if suite.source == "embedded":
         for task in suite.tasks:
             if task not in EMBEDDED_TASKS:
-                message = f"'{task}' is not embedded{closest(task, EMBEDDED_TASKS)}; embedded: {', '.join(EMBEDDED_TASKS)}"
+                message = (
+                    f"'{task}' is not embedded{closest(task, EMBEDDED_TASKS)}; embedded: {', '.join(EMBEDDED_TASKS)}"
+                )
                 problems.append(Problem("suite.tasks", message, ("suite=hub for the hub's tasks",)))
     return problems
 
@@ -161,8 +164,9 @@ def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> lis
         problems.append(Problem("engine.max_model_len", message, (f"engine.max_model_len={facts.max_positions}",)))
     if machine.device == "cuda" and engine.tensor_parallel_size > machine.num_devices:
         message = f"{engine.tensor_parallel_size} GPUs are asked for, this machine has {machine.num_devices}"
-        ways = (f"engine.tensor_parallel_size={machine.num_devices}",)
-        problems.append(Problem("engine.tensor_parallel_size", message, ways))
+        problems.append(
+            Problem("engine.tensor_parallel_size", message, (f"engine.tensor_parallel_size={machine.num_devices}",))
+        )
     if facts.num_heads % engine.tensor_parallel_size:
         message = f"{engine.tensor_parallel_size} does not divide the {facts.num_heads} attention heads"
         problems.append(Problem("engine.tensor_parallel_size", message))
@@ -175,9 +179,8 @@ def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> lis
             f"the 16-bit baseline needs {facts.num_bytes / GIB:.1f} GiB to be served, "
             f"{machine.device_name} leaves {max(room, 0) / GIB:.1f} GiB"
         )
-        ways = ("a smaller model", "a machine with more memory")
-        if machine.device == "cuda":
-            ways = ("engine.tensor_parallel_size= over more GPUs", *ways)
+        more_gpus = ("engine.tensor_parallel_size= over more GPUs",) if machine.device == "cuda" else ()
+        ways = (*more_gpus, "a smaller model", "a machine with more memory")
         problems.append(Problem("model", message, ways))
     return problems
 

@@ -58,6 +58,7 @@ def method(name: str) -> Method:
 
     Raises:
         ConfigError: there is none; the message lists those there are.
+
     """
     if name not in COMPRESS:
         raise ConfigError(f"quant.method={name}: unknown method{closest(name, COMPRESS)}; known: {', '.join(COMPRESS)}")
@@ -70,6 +71,7 @@ def method_args(name: str, values: Mapping[str, Any]) -> Any:
 
     Raises:
         ConfigError: an unknown key, or a value of the wrong kind.
+
     """
     args = method(name).args
     known = {field.name: field for field in dataclasses.fields(args)}

@@ -78,8 +78,9 @@ class EngineConfig:
 
     name: str = ""
     """Name of this choice."""
-    dtype: str = "bfloat16"
-    """Activation type: auto, bfloat16, float16 or float32."""
+    dtype: str = "auto"
+    """Activation type: auto, bfloat16, float16 or float32. On a CPU auto is bfloat16 where it has instructions for it,
+    else float32."""
     max_model_len: int = 2048
     """Longest sequence in tokens."""
     max_num_seqs: int = 256

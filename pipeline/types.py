@@ -57,6 +57,8 @@ class Machine:
     """Memory of one GPU; None on a CPU, which uses the host's."""
     compute_capability: float | None
     """CUDA compute capability of the GPUs; None on a CPU."""
+    has_bf16: bool = True
+    """Whether the device computes bfloat16 itself; a CPU without it emulates it, several times slower than float32."""
 
     @property
     def fingerprint(self) -> dict[str, Any]:

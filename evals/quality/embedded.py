@@ -32,7 +32,9 @@ EMBEDDED_TASKS = {
     "piqa": EmbeddedTask("piqa/piqa.yaml", "piqa/plain_text", 1838, "AFL-3.0"),
     "openbookqa": EmbeddedTask("openbookqa/openbookqa.yaml", "openbookqa/main", 500, "Apache-2.0"),
     "sciq": EmbeddedTask("sciq/sciq.yaml", "sciq/none", 1000, "CC-BY-NC-3.0"),
-    "boolq": EmbeddedTask("super_glue/boolq/default.yaml", "boolq/none", 3270, "CC-BY-SA-3.0", (("doc_to_target", "{{answer|int}}"),)),
+    "boolq": EmbeddedTask(
+        "super_glue/boolq/default.yaml", "boolq/none", 3270, "CC-BY-SA-3.0", (("doc_to_target", "{{answer|int}}"),)
+    ),
     "commonsense_qa": EmbeddedTask("commonsense_qa/default.yaml", "tau/commonsense_qa/none", 1221, "MIT"),
     "social_iqa": EmbeddedTask("siqa/siqa.yaml", "social_i_qa/none", 1954, "unknown"),
     "winogrande": EmbeddedTask("winogrande/default.yaml", "winogrande/winogrande_xl", 1267, "CC-BY-4.0"),

@@ -58,6 +58,7 @@ def run_suite(
 
     Raises:
         ToolError: lm-eval failed; the message ends with its log.
+
     """
     tasks = [_task_spec(name, suite, folder, python, embedded_data) for name in suite.tasks]
     job = {
@@ -82,7 +83,7 @@ def run_suite(
             on_progress(int(done), int(total))
 
     result = folder / "outcomes.json"
-    command = [python, "-m", "evals.quality.worker", folder / "job.json", result]
+    command: list[str | Path] = [python, "-m", "evals.quality.worker", folder / "job.json", result]
     run_logged(command, log=folder / "lm_eval.log", env=environment, cwd=folder, on_line=on_line)
     return report(read_json(result), suite, meaningless)
 

@@ -156,14 +156,18 @@ def cached_model(job: dict[str, Any], cache: AnswerCache) -> Any:
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             ask = super().loglikelihood
-            answers = self._answer("loglikelihood", requests, lambda part: ask(part, disable_tqdm=True), (math.nan, False))
+            answers = self._answer(
+                "loglikelihood", requests, lambda part: ask(part, disable_tqdm=True), (math.nan, False)
+            )
             return [tuple(answer) for answer in answers]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             ask = super().generate_until
             return self._answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True), "")
 
-        def _answer(self, kind: str, requests: list[Any], ask: Callable[[list[Any]], list[Any]], failed: Any) -> list[Any]:
+        def _answer(
+            self, kind: str, requests: list[Any], ask: Callable[[list[Any]], list[Any]], failed: Any
+        ) -> list[Any]:
             keys = [request_digest(kind, request.args) for request in requests]
             known = cache.get(keys)
             missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}

@@ -27,11 +27,14 @@ def calibration_tokens(calib: CalibConfig, base: Artifact, store: StageStore) ->
 
     Raises:
         ConfigError: an unknown source, or too little text for what is asked.
+
     """
     for source in calib.sources:
         if source not in CONTEXTS and not Path(source).is_file():
             known = ", ".join(CONTEXTS)
-            raise ConfigError(f"calib.sources: '{source}' is neither a text file nor one of {known}{closest(source, CONTEXTS)}")
+            raise ConfigError(
+                f"calib.sources: '{source}' is neither a text file nor one of {known}{closest(source, CONTEXTS)}"
+            )
     files = {source: digest_json(Path(source).read_text()) for source in calib.sources if Path(source).is_file()}
 
     def make(folder: Path) -> Mapping[str, Any]:
@@ -65,6 +68,7 @@ def pack(
 
     Raises:
         ConfigError: there is too little text.
+
     """
     order = np.random.default_rng(calib.seed).permutation(len(texts))
     wanted = calib.num_samples * calib.length

@@ -45,9 +45,7 @@ def compress(job: CompressJob) -> None:
 
         return [
             SmoothQuantModifier(smoothing_strength=job.args["smoothing_strength"]),
-            GPTQModifier(
-                targets="Linear", scheme="W8A8", ignore=["lm_head"], dampening_frac=job.args["dampening"]
-            ),
+            GPTQModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"], dampening_frac=job.args["dampening"]),
         ]
 
     llmcompressor.one_shot(job, recipe)

@@ -16,20 +16,25 @@ def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
     Args:
         job: what to compress, with calibration token ids of shape (num_samples, length), if the method needs them.
         recipe: makes the modifiers; called after the libraries are imported.
+
     """
     import numpy as np
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
     set_seed(job.seed)
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype="auto", device_map=None)
+    # Most processors compute bfloat16 slowly or by emulation: on a CPU the work is done in float32.
+    working = "auto" if torch.cuda.is_available() else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=working)
     tokenizer = AutoTokenizer.from_pretrained(job.base)
     data: dict[str, Any] = {}
     if job.calibration is not None:
         token_ids = np.load(job.calibration, allow_pickle=False)
-        dataset = Dataset.from_dict({"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()})
+        dataset = Dataset.from_dict(
+            {"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()}
+        )
         data = {
             "dataset": dataset,
             "max_seq_length": token_ids.shape[1],
@@ -38,5 +43,16 @@ def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
         }
     with torch.random.fork_rng(devices=[]):
         oneshot(model=model, processor=tokenizer, recipe=recipe(), **data)
+    keep_16_bit(model, AutoConfig.from_pretrained(job.base).dtype)
     model.save_pretrained(job.output, save_compressed=True)
     tokenizer.save_pretrained(job.output)
+
+
+def keep_16_bit(model: Any, dtype: Any) -> None:
+    """Give every part that was not quantized the base's own type again; quantized layers keep their float32 scales."""
+    for module in model.modules():
+        if getattr(module, "quantization_scheme", None) is None:
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,20 @@ from pipeline.types import Artifact, Candidate
 
 
 def compress(
-    candidate: Candidate, base: Artifact, calib: CalibConfig, seed: int, store: StageStore
+    candidate: Candidate,
+    base: Artifact,
+    calib: CalibConfig,
+    seed: int,
+    store: StageStore,
+    shown: Callable[[str], AbstractContextManager[None]],
 ) -> tuple[Artifact, StageResult | None]:
     """Make the candidate's checkpoint; the baseline is the base itself.
 
-    Returns the artifact, and the stage behind it (None for the baseline).
+    Returns the artifact, and the stage behind it (None for the baseline). `shown(name)` is entered while the work runs.
 
     Raises:
         ToolError: the method failed; the message ends with its log.
+
     """
     method = registry.method(candidate.method)
     if method.compress is None:
@@ -54,8 +61,15 @@ def compress(
         }
         write_json(folder / "job.json", job)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [sys.executable, "-m", "pipeline.compress.worker", folder / "job.json", folder / "measured.json"]
-        run_logged(command, log=folder / "compress.log", env=environment, cwd=folder)
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pipeline.compress.worker",
+            folder / "job.json",
+            folder / "measured.json",
+        ]
+        with shown("compress"):
+            run_logged(command, log=folder / "compress.log", env=environment, cwd=folder)
         return finish(folder, inputs, None if tokens is None else dict(tokens.result))
 
     found = store.run("compress", inputs, make)
@@ -79,10 +93,13 @@ def artifact_of(found: StageResult, base: Artifact) -> Artifact:
 
     Raises:
         StoreError: its folder no longer holds the files that were stored.
+
     """
     folder = found.folder / "model"
     if not (folder / "config.json").exists() or weight_bytes(folder) != found.result["num_bytes"]:
-        raise StoreError(f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again")
+        raise StoreError(
+            f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again"
+        )
     details = {key: found.result[key] for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration")}
     method = str(found.result.get("method", ""))
     return Artifact(folder, str(found.result["digest"]), int(found.result["num_bytes"]), method, base.digest, details)

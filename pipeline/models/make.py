@@ -1,7 +1,7 @@
 """The process that writes a base checkpoint: `python -m pipeline.models.make JOB.json`.
 
-    {"kind": "gguf", "gguf": FILE, "output": FOLDER}                        dequantize a GGUF
-    {"kind": "random", "shape": {...}, "seed": 0, "tokenizer": FOLDER, "output": FOLDER}   a shape with random weights
+{"kind": "gguf", "gguf": FILE, "output": FOLDER}                        dequantize a GGUF
+{"kind": "random", "shape": {...}, "seed": 0, "tokenizer": FOLDER, "output": FOLDER}   a shape with random weights
 """
 
 from __future__ import annotations

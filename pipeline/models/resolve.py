@@ -36,6 +36,7 @@ def base_model(model: ModelConfig, seed: int, store: StageStore) -> Artifact:
 
     Raises:
         AssetError: it cannot be had here; the message names the way out.
+
     """
     if model.weights == "random":
         return _random(model, seed, store)
@@ -86,6 +87,7 @@ def hub_folder(repo: str, revision: str | None) -> Path:
 
     Raises:
         AssetError: neither has it; names what the hub said and the offline default.
+
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -109,6 +111,7 @@ def require_hub(what: str) -> None:
 
     Raises:
         AssetError: it does not; names the offline default.
+
     """
     import httpx
 

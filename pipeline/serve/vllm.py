@@ -29,6 +29,7 @@ from pipeline.types import Artifact, Machine
 MODEL_NAME = "model"
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.2
+SMALL_MACHINE_CPUS = 4
 
 
 class ServedModel(AbstractContextManager["ServedModel"]):
@@ -60,6 +61,7 @@ class ServedModel(AbstractContextManager["ServedModel"]):
 
         Raises:
             ToolError: the server died, or did not answer in time; the message ends with its log's last lines.
+
         """
         if self._target is None:
             self._on_start()
@@ -75,7 +77,9 @@ class ServedModel(AbstractContextManager["ServedModel"]):
             self._target = Target(url, MODEL_NAME, self._artifact.path, settings, self.digest)
         return self._target
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """End the server."""
         if self._child is not None:
             self._child.stop()
@@ -102,7 +106,16 @@ def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, p
     """The server's command line. The checkpoint's own format is detected: `--quantization` could force a slow kernel."""
     eager = engine.enforce_eager if engine.enforce_eager is not None else machine.device == "cpu"
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
-    command += ["--model", str(artifact.path), "--served-model-name", MODEL_NAME, "--host", LOOPBACK, "--port", str(port)]
+    command += [
+        "--model",
+        str(artifact.path),
+        "--served-model-name",
+        MODEL_NAME,
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+    ]
     command += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
     command += ["--max-num-seqs", str(engine.max_num_seqs), "--tensor-parallel-size", str(engine.tensor_parallel_size)]
     command += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
@@ -121,6 +134,8 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     environment.pop("PYTHONPATH", None)
     if machine.device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
+        # vLLM keeps one core free of its workers; on a small machine that is half of it.
+        environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0" if machine.num_cpus <= SMALL_MACHINE_CPUS else "1")
     return environment
 
 
@@ -136,6 +151,7 @@ def wait_until_ready(child: ChildProcess, url: str, timeout_s: float) -> None:
 
     Raises:
         ToolError: the server ended, or the time ran out.
+
     """
     deadline = time.monotonic() + timeout_s
     while not is_healthy(url):
@@ -145,7 +161,8 @@ def wait_until_ready(child: ChildProcess, url: str, timeout_s: float) -> None:
         if time.monotonic() > deadline:
             child.stop()
             raise ToolError(
-                f"vLLM's server did not answer within {timeout_s:.0f} s (engine.startup_timeout_s) and was ended", child.log
+                f"vLLM's server did not answer within {timeout_s:.0f} s (engine.startup_timeout_s) and was ended",
+                child.log,
             )
         time.sleep(POLL_S)
 

