@@ -137,5 +137,7 @@ def unknown_key(key: str) -> str:
 
         files = (CONF / group).glob("*.yaml")
         known = sorted({name for file in files for name in yaml.safe_load(file.read_text())})
-    listed = f"; known: {', '.join(known)}" if known else f"; groups and keys: {', '.join(RunConfig.__dataclass_fields__)}"
+    listed = (
+        f"; known: {', '.join(known)}" if known else f"; groups and keys: {', '.join(RunConfig.__dataclass_fields__)}"
+    )
     return f"{key}: unknown key{closest(last, known)}{listed}"

@@ -4,6 +4,8 @@
 #
 # An environment lives in $PARSIMONY_HOME/envs/<lock>-<hash of the lock>, so that a changed lock makes a new one and
 # every clone shares it. The file .complete is written last: without it the environment is built again from the start.
+# Compiled modules are kept: without them each start of vLLM takes half a minute longer.
+unset PYTHONDONTWRITEBYTECODE
 export PARSIMONY_HOME="${PARSIMONY_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/parsimony}"
 parsimony_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 uv_version=0.13.9

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
 from pathlib import Path
@@ -34,9 +35,12 @@ def from_gguf(path: Path, output: Path) -> None:
     transformers will not save a model that it loaded from a GGUF, so its weights go into a plain model of the same
     configuration. The end-of-sequence token is the configuration's: the GGUF's tokenizer names another one.
     """
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    # transformers parses the file anew for configuration, weights and tokenizer, about 10 s each time on a small machine.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
     config = type(loaded.config)(
         **{key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}

@@ -1,0 +1,109 @@
+"""The command line: every configuration file composes, every mistake has a message."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.errors import ConfigError
+from evals.load.scenario import from_config
+from pipeline import registry
+from pipeline.cli import CONF, check_choices, choices, command_config
+from pipeline.environments import set_defaults
+from pipeline.facts import facts_from_shape
+
+ROOT = Path(__file__).resolve().parents[3]
+set_defaults()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+CHOICES = [
+    (group, name)
+    for group, names in choices().items()
+    for name in names
+    if "???" not in (CONF / group / f"{name}.yaml").read_text()
+]
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_and_fits_the_schema(group: str, name: str) -> None:
+    config = command_config([f"{group}={name}"], None)
+    if group == "model":
+        assert facts_from_shape(config.model.name, config.model.shape).num_parameters > 1e8
+    if group == "quant":
+        values = dict(config.quant)
+        registry.method_args(values.pop("method"), values)
+    if group == "load":
+        assert from_config(config.load).points
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=str)
+def test_every_choice_says_what_it_is(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith("#"), f"{path} has no comment in its first line"
+    name = yaml.safe_load(text).get("name")
+    assert name in (None, path.stem) or path.parent.name in ("quant", "tracking"), f"{path} calls itself {name}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("quant=int9", "did you mean 'int8'"),
+        ("model=llama3", "did you mean 'llama3-8b'"),
+        ("qant=int8", "did you mean 'quant'"),
+        ("quant=none,int9", "did you mean 'int8'"),
+    ],
+)
+def test_unknown_choices_name_the_closest(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_choices([argument])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["engine.max_len=3"], "did you mean 'max_model_len'"),
+        (["quant=int8", "quant.dampenin=3"], "did you mean 'dampening'"),
+        (["engine.max_model_len=long"], "could not be converted to Integer"),
+        (["gate.alpha=3"], "between 0 and 0.5"),
+        (["model.path=/nowhere"], "no config.json there"),
+        (["hardware.purchase_option=lease"], "no 'lease' offer"),
+        (["model=local"], "model.path"),
+        (["load.points=[]"], "no load point given"),
+    ],
+)
+def test_a_mistake_ends_with_one_message_and_code_2(arguments: list[str], message: str) -> None:
+    ended = run(*arguments, "dry_run=true")
+    assert ended.returncode == 2, ended.stderr
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_shows_groups_and_examples() -> None:
+    ended = run("--help")
+    assert ended.returncode == 0
+    assert "quant: " in ended.stdout
+    assert ended.stdout.count("scripts/pipeline ") >= 5
+
+
+def test_a_dry_run_of_a_hub_model_needs_no_hub() -> None:
+    ended = run("model=llama3-8b", "hardware=h100-80gb", "dry_run=true")
+    assert ended.returncode == 0, ended.stderr
+    assert "8,030 M parameters" in ended.stdout
+    assert "nothing was loaded" in ended.stdout
+
+
+@pytest.mark.parametrize("module", ["pipeline.frontier", "pipeline.promote", "pipeline.ui"])
+def test_side_commands_have_help_with_an_example(module: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0
+    assert f"python -m {module}" in ended.stdout

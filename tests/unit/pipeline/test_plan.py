@@ -1,0 +1,163 @@
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, PlanError
+from evals.types import Price
+from pipeline import registry
+from pipeline.facts import count_parameters, facts_from_shape
+from pipeline.plan import make_plan
+from pipeline.schema import CalibConfig, EngineConfig, GateConfig, ModelConfig, RunConfig, SuiteConfig
+from pipeline.types import Machine
+
+SHAPE = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 8192,
+    "tie_word_embeddings": True,
+}
+FACTS = facts_from_shape("tiny", SHAPE)
+MACHINE = Machine("cpu", "test CPU", 1, 2, 24 * 2**30, None, None)
+PRICE = Price("cpu", Decimal("0.1"), Decimal("0.2"), "on_demand", "test", "2026-01-01")
+FREE = 100 * 2**30
+
+
+def a_config(**changes: object) -> RunConfig:
+    config = RunConfig(
+        model=ModelConfig(name="tiny"),
+        quant={"method": "int8"},
+        calib=CalibConfig(sources=["squad"]),
+        suite=SuiteConfig(name="small", tasks=["arc_easy", "piqa"], num_items=10),
+        engine=EngineConfig(),
+        gate=GateConfig(),
+    )
+    return replace(config, **changes)
+
+
+def problems_of(config: RunConfig, machine: Machine = MACHINE, facts=FACTS, free: int = FREE) -> dict[str, str]:
+    with pytest.raises(PlanError) as raised:
+        make_plan(config, facts, machine, PRICE, free)
+    return {problem.field: problem.message for problem in raised.value.problems}
+
+
+def test_a_good_plan_has_baseline_and_candidate() -> None:
+    plan = make_plan(a_config(), FACTS, MACHINE, PRICE, FREE)
+    assert (plan.baseline.method, plan.candidate and plan.candidate.method) == ("none", "int8")
+    assert plan.meaningless_quality == ""
+
+
+def test_the_baseline_alone_is_a_plan() -> None:
+    assert make_plan(a_config(quant={"method": "none"}), FACTS, MACHINE, PRICE, FREE).candidate is None
+
+
+def test_all_problems_are_listed_together() -> None:
+    config = a_config(
+        gate=GateConfig(alpha=2.0, utilisation=0.0),
+        suite=SuiteConfig(tasks=["arc_esy", "piqa"], num_items=1),
+        engine=EngineConfig(max_model_len=10_000),
+    )
+    found = problems_of(config)
+    assert set(found) == {"gate.alpha", "gate.utilisation", "suite.tasks", "suite.num_items", "engine.max_model_len"}
+    assert "did you mean 'arc_easy'" in found["suite.tasks"]
+
+
+def test_too_little_disk_and_memory_are_seen_before_the_start() -> None:
+    assert "free there" in problems_of(a_config(), free=2**20)["home"]
+    small = replace(MACHINE, host_memory_bytes=2**28)
+    found = problems_of(a_config(), machine=small)
+    assert "host memory" in found["quant.method"]
+    assert "to be served" in found["model"]
+
+
+def test_a_gpu_too_small_for_the_baseline_is_refused_with_ways_out() -> None:
+    gpu = Machine("cuda", "test GPU", 1, 8, 64 * 2**30, 2**27, 8.0)
+    with pytest.raises(PlanError, match="tensor_parallel_size= over more GPUs"):
+        make_plan(a_config(), FACTS, gpu, PRICE, FREE)
+
+
+def test_random_weights_make_quality_meaningless() -> None:
+    config = a_config(model=ModelConfig(name="tiny", weights="random"))
+    plan = make_plan(config, FACTS, MACHINE, PRICE, FREE)
+    assert "never promoted" in plan.meaningless_quality
+
+
+def test_an_unknown_method_names_the_closest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'int8'"):
+        make_plan(a_config(quant={"method": "int9"}), FACTS, MACHINE, PRICE, FREE)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({"dampenin": 0.1}, "did you mean 'dampening'"), ({"dampening": "much"}, "must be of kind float")],
+)
+def test_a_methods_own_keys_are_checked(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        registry.method_args("int8", values)
+
+
+@pytest.mark.parametrize("name", registry.COMPRESS)
+def test_every_method_is_documented_and_named_alike(name: str) -> None:
+    method = registry.method(name)
+    assert method.name == name
+    assert method.args.__doc__
+
+
+def test_what_decides_changes_the_plans_hash() -> None:
+    one = make_plan(a_config(), FACTS, MACHINE, PRICE, FREE).plan_hash
+    assert one == make_plan(a_config(), FACTS, MACHINE, PRICE, FREE).plan_hash
+    assert one != make_plan(a_config(seed=1), FACTS, MACHINE, PRICE, FREE).plan_hash
+    assert one != make_plan(a_config(), FACTS, MACHINE, replace(PRICE, usd_per_hour_hi=Decimal(9)), FREE).plan_hash
+
+
+@pytest.mark.parametrize(
+    ("shape", "billions"),
+    [
+        (SHAPE, 0.134515),
+        (
+            {
+                "hidden_size": 4096,
+                "intermediate_size": 14336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "vocab_size": 128256,
+                "max_position_embeddings": 8192,
+            },
+            8.030261,
+        ),
+        (
+            {
+                "hidden_size": 3584,
+                "intermediate_size": 18944,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 28,
+                "num_key_value_heads": 4,
+                "vocab_size": 152064,
+                "max_position_embeddings": 32768,
+                "model_type": "qwen2",
+            },
+            7.615617,
+        ),
+    ],
+)
+def test_parameters_are_counted_as_published(shape: dict, billions: float) -> None:
+    assert facts_from_shape("x", shape).num_parameters == pytest.approx(billions * 1e9, rel=1e-6)
+
+
+@given(st.integers(1, 64), st.integers(1, 8))
+def test_more_layers_mean_more_parameters(layers: int, more: int) -> None:
+    small = facts_from_shape("x", {**SHAPE, "num_hidden_layers": layers})
+    large = facts_from_shape("x", {**SHAPE, "num_hidden_layers": layers + more})
+    assert count_parameters(large) - count_parameters(small) == more * 3540096
+
+
+def test_a_shape_without_an_entry_names_it() -> None:
+    with pytest.raises(ConfigError, match="vocab_size"):
+        facts_from_shape("x", {key: value for key, value in SHAPE.items() if key != "vocab_size"})
