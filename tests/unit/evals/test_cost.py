@@ -117,7 +117,7 @@ def test_known_coefficients_lie_in_the_stated_interval():
     for _ in range(num_fits):
         fit = fit_seconds(mixes, list(truth * np.exp(rng.normal(0, 0.02, len(mixes)))))
         intervals = (fit.s_per_input_token_interval, fit.s_per_output_token_interval, fit.s_per_request_interval)
-        hits += [span is not None and span[0] <= known <= span[1] for span, known in zip(intervals, (A, B, C))]
+        hits += [span is not None and span[0] <= known <= span[1] for span, known in zip(intervals, (A, B, C), strict=True)]
     assert np.all(np.abs(hits / num_fits - 0.95) < 0.035), hits / num_fits
 
 
