@@ -123,6 +123,8 @@ class LoadPoint:
     """Offered requests per second, Poisson arrivals; None: as fast as `concurrency` allows."""
     prefix_share: float = 0.0
     """Share of each prompt that is common to all requests."""
+    trace: str | None = None
+    """The recorded traffic that was replayed, by its digest; the lengths above are then its means."""
     counters: tuple[dict[str, float | None], ...] = ()
     """Per repeat: the server's own counters and the machine's use, by the names of `evals.load.counters.COUNTERS`."""
     missing: dict[str, str] = field(default_factory=dict)

@@ -57,7 +57,7 @@ def next_of_sweep(sweep: Sweep, measured: Sequence[LoadPoint]) -> PointSpec | No
 
 
 def holds(point: LoadPoint, slo: Slo) -> bool:
-    """Whether a point keeps the objective: p99 of TTFT and TPOT (mean over repeats) in their limits, hardly a failure."""
+    """Whether a point keeps the objective: p99 of TTFT and TPOT (mean of the repeats) within limits, hardly a failure."""
     num_sent = point.num_requests * len(point.repeats)
     if num_sent and point.num_errors > MAX_FAILED_SHARE * num_sent:
         return False
@@ -72,7 +72,9 @@ def holds(point: LoadPoint, slo: Slo) -> bool:
 def capacity_point(search: SloSearch) -> PointSpec:
     """The closed loop whose rate is the search's upper end."""
     parallel = search.capacity_concurrency
-    return PointSpec(search.input_tokens, search.output_tokens, max(search.min_requests, 2 * parallel), concurrency=parallel)
+    return PointSpec(
+        search.input_tokens, search.output_tokens, max(search.min_requests, 2 * parallel), concurrency=parallel
+    )
 
 
 def rate_point(search: SloSearch, rate: float) -> PointSpec:

@@ -15,10 +15,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import ConfigError, closest
 from evals.load.summary import Slo
+
+PartT = TypeVar("PartT")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class PointSpec:
     """One setting of the load generator: fixed lengths, and either a concurrency or a Poisson rate."""
 
     input_tokens: int
-    """Tokens of each prompt; of a trace's mean prompt, rounded."""
+    """Tokens of each prompt."""
     output_tokens: int
     """Tokens generated for each request; the end-of-sequence token is ignored."""
     num_requests: int
@@ -38,7 +40,7 @@ class PointSpec:
     prefix_share: float = 0.0
     """Share of each prompt that is common to all requests."""
     trace: str | None = None
-    """A CSV of arrival times and lengths to replay; it sets lengths and times."""
+    """The recorded traffic that sets lengths and times, by its digest; the lengths above are then its means."""
     trace_speed: float = 1.0
     """How much faster than recorded the trace is replayed."""
 
@@ -108,6 +110,20 @@ class SloSearch:
 
 
 @dataclass(frozen=True)
+class TraceReplay:
+    """Replay recorded traffic: arrival times and lengths from a CSV."""
+
+    path: str
+    """The CSV, with the columns of `evals.load.trace`; a relative path starts at the repository's root."""
+    num_requests: int = 100
+    """The first so many requests that fit."""
+    speed: float = 1.0
+    """How much faster than recorded they arrive; 0.1 is ten times slower."""
+    max_tokens: int = 2048
+    """Requests of more tokens, input and output together, are passed over and counted."""
+
+
+@dataclass(frozen=True)
 class LoadScenario:
     """What to measure, how often, and for which mix of lengths the headline stands."""
 
@@ -119,6 +135,8 @@ class LoadScenario:
     """Adds points of rising concurrency."""
     search: SloSearch | None = None
     """Adds points of a bisection for theta_slo."""
+    trace: TraceReplay | None = None
+    """Adds one point that replays recorded traffic."""
     num_repeats: int = 3
     """Repeats of each point, each with prompts of its own; intervals need at least 2."""
     mix: tuple[int, int] | None = None
@@ -145,21 +163,24 @@ def from_config(config: Mapping[str, Any]) -> LoadScenario:
             raise ConfigError(f"load.points: '{name}' is listed {names.count(name)} times; list each point once")
     sweep = _part("load.sweep", values.pop("sweep", None), Sweep)
     search = _part("load.search", values.pop("search", None), SloSearch)
+    trace = _part("load.trace", values.pop("trace", None), TraceReplay)
     mix = values.pop("mix", None)
     scenario = LoadScenario(
-        points=points, sweep=sweep, search=search, mix=None if mix is None else _mix(mix), **values
+        points=points, sweep=sweep, search=search, trace=trace, mix=None if mix is None else _mix(mix), **values
     )
     _check_scenario(scenario)
     return scenario
 
 
 def _check_scenario(scenario: LoadScenario) -> None:
-    if not (scenario.points or scenario.sweep or scenario.search):
-        raise ConfigError("load.points: no load point given; allowed: a list with at least one, or a sweep, or a search")
+    if not (scenario.points or scenario.sweep or scenario.search or scenario.trace):
+        raise ConfigError("load.points: nothing to measure; give at least one point, or a sweep, a search or a trace")
     _at_least("load.num_repeats", scenario.num_repeats, 1)
     _at_least("load.warmup_output_tokens", scenario.warmup_output_tokens, 1)
     _positive("load.request_timeout_s", scenario.request_timeout_s)
-    mixes = {(part.input_tokens, part.output_tokens) for part in (*scenario.points, scenario.sweep, scenario.search) if part}
+    mixes = {
+        (part.input_tokens, part.output_tokens) for part in (*scenario.points, scenario.sweep, scenario.search) if part
+    }
     if scenario.mix is not None and scenario.mix not in mixes:
         known = ", ".join(str(list(mix)) for mix in sorted(mixes))
         raise ConfigError(f"load.mix: no point has {list(scenario.mix)} input and output tokens; there are {known}")
@@ -172,14 +193,13 @@ def _check_scenario(scenario: LoadScenario) -> None:
 def _point(field: str, raw: Any) -> PointSpec:
     point = _part(field, raw, PointSpec)
     assert point is not None
-    if point.trace is not None and (point.request_rate is not None or point.prefix_share):
-        raise ConfigError(f"{field}: a trace sets its own times and prompts; remove request_rate and prefix_share")
+    if point.trace is not None:
+        raise ConfigError(f"{field}.trace: a point has no trace of its own; give load.trace.path")
+    if not {"concurrency", "request_rate"} & set(raw):
+        raise ConfigError(f"{field}: neither concurrency nor request_rate is given (concurrency: null is all at once)")
     if not 0 <= point.prefix_share < 1:
         raise ConfigError(f"{field}.prefix_share: {point.prefix_share} is not in [0, 1)")
     return point
-
-
-PartT = Any
 
 
 def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
@@ -189,11 +209,11 @@ def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
     if not isinstance(raw, Mapping):
         raise ConfigError(f"{field}: {raw!r} is no mapping; write {{concurrency: 8, input_tokens: 128, ...}}")
     _known_keys(field, raw, kind)
-    for item in dataclasses.fields(kind):
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
         where, value = f"{field}.{item.name}", raw.get(item.name)
         required = item.default is dataclasses.MISSING
         if value is None and required:
-            raise ConfigError(f"{where}: missing; give a whole number of at least 1")
+            raise ConfigError(f"{where}: missing; give {'a file' if item.type == 'str' else 'a whole number above 0'}")
         if value is None or item.name == "prefix_share":
             continue
         if str(item.type).startswith("int"):
