@@ -57,7 +57,7 @@ def next_of_sweep(sweep: Sweep, measured: Sequence[LoadPoint]) -> PointSpec | No
 
 
 def holds(point: LoadPoint, slo: Slo) -> bool:
-    """Whether a point keeps the objective: p99 of TTFT and TPOT (mean of the repeats) within limits, hardly a failure."""
+    """Whether a point keeps the objective: p99 of TTFT and TPOT (mean of the repeats) in limits, hardly a failure."""
     num_sent = point.num_requests * len(point.repeats)
     if num_sent and point.num_errors > MAX_FAILED_SHARE * num_sent:
         return False

@@ -128,7 +128,7 @@ def over_repeats(values: Sequence[float | None], confidence: float = 0.95) -> Fi
     return Figure(back(mean), back(mean - half), back(mean + half), len(known), method)
 
 
-def t_quantile(probability: float, degrees: int) -> float:
+def t_quantile(probability: float, degrees: float) -> float:
     """Quantile of Student's t distribution.
 
     >>> round(t_quantile(0.975, 2), 3)
