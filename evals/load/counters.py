@@ -70,12 +70,12 @@ def server_counters(before: Iterable[str], after: Iterable[str]) -> dict[str, fl
             return None
         return end[f"vllm:{name}_total"] - start.get(f"vllm:{name}_total", 0.0)
 
-    accepted = rise("spec_decode_num_accepted_tokens")
+    accepted, drafts = rise("spec_decode_num_accepted_tokens"), rise("spec_decode_num_drafts")
     return {
         "prefix_cache_hit_share": _ratio(rise("prefix_cache_hits"), rise("prefix_cache_queries")),
         "num_preemptions": rise("num_preemptions"),
         "spec_acceptance_share": _ratio(accepted, rise("spec_decode_num_draft_tokens")),
-        "spec_tokens_per_draft": _ratio(accepted, rise("spec_decode_num_drafts")),
+        "spec_tokens_per_draft": None if accepted is None or not drafts else accepted / drafts,
     }
 
 
@@ -125,10 +125,11 @@ def interpolate(samples: Sequence[Sample], name: str, at_s: float) -> float | No
 
 
 def _ratio(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
+    """A share, at most 1; None where there is no whole."""
+    return None if part is None or not whole else min(part / whole, 1.0)
 
 
-_ATTENTION = re.compile(r"Using (?:the )?(\w+(?: \w+)?) (?:attention )?backend(?! for vit)", re.IGNORECASE)
+_ATTENTION = re.compile(r"Using ([A-Z]\w*(?: Attention)?)(?: attention)? backend(?! for [vV]i[tT])")
 _KERNEL = re.compile(r"(?:Using|Selected) (\w+) for ([\w-]+(?: [\w-]+)?)")
 _KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 _VERSION = re.compile(r"LLM engine \(v([\w.+]+)\)")
@@ -142,13 +143,13 @@ def server_facts(log: str) -> dict[str, str | int | list[str] | None]:
     (['MarlinLinearKernel for AutoGPTQLinearMethod'], 'FLASH_ATTN')
     """
     kernels = dict.fromkeys(f"{kernel} for {layer}" for kernel, layer in _KERNEL.findall(log) if _is_kernel(kernel))
-    attention = [name for name in _ATTENTION.findall(log) if name.lower() not in ("default", "kv cache")]
+    attention = _ATTENTION.search(log)
     kv_tokens = _KV_TOKENS.search(log)
     version = _VERSION.search(log)
     return {
         "vllm_version": version[1] if version else None,
         "kernels": list(kernels),
-        "attention_backend": attention[0] if attention else None,
+        "attention_backend": attention[1] if attention else None,
         "kv_cache_tokens": int(kv_tokens[1].replace(",", "")) if kv_tokens else None,
     }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.errors import ToolError
+from common.errors import ConfigError, ToolError
 from common.files import digest_file, read_json, write_atomic, write_json
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.job import client_runs, raw_name
@@ -184,6 +184,8 @@ class _Session:
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
         self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
         count = len(self._arrivals)
+        if not count:
+            raise ConfigError(f"load.trace.max_tokens: no request of {path} has at most {replay.max_tokens} tokens")
         return PointSpec(
             input_tokens=round(sum(arrival.input_tokens for arrival in self._arrivals) / count),
             output_tokens=round(sum(arrival.output_tokens for arrival in self._arrivals) / count),
