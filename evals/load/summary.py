@@ -152,12 +152,17 @@ def mix_of(report: LoadReport) -> tuple[int, int]:
 
 
 def saturating_point(report: LoadReport) -> LoadPoint | None:
-    """The point of the headline's mix with the largest throughput; None where none was measured."""
+    """The point of the headline's mix with the largest throughput; None where none was measured.
+
+    Points whose prompts share a prefix stand for the headline only where there is no other.
+    """
     mix = mix_of(report)
+    points = [point for point in report.points if (point.input_tokens, point.output_tokens) == mix]
+    plain = [point for point in points if not point.prefix_share]
     best: tuple[float, LoadPoint] | None = None
-    for point in report.points:
+    for point in plain or points:
         rate = figure(point, "total_tok_per_s")
-        if (point.input_tokens, point.output_tokens) == mix and rate and (best is None or rate.value > best[0]):
+        if rate is not None and (best is None or rate.value > best[0]):
             best = rate.value, point
     return best and best[1]
 

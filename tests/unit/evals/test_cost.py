@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evals.cost
@@ -171,12 +171,14 @@ def test_an_impossible_utilisation_is_refused(utilisation):
         cost_report(LoadReport("quick", (linear_point((128, 64)),)), PRICE, Decimal(utilisation))
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 1e5), st.decimals("0.01", "1000", places=4), st.integers(1, 10**6))
 def test_a_token_costs_what_its_share_of_the_hour_costs(tok_per_s, usd_per_hour, num_tokens):
     usd = usd_per_tokens(usd_per_hour, tok_per_s, num_tokens)
     assert float(usd) * tok_per_s * 3600 / num_tokens == pytest.approx(float(usd_per_hour), rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 1e4), st.floats(1.0, 3.0), st.decimals("0.05", "1", places=3))
 def test_busier_is_never_dearer(rate, spread, utilisation):
     figure = Figure(rate, rate / spread, rate * spread, 3, "")
@@ -185,6 +187,7 @@ def test_busier_is_never_dearer(rate, spread, utilisation):
     assert busy.lo <= busy.value <= busy.hi
 
 
+@settings(deadline=None)
 @given(st.decimals("0", "100", places=4), st.decimals("0", "100", places=4))
 def test_break_even_is_where_the_saving_has_paid(compress_usd, eval_usd):
     tokens = break_even_tokens(compress_usd, eval_usd, Decimal("0.9e-6"), Decimal("0.7e-6"))
@@ -220,6 +223,7 @@ def test_an_objective_that_nothing_holds_has_no_headline_but_a_peak():
     assert report.peak_usd_per_1k_tokens is not None
 
 
+@settings(deadline=None)
 @given(st.decimals("0.1", "50", places=3), st.decimals("0", "20", places=3), st.decimals("0.05", "1", places=3))
 def test_repricing_equals_pricing_anew(low, more, utilisation):
     other = Price("x", low, low + more, "spot", "", "2026")
@@ -281,6 +285,7 @@ def test_fleet_prices_whole_machines():
     assert fleet_view(10.0, (5.0, cheap), (5.0, cheap)).num_baseline == 2
 
 
+@settings(deadline=None)
 @given(st.floats(0.1, 1e4), st.floats(0.01, 100), st.floats(1.0, 4.0))
 def test_a_faster_variant_never_needs_more_machines(peak, theta_0, faster):
     price = Price("x", Decimal(1), Decimal(1), "on_demand", "", "2026")

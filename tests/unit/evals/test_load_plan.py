@@ -114,6 +114,7 @@ def test_an_objective_holds_only_when_every_limit_does():
     assert holds(answer(spec, ttft_p99_s=0.5, tpot_p99_s=0.05, num_errors=2), Slo(1.0, 0.1))
 
 
+@settings(deadline=None)
 @given(st.floats(0.05, 1e4), st.floats(0.01, 0.85))
 def test_theta_is_found_within_10_percent_in_8_points(capacity, base_s):
     server = Queue(capacity, base_s)
@@ -126,7 +127,7 @@ def test_theta_is_found_within_10_percent_in_8_points(capacity, base_s):
     assert abs(found.req_per_s / truth - 1) < 0.1
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6))
 def test_noise_moves_theta_by_no_more_than_it_moves_the_latency(seed):
     server = Queue(20.0, 0.2, noise=0.05, seed=seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import finops.catalog
@@ -205,6 +205,7 @@ def test_old_prices_warn(tmp_path):
     assert "more than a year old" in lookup("x", catalog=catalog, today=date(2027, 6, 1)).warnings[0]
 
 
+@settings(deadline=None)
 @given(st.decimals("0.0001", "500", places=4), st.decimals("0", "500", places=4), st.integers(1, 64))
 def test_money_stays_exact(low, more, num_devices):
     offer = Offer("x", "spot", low, low + more, "p", "any", "USD", "2026", "s")
