@@ -17,6 +17,7 @@ from evals.load.summary import (
     over_repeats,
     saturating_point,
     summarise,
+    t_quantile,
 )
 from evals.types import LoadPoint, LoadReport
 
@@ -164,3 +165,11 @@ def test_flat_names():
 def test_unknown_metric_is_a_defect():
     with pytest.raises(KeyError, match="tok_per_hour"):
         figure(point("c1", [1.0]), "tok_per_hour")
+
+
+@settings(deadline=None)
+@given(st.floats(0.51, 0.9999), st.floats(0.5, 5000))
+def test_students_quantile_is_scipys(probability, degrees):
+    from scipy.special import stdtrit
+
+    assert t_quantile(probability, degrees) == pytest.approx(stdtrit(degrees, probability), rel=1e-7, abs=1e-7)
