@@ -10,7 +10,9 @@ whose counters are readable, from RAPL. A look costs a few milliseconds.
 
 from __future__ import annotations
 
+import importlib
 import os
+import re
 import threading
 import time
 import urllib.request
@@ -47,6 +49,10 @@ class Monitor:
             | {"cpu_energy_j": rapl_energy_j()}
             | self._server()
         )
+
+    def gpu_names(self) -> list[str]:
+        """The GPUs that are watched, as their driver names them."""
+        return self._gpus.names()
 
     def _server(self) -> dict[str, float | None]:
         if self._metrics_url is None:
@@ -114,20 +120,26 @@ def rapl_energy_j(root: Path = RAPL) -> float | None:
 
 
 class Gpus:
-    """All NVIDIA GPUs of the machine, through NVML; silent where there is none."""
+    """The NVIDIA GPUs that this process may use, through NVML; silent where there is none."""
 
     def __init__(self) -> None:
         """Open NVML if it is there."""
         self._nvml: Any = None
         self._handles: list[Any] = []
         try:
-            import pynvml
-
-            pynvml.nvmlInit()
+            nvml = importlib.import_module("pynvml")
+            nvml.nvmlInit()
         except Exception:  # no package, no driver, no GPU: each has an exception of its own
             return
-        self._nvml = pynvml
-        self._handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        self._nvml = nvml
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        chosen = [int(index) for index in visible.split(",")] if re.fullmatch(r"\d+(,\d+)*", visible) else None
+        indices = range(nvml.nvmlDeviceGetCount()) if chosen is None else chosen
+        self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+
+    def names(self) -> list[str]:
+        """As the driver names them."""
+        return [str(self._nvml.nvmlDeviceGetName(handle)) for handle in self._handles]
 
     def look(self) -> dict[str, float | None]:
         """Mean utilisation, memory in use and energy so far, over all GPUs."""
