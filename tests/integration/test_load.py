@@ -26,8 +26,9 @@ from pipeline.types import Artifact
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
+TRACE = ROOT / "evals" / "load" / "data" / "azure_llm_2023_conv_600.csv"
 MIX = {"input_tokens": 32, "output_tokens": 8}
-WORDS = ["the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from"]
+NUM_WORDS = 999
 
 
 def make_model(folder):
@@ -36,14 +37,13 @@ def make_model(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    words = [*WORDS, *(f"word{index}" for index in range(999 - len(WORDS)))]
-    vocabulary = {"<unk>": 0} | {word: index + 1 for index, word in enumerate(words)}
+    vocabulary = {"<unk>": 0} | {f"word{index}": index + 1 for index in range(NUM_WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=1000,
+        vocab_size=NUM_WORDS + 1,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -117,8 +117,8 @@ def test_sweep_search_and_trace_run_to_their_end(measure):
             "max_requests": 20,
             "max_points": 3,
         },
-        "trace": {"path": "evals/load/data/azure_llm_2023_conv_600.csv", "num_requests": 3, "speed": 20.0, "max_tokens": 600},
-    }  # fmt: skip
+        "trace": {"path": str(TRACE), "num_requests": 3, "speed": 20.0, "max_tokens": 600},
+    }
     report = measure(config)
     assert report.points[0].name == "c1-32x8"
     assert report.theta_slo.num_points <= 3
