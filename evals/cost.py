@@ -23,12 +23,12 @@ On one A100 at 3.67 USD/h FP16 makes 2,906.3 output tokens/s and FP8 2,488.5: FP
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import dataclasses
 from decimal import Decimal
 
-from evals.load.summary import Figure, figure, mix_of, saturating_point, t_quantile
-from evals.types import Attribution, CostReport, LoadPoint, LoadReport, Money, Price
+from evals.load.attribution import attribute
+from evals.load.summary import Figure, figure, mix_of, saturating_point
+from evals.types import Attribution, CostReport, LoadReport, Money, Price
 
 SECONDS_PER_HOUR = 3600
 DEFAULT_UTILISATION = Decimal("0.4")
@@ -78,6 +78,9 @@ def money_per(price: Price, rate: Figure, num: int, utilisation: Decimal = Decim
 def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_UTILISATION) -> CostReport:
     """Price a load report: the headline at the declared utilisation, and the peak at saturation.
 
+    The headline stands on theta_slo where the scenario found it, or else on the largest throughput that was measured
+    for the mix; `basis` says which.
+
     Args:
         load: with points of the headline's mix; points of other mixes at the same concurrency split the price between
             input and output tokens.
@@ -108,92 +111,74 @@ def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_U
     else:
         input_money = _fitted_money(0, fitted, price, utilisation, missing)
         output_money = _fitted_money(1, fitted, price, utilisation, missing)
+    theta, basis = _theta(load, requests, best.name)
+    if theta is None:
+        missing |= dict.fromkeys(("usd_per_1k_tokens", "usd_per_1k_requests"), basis)
+    per_request = None if theta is None else money_per(price, theta, 1000, utilisation)
     return CostReport(
         price=price,
         utilisation=utilisation,
-        usd_per_1k_tokens=money_per(price, tokens, 1000, utilisation),
+        usd_per_1k_tokens=None if per_request is None else _scaled(per_request, Decimal(1) / sum(mix_of(load))),
         usd_per_1k_input_tokens=input_money,
         usd_per_1k_output_tokens=output_money,
-        usd_per_1k_requests=money_per(price, requests, 1000, utilisation),
+        usd_per_1k_requests=per_request,
         peak_usd_per_1k_tokens=money_per(price, tokens, 1000, Decimal(1)),
         missing=missing,
-        basis=f"saturation: {best.name}, the largest throughput of its mix",
+        basis=basis,
         attribution=None if isinstance(fitted, str) else fitted,
     )
 
 
-def attribute(load: LoadReport, concurrency: int | None) -> Attribution | str:
-    """Split a request's machine seconds into a per input token, b per output token and c per request.
+def _theta(load: LoadReport, saturated: Figure, point_name: str) -> tuple[Figure | None, str]:
+    """The request rate that the headline stands on, and in words what it is (or why there is none)."""
+    if load.theta_slo is None:
+        return saturated, f"saturation: {point_name}, the largest throughput of its mix; no latency objective"
+    found = load.theta_slo
+    limits = (("TTFT", found.ttft_p99_s), ("TPOT", found.tpot_p99_s))
+    words = " and ".join(f"p99 {name} <= {limit:g} s" for name, limit in limits if limit is not None)
+    if found.held_req_per_s is None:
+        return None, f"{words}: {found.reason}"
+    theta = Figure(found.held_req_per_s, found.held_req_per_s, found.failed_req_per_s, 1, "bracket of the search")
+    return theta, f"theta_slo: {words} holds at {found.held_req_per_s:g} requests/s"
 
-    Each repeat of each point at `concurrency` without a shared prefix is one observation: seconds of the run divided
-    by requests completed = a x input tokens + b x output tokens + c. Fitted by non-negative least squares on relative
-    errors, because the mixes differ in size by more than the noise does. Intervals (95%) are those of weighted least
-    squares over the coefficients that are not at their bound of zero, so they hold lack of fit as well as noise.
 
-    Returns: the fit, or the reason why there is none.
+def reprice(report: CostReport, price: Price, utilisation: Decimal | None = None) -> CostReport:
+    """The same measurement under another price or utilisation: every amount is proportional to the one over the other.
+
+    >>> old, new = (Price("x", Decimal(usd), Decimal(usd), "spot", "", "2026") for usd in ("2.00", "1.00"))
+    >>> figure = Money(Decimal("0.10"), Decimal("0.08"), Decimal("0.12"))
+    >>> report = CostReport(old, Decimal("0.4"), figure, None, None, None, figure)
+    >>> reprice(report, new, Decimal("0.8")).usd_per_1k_tokens.value, reprice(report, new).usd_per_1k_tokens.value
+    (Decimal('0.025'), Decimal('0.05'))
     """
-    points = [
-        point
-        for point in load.points
-        if point.concurrency == concurrency and point.request_rate is None and not point.prefix_share
-    ]
-    rows = [(point, seconds) for point in points for seconds in _seconds_per_request(point)]
-    mixes = {(point.input_tokens, point.output_tokens) for point, _ in rows}
-    if len(mixes) < 3:
-        return f"needs 3 input/output mixes at concurrency {concurrency}, has {len(mixes)}"
-    return fit_seconds(
-        [(point.input_tokens, point.output_tokens) for point, _ in rows], [s for _, s in rows], concurrency
+    utilisation = report.utilisation if utilisation is None else utilisation
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation is {utilisation}; it must be above 0 and at most 1")
+
+    def moved(money: Money | None, share: Decimal) -> Money | None:
+        if money is None:
+            return None
+        return Money(
+            money.value * price.usd_per_hour / report.price.usd_per_hour * share,
+            money.lo * price.usd_per_hour_lo / report.price.usd_per_hour_lo * share,
+            money.hi * price.usd_per_hour_hi / report.price.usd_per_hour_hi * share,
+        )
+
+    share = report.utilisation / utilisation
+    return dataclasses.replace(
+        report,
+        price=price,
+        utilisation=utilisation,
+        usd_per_1k_tokens=moved(report.usd_per_1k_tokens, share),
+        usd_per_1k_input_tokens=moved(report.usd_per_1k_input_tokens, share),
+        usd_per_1k_output_tokens=moved(report.usd_per_1k_output_tokens, share),
+        usd_per_1k_requests=moved(report.usd_per_1k_requests, share),
+        peak_usd_per_1k_tokens=moved(report.peak_usd_per_1k_tokens, Decimal(1)),
     )
 
 
-def _seconds_per_request(point: LoadPoint) -> list[float]:
-    """Machine seconds of one request, for every repeat that completed any."""
-    return [1 / rate for repeat in point.repeats if (rate := repeat.get("req_per_s"))]
-
-
-def fit_seconds(
-    mixes: Sequence[tuple[int, int]], seconds: Sequence[float], concurrency: int | None = None
-) -> Attribution | str:
-    """The fit behind `attribute`: `seconds[i]` is what one request of `mixes[i]` (input, output tokens) takes.
-
-    >>> mixes = [(128, 64), (256, 8), (32, 64), (128, 128)]
-    >>> fit = fit_seconds(mixes, [0.0002 * i + 0.004 * o + 0.01 for i, o in mixes])
-    >>> [round(x, 6) for x in (fit.s_per_input_token, fit.s_per_output_token, fit.s_per_request)]
-    [0.0002, 0.004, 0.01]
-    """
-    import numpy as np
-    from scipy.optimize import nnls
-
-    y = np.asarray(seconds, dtype=float)
-    design = np.array([(inputs, outputs, 1.0) for inputs, outputs in mixes]) / y[:, None]
-    # Columns of equal size: without it the solver's tolerance hides small coefficients.
-    scale = np.linalg.norm(design, axis=0)
-    if np.linalg.matrix_rank(design / scale) < 3:
-        return "the mixes do not tell input, output and request apart: choose mixes that differ in both lengths"
-    scaled, _ = nnls(design / scale, np.ones_like(y))
-    fitted = scaled / scale
-    errors = design @ fitted - 1
-    active = [index for index in range(3) if fitted[index] > 0]
-    degrees = len(y) - len(active)
-    intervals: list[tuple[float, float] | None] = [None, None, None]
-    if degrees > 0:
-        variance = float(errors @ errors) / degrees
-        covariance = np.linalg.inv((design[:, active] / scale[active]).T @ (design[:, active] / scale[active]))
-        for place, index in enumerate(active):
-            half = t_quantile(0.975, degrees) * math.sqrt(variance * covariance[place, place]) / scale[index]
-            intervals[index] = (max(0.0, float(fitted[index] - half)), float(fitted[index] + half))
-    return Attribution(
-        s_per_input_token=float(fitted[0]),
-        s_per_output_token=float(fitted[1]),
-        s_per_request=float(fitted[2]),
-        s_per_input_token_interval=intervals[0],
-        s_per_output_token_interval=intervals[1],
-        s_per_request_interval=intervals[2],
-        relative_residual=math.sqrt(float(errors @ errors) / len(y)),
-        num_observations=len(y),
-        num_mixes=len(set(mixes)),
-        concurrency=concurrency,
-    )
+def _scaled(money: Money, factor: Decimal) -> Money:
+    return Money(money.value * factor, money.lo * factor, money.hi * factor)
 
 
 def _fitted_money(

@@ -25,6 +25,7 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "QualityReport",
     "Target",
     "TaskResult",
+    "ThetaSlo",
 ]
 
 
@@ -122,10 +123,36 @@ class LoadPoint:
     """Offered requests per second, Poisson arrivals; None: as fast as `concurrency` allows."""
     prefix_share: float = 0.0
     """Share of each prompt that is common to all requests."""
+    trace: str | None = None
+    """The recorded traffic that was replayed, by its digest; the lengths above are then its means."""
     counters: tuple[dict[str, float | None], ...] = ()
     """Per repeat: the server's own counters and the machine's use, by the names of `evals.load.counters.COUNTERS`."""
     missing: dict[str, str] = field(default_factory=dict)
     """Why a metric or a counter is None."""
+
+
+@dataclass(frozen=True)
+class ThetaSlo:
+    """The largest Poisson request rate at which a latency objective held.
+
+    The search ends with a bracket: the objective held at `held_req_per_s` and did not at `failed_req_per_s`. A None on
+    either side means that no tested rate held, or that none failed; `reason` says so.
+    """
+
+    ttft_p99_s: float | None
+    """The limit on the 99th percentile of the time to first token."""
+    tpot_p99_s: float | None
+    """The limit on the 99th percentile of the time per output token."""
+    held_req_per_s: float | None
+    failed_req_per_s: float | None
+    num_points: int
+    """Load points that the search measured."""
+    reason: str = ""
+
+    @property
+    def req_per_s(self) -> float | None:
+        """theta_slo: the largest rate that held."""
+        return self.held_req_per_s
 
 
 @dataclass(frozen=True)
@@ -138,6 +165,8 @@ class LoadReport:
     """What it ran on: device, cores, versions, kernels, as far as known."""
     mix: tuple[int, int] | None = None
     """Input and output tokens of the mix that headline prices speak of; None: the first point's."""
+    theta_slo: ThetaSlo | None = None
+    """Where the scenario looked for it."""
 
 
 @dataclass(frozen=True)

@@ -1,34 +1,37 @@
-"""What machines cost per hour: a catalog of offers with ranges, sources and dates, checked when it is loaded.
+"""What machines cost per hour, from a catalog of offers with ranges, sources and dates.
 
     from finops.prices import lookup
-    price = lookup("l4-24gb", "spot", num_devices=1)      # a range, with its source and date
-    price = lookup("l4-24gb", usd_per_hour=Decimal("0.8"))  # the user's own figure for the whole machine
+    price = lookup("l4-24gb", "spot")                        # a range, with its source and date
+    price = lookup("a100-80gb-mig-1g.10gb")                  # a seventh of the GPU's price
+    price = lookup("l4-24gb", usd_per_hour=Decimal("0.8"))   # the user's own figure for the whole machine
 
-A catalog is a YAML file (`finops/catalog.yaml` is ours): `hardware` says what a name means, `offers` what it costs.
-Rules: a range is kept as a range; a price needs a source and a date; zero, negative and turned-round ranges are
-refused; money is text in the file and Decimal in here, never a float; an old price gives a warning.
+    python -m finops.prices list
+    python -m finops.prices refresh --from NEW.yaml          # refused where a price jumps 5-fold or its date goes back
+
+The catalog is `finops/catalog.yaml`; its rules stand in `finops.catalog`. An old price gives a warning.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.errors import PriceError, closest
+from common.errors import ParsimonyError, PriceError, closest
+from finops.catalog import Catalog, Hardware, Offer, earliest_day, load_catalog, positive
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
-PURCHASE_OPTIONS = ("on_demand", "reserved_1y", "spot")
-UNITS = ("gpu", "vcpu")
 MAX_AGE_DAYS = 365
 """A price older than this gives a warning."""
-OFFER_KEYS = ("hardware", "purchase_option", "low", "high", "provider", "region", "currency", "as_of", "source")
-HARDWARE_KEYS = ("unit", "memory_gib", "compute_capability", "device_names")
+MAX_JUMP = Decimal(5)
+"""A refresh that changes a price this many times is refused (a B200 at 0.01 USD/h is on record: skypilot#9156)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Price:
     """GPUs, or vCPUs on a machine without one."""
     warnings: tuple[str, ...] = ()
     """What a reader of the figures must know: an old price, a converted currency."""
+    interruptions_per_hour: Decimal | None = None
+    """Of a spot machine: how often it is taken back, at most; None where nobody says."""
 
     @property
     def usd_per_hour(self) -> Decimal:
@@ -53,152 +58,10 @@ class Price:
         return (self.usd_per_hour_lo + self.usd_per_hour_hi) / 2
 
 
-@dataclass(frozen=True)
-class Hardware:
-    """One kind of device, as the catalog names it."""
-
-    name: str
-    unit: str
-    """What an hour is counted in: `gpu` or `vcpu`."""
-    memory_gib: Decimal | None = None
-    compute_capability: Decimal | None = None
-    device_names: tuple[str, ...] = ()
-    """What the driver prints, without the leading vendor."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """One row: what one device costs per hour, from whom, and how it is bought."""
-
-    hardware: str
-    purchase_option: str
-    low: Decimal
-    high: Decimal
-    provider: str
-    region: str
-    currency: str
-    as_of: str
-    source: str
-
-    @property
-    def name(self) -> str:
-        """How messages name the row."""
-        return f"{self.hardware} / {self.purchase_option} / {self.provider} / {self.region}"
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """All hardware and offers of one file."""
-
-    hardware: dict[str, Hardware]
-    offers: tuple[Offer, ...]
-
-
-def load_catalog(path: Path = CATALOG) -> Catalog:
-    """Read and check a catalog.
-
-    Raises:
-        PriceError: the file cannot be read, or some row breaks a rule; every such row is named with its reason.
-
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise PriceError(f"the price catalog {path} cannot be read: {error}") from error
-    if not isinstance(data, Mapping) or not isinstance(data.get("hardware"), Mapping):
-        raise PriceError(f"the price catalog {path} has no `hardware` and `offers` sections")
-    problems: list[str] = []
-    hardware = {str(name): _hardware(str(name), row or {}, problems) for name, row in data["hardware"].items()}
-    offers = [_offer(index, row, hardware, problems) for index, row in enumerate(data.get("offers") or [])]
-    seen: set[tuple[str, ...]] = set()
-    for offer in offers:
-        if offer is not None:
-            key = (offer.hardware, offer.purchase_option, offer.provider, offer.region)
-            if key in seen:
-                problems.append(f"{offer.name}: listed more than once")
-            seen.add(key)
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise PriceError(f"the price catalog {path} is refused:\n{lines}")
-    return Catalog(hardware, tuple(offer for offer in offers if offer is not None))
-
-
-def _hardware(name: str, row: Mapping[str, Any], problems: list[str]) -> Hardware:
-    where = f"hardware {name}"
-    problems.extend(f"{where}: unknown key '{key}'" for key in row if key not in HARDWARE_KEYS)
-    unit = str(row.get("unit", ""))
-    if unit not in UNITS:
-        problems.append(f"{where}: unit is {unit!r}; allowed: {', '.join(UNITS)}")
-    memory = None if row.get("memory_gib") is None else _positive(where, "memory_gib", row["memory_gib"], problems)
-    capability = row.get("compute_capability")
-    return Hardware(
-        name,
-        unit,
-        memory,
-        None if capability is None else Decimal(str(capability)),
-        tuple(str(device) for device in row.get("device_names") or ()),
-    )
-
-
-def _offer(index: int, row: Any, hardware: Mapping[str, Hardware], problems: list[str]) -> Offer | None:
-    if not isinstance(row, Mapping):
-        problems.append(f"offer {index}: {row!r} is no mapping")
-        return None
-    where = f"offer {index} ({row.get('hardware')} / {row.get('purchase_option')})"
-    before = len(problems)
-    problems.extend(f"{where}: unknown key '{key}'" for key in row if key not in OFFER_KEYS)
-    problems.extend(f"{where}: no `{key}`" for key in OFFER_KEYS if row.get(key) in (None, ""))
-    if len(problems) > before:
-        return None
-    if row["hardware"] not in hardware:
-        problems.append(f"{where}: hardware '{row['hardware']}' is not described{closest(row['hardware'], hardware)}")
-    if row["purchase_option"] not in PURCHASE_OPTIONS:
-        problems.append(f"{where}: purchase_option; allowed: {', '.join(PURCHASE_OPTIONS)}")
-    if not re.fullmatch("[A-Z]{3}", str(row["currency"])):
-        problems.append(f"{where}: currency {row['currency']!r} is no ISO 4217 code")
-    try:
-        earliest_day(str(row["as_of"]))
-    except ValueError:
-        problems.append(f"{where}: as_of {row['as_of']!r} is no date (YYYY, YYYY-MM or YYYY-MM-DD)")
-    low = _positive(where, "low", row["low"], problems)
-    high = _positive(where, "high", row["high"], problems)
-    if low is not None and high is not None and low > high:
-        problems.append(f"{where}: low {low} is above high {high}")
-    if len(problems) > before or low is None or high is None:
-        return None
-    texts = {key: str(row[key]) for key in OFFER_KEYS if key not in ("low", "high")}
-    return Offer(low=low, high=high, **texts)
-
-
-def _positive(where: str, key: str, value: Any, problems: list[str]) -> Decimal | None:
-    try:
-        amount = Decimal(str(value))
-    except InvalidOperation:
-        problems.append(f"{where}: {key} is {value!r}, no number")
-        return None
-    if not amount.is_finite() or amount <= 0:
-        problems.append(f"{where}: {key} is {value}; it must be above 0")
-        return None
-    return amount
-
-
-def earliest_day(as_of: str) -> date:
-    """The first day that a date of the catalog can mean. Raises ValueError.
-
-    >>> earliest_day("2026-06"), earliest_day("2026")
-    (datetime.date(2026, 6, 1), datetime.date(2026, 1, 1))
-    """
-    if not re.fullmatch(r"\d{4}(-\d{2}(-\d{2})?)?", as_of):
-        raise ValueError(as_of)
-    return date.fromisoformat((as_of + "-01-01")[:10])
-
-
 @cache
 def default_catalog() -> Catalog:
     """Our own catalog, read once."""
-    return load_catalog()
+    return load_catalog(CATALOG)
 
 
 def lookup(
@@ -207,21 +70,27 @@ def lookup(
     num_devices: int = 1,
     *,
     usd_per_hour: Decimal | float | str | None = None,
+    region: str | None = None,
+    residency: Sequence[str] = (),
     catalog: Catalog | None = None,
     today: date | None = None,
 ) -> Price:
     """What a machine of `num_devices` devices costs per hour.
 
     Args:
-        hardware: a row of the catalog; with `usd_per_hour` any name.
+        hardware: a device of the catalog or a MIG profile of one; with `usd_per_hour` any name.
         purchase_option: on_demand, reserved_1y or spot.
         num_devices: GPUs, or vCPUs for `cpu`.
         usd_per_hour: the user's own price of the whole machine, instead of the catalog's.
+        region: only offers of this region.
+        residency: ISO 3166 codes of the countries in which data may be processed; an offer that can stand elsewhere, or
+            does not say where it stands, is removed.
         catalog: None takes ours.
-        today: gives a warning for a price that is older than a year; None checks no age.
+        today: gives a warning for a price or an exchange rate that is older than a year; None checks no age.
 
     Raises:
-        PriceError: no such hardware, no such offer, or a price that is not above 0.
+        PriceError: no such hardware, no offer that keeps the constraints (all removed ones are named with the reason),
+            or a price that is not above 0.
 
     """
     if num_devices < 1:
@@ -229,13 +98,8 @@ def lookup(
     if usd_per_hour is not None:
         return _own_price(hardware, purchase_option, num_devices, usd_per_hour)
     catalog = catalog or default_catalog()
-    if hardware not in catalog.hardware:
-        known = ", ".join(sorted(catalog.hardware))
-        raise PriceError(
-            f"hardware '{hardware}' has no row in the price catalog{closest(hardware, catalog.hardware)}\n"
-            f"  known: {known}\n  -> give its price yourself: hardware.usd_per_hour=USD"
-        )
-    offers = [offer for offer in catalog.offers if offer.hardware == hardware]
+    device = device_facts(hardware, catalog)
+    offers = [offer for offer in catalog.offers if offer.hardware == (device.whole or device.name)]
     matching = [offer for offer in offers if offer.purchase_option == purchase_option]
     if not matching:
         options = ", ".join(sorted({offer.purchase_option for offer in offers})) or "none"
@@ -243,47 +107,129 @@ def lookup(
             f"hardware.purchase_option: no '{purchase_option}' offer for {hardware}; offers: {options}\n"
             f"  -> choose one of them, or give the price yourself: hardware.usd_per_hour=USD"
         )
-    return _merge(matching, num_devices, today)
+    kept, removed = constrain(matching, region, residency)
+    if not kept:
+        reasons = "\n".join(f"  - {offer.name}: {reason}" for offer, reason in removed)
+        raise PriceError(
+            f"no offer for {hardware} keeps the constraints:\n{reasons}\n"
+            "  -> widen hardware.region or hardware.residency, or give the price yourself: hardware.usd_per_hour=USD"
+        )
+    price = _merge(device, kept, num_devices, catalog, today)
+    return replace(price, warnings=(*price.warnings, *(f"removed {offer.name}: {reason}" for offer, reason in removed)))
+
+
+def device_facts(hardware: str, catalog: Catalog | None = None) -> Hardware:
+    """Memory, compute capability and share of a device or a MIG profile.
+
+    Raises:
+        PriceError: the catalog has no such row.
+
+    >>> device_facts("a100-80gb-mig-1g.10gb").memory_gib
+    Decimal('10')
+
+    """
+    catalog = catalog or default_catalog()
+    device = catalog.device(hardware)
+    if device is None:
+        raise PriceError(
+            f"hardware '{hardware}' has no row in the price catalog{closest(hardware, catalog.names)}\n"
+            f"  known: {', '.join(catalog.names)}\n  -> give its price yourself: hardware.usd_per_hour=USD"
+        )
+    return device
+
+
+def constrain(
+    offers: Iterable[Offer], region: str | None, residency: Sequence[str]
+) -> tuple[list[Offer], list[tuple[Offer, str]]]:
+    """Offers that stand in the region and only in the allowed countries, and those that do not, with the reason."""
+    allowed = {code.upper() for code in residency}
+    kept: list[Offer] = []
+    removed: list[tuple[Offer, str]] = []
+    for offer in offers:
+        if region is not None and offer.region != region:
+            removed.append((offer, f"its region is {offer.region}, not {region}"))
+        elif allowed and not offer.residency:
+            removed.append((offer, "it does not say in which country it stands"))
+        elif allowed and (outside := [code for code in offer.residency if code not in allowed]):
+            removed.append((offer, f"it can stand in {', '.join(outside)}, outside {', '.join(sorted(allowed))}"))
+        else:
+            kept.append(offer)
+    return kept, removed
 
 
 def _own_price(hardware: str, purchase_option: str, num_devices: int, usd_per_hour: Decimal | float | str) -> Price:
-    problems: list[str] = []
-    amount = _positive("hardware", "usd_per_hour", usd_per_hour, problems)
-    if amount is None:
-        raise PriceError(problems[0])
+    try:
+        amount = positive(usd_per_hour)
+    except ValueError as error:
+        raise PriceError(f"hardware.usd_per_hour is {error}") from None
     return Price(
         hardware, amount, amount, purchase_option, "given by the user (hardware.usd_per_hour)", "", num_devices
     )
 
 
-def _merge(offers: list[Offer], num_devices: int, today: date | None) -> Price:
-    """One range over all matching offers."""
-    foreign = [offer.name for offer in offers if offer.currency != "USD"]
-    if foreign:
-        raise PriceError(f"{foreign[0]}: is not in USD; give the price yourself: hardware.usd_per_hour=USD")
-    as_of = min((offer.as_of for offer in offers), key=earliest_day)
+def _merge(device: Hardware, offers: list[Offer], num_devices: int, catalog: Catalog, today: date | None) -> Price:
+    """One range over all matching offers, in USD."""
+    lows, highs, warnings = [], [], []
+    for offer in offers:
+        rate = Decimal(1)
+        if offer.currency != "USD":
+            fx = catalog.fx[offer.currency]
+            rate = fx.usd
+            warnings.append(f"{offer.name}: {offer.currency} converted at {fx.usd} USD ({fx.source}, {fx.as_of})")
+            warnings.extend(_age(f"the rate of {offer.currency}", fx.as_of, today))
+        warnings.extend(_age(f"the price of {offer.name}", offer.as_of, today))
+        lows.append(offer.low * rate)
+        highs.append(offer.high * rate)
+    rates = [offer.interruptions_per_hour for offer in offers if offer.interruptions_per_hour is not None]
+    if offers[0].purchase_option == "spot" and len(rates) < len(offers):
+        warnings.append("nobody says how often this spot machine is taken back: lost work is not in the price")
+    factor = device.price_share * num_devices
     return Price(
-        hardware=offers[0].hardware,
-        usd_per_hour_lo=min(offer.low for offer in offers) * num_devices,
-        usd_per_hour_hi=max(offer.high for offer in offers) * num_devices,
+        hardware=device.name,
+        usd_per_hour_lo=min(lows) * factor,
+        usd_per_hour_hi=max(highs) * factor,
         purchase_option=offers[0].purchase_option,
         source="; ".join(dict.fromkeys(f"{offer.provider}, {offer.region}: {offer.source}" for offer in offers)),
-        as_of=as_of,
+        as_of=min((offer.as_of for offer in offers), key=earliest_day),
         num_devices=num_devices,
-        warnings=tuple(_age_warnings(offers, today)),
+        warnings=tuple(warnings),
+        interruptions_per_hour=max(rates) if len(rates) == len(offers) else None,
     )
 
 
-def _age_warnings(offers: Iterable[Offer], today: date | None) -> Iterable[str]:
-    for offer in offers:
-        if today is not None and (today - earliest_day(offer.as_of)).days > MAX_AGE_DAYS:
-            yield f"the price of {offer.name} is of {offer.as_of}, more than a year old"
+def _age(what: str, as_of: str, today: date | None) -> list[str]:
+    if today is None or (today - earliest_day(as_of)).days <= MAX_AGE_DAYS:
+        return []
+    return [f"{what} is of {as_of}, more than a year old"]
+
+
+def with_lost_work(price: Price, checkpoint_interval_s: float, restart_s: float) -> Price:
+    """A spot price with the work that is expected to be lost: price x (1 + interruptions x (interval / 2 + restart)).
+
+    An interruption loses half a checkpoint interval on average, and the time until the work goes on.
+
+    >>> spot = Price("x", Decimal(1), Decimal(2), "spot", "", "2026", interruptions_per_hour=Decimal("0.1"))
+    >>> with_lost_work(spot, checkpoint_interval_s=1800, restart_s=900).usd_per_hour_lo
+    Decimal('1.05')
+
+    Raises:
+        PriceError: it is not known how often the machine is taken back.
+
+    """
+    if price.interruptions_per_hour is None:
+        raise PriceError(f"{price.hardware} / {price.purchase_option}: nobody says how often it is taken back")
+    lost_s = Decimal(repr(float(checkpoint_interval_s))) / 2 + Decimal(repr(float(restart_s)))
+    factor = 1 + price.interruptions_per_hour * lost_s / 3600
+    return replace(
+        price, usd_per_hour_lo=price.usd_per_hour_lo * factor, usd_per_hour_hi=price.usd_per_hour_hi * factor
+    )
 
 
 def hardware_of_device(device_name: str, catalog: Catalog | None = None) -> str:
     """The catalog's name for a GPU, from its name as nvidia-smi prints it (`NVIDIA H100 80GB HBM3`).
 
-    Names are compared whole: an A100 with 40 GB is no A100 with 80 GB, and an L40S no L4.
+    Names are compared whole: an A100 with 40 GB is no A100 with 80 GB, and an L40S no L4. A MIG profile follows the
+    name of its GPU (`NVIDIA A100-SXM4-80GB MIG 1g.10gb`).
 
     Raises:
         PriceError: the catalog has no row for it.
@@ -294,11 +240,101 @@ def hardware_of_device(device_name: str, catalog: Catalog | None = None) -> str:
     """
     catalog = catalog or default_catalog()
     bare = re.sub(r"^(NVIDIA|Tesla|AMD|Instinct|\s)+\s+", "", device_name.strip(), flags=re.IGNORECASE)
+    bare, _, profile = bare.partition(" MIG ")
     for row in catalog.hardware.values():
         if any(bare.casefold() == known.casefold() for known in row.device_names):
-            return row.name
+            name = f"{row.name}-mig-{profile.strip()}" if profile else row.name
+            if catalog.device(name) is not None:
+                return name
     known_names = ", ".join(name for row in catalog.hardware.values() for name in row.device_names)
     raise PriceError(
         f"the GPU '{device_name}' has no row in the price catalog; it knows: {known_names}\n"
         "  -> give the machine's price yourself: hardware.usd_per_hour=USD"
     )
+
+
+def refresh(old: Catalog, new: Catalog) -> tuple[list[Offer], list[str]]:
+    """The offers of a newer catalog over those of an older one, and what changes in words.
+
+    Rows that the newer one lacks stay as they are.
+
+    Raises:
+        PriceError: a price jumps 5-fold or more, its currency changes, or its date goes back; each row with its reason.
+
+    """
+    before = {offer.key: offer for offer in old.offers}
+    after = {offer.key: offer for offer in new.offers}
+    problems, changes = [], []
+    for key, offer in after.items():
+        earlier = before.get(key)
+        if earlier is None:
+            changes.append(f"new: {offer.name}: {offer.low}-{offer.high} {offer.currency}")
+            continue
+        problems.extend(_refusals(earlier, offer))
+        if (earlier.low, earlier.high) != (offer.low, offer.high):
+            changes.append(f"{offer.name}: {earlier.low}-{earlier.high} -> {offer.low}-{offer.high} {offer.currency}")
+    if problems:
+        raise PriceError("the refresh is refused:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return list((before | after).values()), changes
+
+
+def _refusals(earlier: Offer, offer: Offer) -> list[str]:
+    problems = []
+    for end, was, now in (("low", earlier.low, offer.low), ("high", earlier.high, offer.high)):
+        if max(was, now) >= MAX_JUMP * min(was, now):
+            problems.append(f"{offer.name}: {end} jumps from {was} to {now}, {MAX_JUMP}-fold or more")
+    if offer.currency != earlier.currency:
+        problems.append(f"{offer.name}: currency changes from {earlier.currency} to {offer.currency}")
+    if earliest_day(offer.as_of) < earliest_day(earlier.as_of):
+        problems.append(f"{offer.name}: as_of goes back from {earlier.as_of} to {offer.as_of}")
+    return problems
+
+
+def write_refreshed(path: Path, new_path: Path) -> list[str]:
+    """Refresh a catalog file from another; the file changes whole or not at all. Returns what changed, in words."""
+    import yaml
+
+    from common.files import write_atomic
+
+    new = load_catalog(new_path)
+    offers, changes = refresh(load_catalog(path), new)
+    data = yaml.safe_load(path.read_text())
+    newer = yaml.safe_load(new_path.read_text())
+    data["hardware"] = data["hardware"] | newer["hardware"]
+    data["fx"] = (data.get("fx") or {}) | (newer.get("fx") or {})
+    data["offers"] = [_row(offer) for offer in offers]
+    write_atomic(path, yaml.safe_dump(data, sort_keys=False, width=200))
+    load_catalog(path)
+    return changes
+
+
+def _row(offer: Offer) -> dict[str, Any]:
+    row: dict[str, Any] = {key: getattr(offer, key) for key in offer.__dataclass_fields__}
+    row |= {"low": str(offer.low), "high": str(offer.high), "residency": list(offer.residency)}
+    row["interruptions_per_hour"] = None if offer.interruptions_per_hour is None else str(offer.interruptions_per_hour)
+    return {key: value for key, value in row.items() if value not in (None, [])}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """List or refresh the catalog; exit code 2 with one message where a file breaks a rule."""
+    parser = argparse.ArgumentParser(prog="python -m finops.prices", description="The price catalog.")
+    parser.add_argument("--catalog", type=Path, default=CATALOG, help="the catalog file (default: ours)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="print every offer")
+    update = commands.add_parser("refresh", help="take in newer prices, within bounds of the present ones")
+    update.add_argument("--from", dest="new", type=Path, required=True, help="a catalog file with the newer rows")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "list":
+            for offer in load_catalog(options.catalog).offers:
+                print(f"{offer.name:<52} {offer.low:>8} - {offer.high:<8} {offer.currency}  as of {offer.as_of}")
+        else:
+            print("\n".join(write_refreshed(options.catalog, options.new)) or "no price changes")
+    except ParsimonyError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

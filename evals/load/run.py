@@ -1,8 +1,9 @@
 """Measure a load scenario against a served model, with vLLM's own benchmark client in the serving environment.
 
-One client process makes all runs (importing vLLM takes about 10 s). Every repeat leaves one raw file in
-`workdir/raw`, named after all that can change the measurement: a scenario that was interrupted goes on where it
-stopped, and a point that another scenario has measured on the same target is not measured again.
+One client process makes all runs (importing vLLM takes about 10 s); where a scenario searches, it waits for the next
+job. Every repeat leaves one raw file in `workdir/raw`, named after all that can change the measurement: a scenario
+that was interrupted goes on where it stopped, and a point that another scenario has measured on the same target in the
+same folder is not measured again.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.errors import ToolError
-from common.files import read_json, write_atomic, write_json
+from common.errors import ConfigError, ToolError
+from common.files import digest_file, read_json, write_atomic, write_json
+from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.job import client_runs, raw_name
-from evals.load.scenario import LoadScenario, PointSpec
+from evals.load.monitor import Monitor
+from evals.load.plan import next_points, theta_slo
+from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.summary import METRICS, Slo, num_timeouts, summarise
+from evals.load.trace import Arrival, choose, read_trace, trace_lines
 from evals.types import LoadPoint, LoadReport, Target
 
 CLIENT = Path(__file__).with_name("client.py")
+ROOT = Path(__file__).parents[2]
 RAN = "load-client: ran "
 FINISHED = "load-client: finished job "
 
@@ -64,47 +70,142 @@ def run_load(
         seed: seed of the prompts; the same for baseline and variant.
         run_process: `common.process.run_logged`.
         env: the client's whole environment (HF_HUB_OFFLINE and the like); None takes ours.
-        slo: counts the requests that hold it (goodput).
+        slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.
-        on_run: told (number of repeats done, number in all) after each repeat.
+        on_run: told (repeats done, repeats known of so far) after each repeat.
 
     Raises:
         ToolError: the client failed. Requests that fail are no error: they are counted in the report.
+        ConfigError: the trace cannot be replayed.
 
     """
-    raw = workdir / "raw"
-    have = {path.name for path in raw.glob("*.json")}
-    runs = [run for point in scenario.points for run in client_runs(target, scenario, point, seed, have)]
-    num_all = len(scenario.points) * scenario.num_repeats
-    if runs:
-        done = num_all - sum(run["result"] is not None for run in runs)
-
-        def watch(line: str) -> None:
-            nonlocal done
-            if line.startswith(RAN) and not line.endswith("warm-up"):
-                done += 1
-                if on_run is not None:
-                    on_run(done, num_all)
-
-        _write_jobs(target, scenario, runs, workdir)
+    if slo is None and scenario.search is not None:
+        slo = scenario.search.slo
+    session = _Session(target, scenario, workdir, seed, slo=slo, on_run=on_run)
+    if session.plan_next():
         # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
         whole_env = {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
-        run_process([client_python, CLIENT, workdir], log=workdir / "client.log", env=whole_env, on_line=watch)
-    points = tuple(read_point(target, scenario, point, seed, raw=raw, slo=slo) for point in scenario.points)
-    return LoadReport(scenario.name, points, dict(machine or {}), scenario.mix)
+        with Monitor(f"{target.url}/metrics") as session.monitor:
+            run_process(
+                [client_python, CLIENT, workdir], log=workdir / "client.log", env=whole_env, on_line=session.see
+            )
+    if not session.is_complete:
+        raise ToolError("the load client ended before the scenario was complete", workdir / "client.log")
+    facts = dict(machine or {}) | session.facts
+    theta = None if scenario.search is None else theta_slo(scenario.search, session.measured)
+    return LoadReport(scenario.name, tuple(session.measured), facts, scenario.mix, theta)
 
 
-def _write_jobs(target: Target, scenario: LoadScenario, runs: list[dict[str, Any]], workdir: Path) -> None:
-    """Leave the client's only job where it looks for jobs."""
-    jobs = workdir / "jobs"
-    shutil.rmtree(jobs, ignore_errors=True)
-    job = {
-        "request_timeout_s": scenario.request_timeout_s,
-        "metrics_url": f"{target.url}/metrics",
-        "runs": runs,
-    }
-    write_json(jobs / "0001.json", job)
-    write_atomic(jobs / "end", "")
+class _Session:
+    """One scenario on its way: what has been measured, and the job that the client works on."""
+
+    def __init__(
+        self,
+        target: Target,
+        scenario: LoadScenario,
+        workdir: Path,
+        seed: int,
+        *,
+        slo: Slo | None,
+        on_run: Callable[[int, int], None] | None,
+    ) -> None:
+        self.target, self.scenario, self.seed, self.slo, self.on_run = target, scenario, seed, slo, on_run
+        self.workdir, self.raw, self.jobs = workdir, workdir / "raw", workdir / "jobs"
+        self.measured: list[LoadPoint] = []
+        self.facts: dict[str, Any] = {}
+        self.monitor: Monitor | None = None
+        self.is_complete = False
+        self._pending: list[PointSpec] = []
+        self._num_jobs = self._num_done = self._num_known = 0
+        self._arrivals: list[Arrival] = []
+        self._trace_point = None if scenario.trace is None else self._read_trace(scenario.trace)
+        shutil.rmtree(self.jobs, ignore_errors=True)
+
+    def plan_next(self) -> bool:
+        """Take in what is measured and write the client's next job; False when nothing is left to run."""
+        while True:
+            for point in self._pending:
+                self.measured.append(
+                    read_point(self.target, self.scenario, point, self.seed, raw=self.raw, slo=self.slo)
+                )
+            self._pending = list(next_points(self.scenario, self.measured))
+            if not self._pending and self._trace_point is not None:
+                self._pending, self._trace_point = [self._trace_point], None
+            if not self._pending:
+                self.is_complete = True
+                write_atomic(self.jobs / "end", "")
+                return False
+            if runs := self._runs():
+                self._num_jobs += 1
+                job = {
+                    "request_timeout_s": self.scenario.request_timeout_s,
+                    "metrics_url": f"{self.target.url}/metrics",
+                    "runs": runs,
+                }
+                write_json(self.jobs / f"{self._num_jobs:04d}.json", job)
+                return True
+
+    def _runs(self) -> list[dict[str, Any]]:
+        have = {path.name for path in self.raw.glob("*.json")}
+        runs = [
+            run
+            for point in self._pending
+            for run in client_runs(
+                self.target, self.scenario, point, self.seed, have=have, trace_file=self._write_trace
+            )
+        ]
+        repeats = len(self._pending) * self.scenario.num_repeats
+        self._num_known += repeats
+        self._num_done += repeats - sum(run["result"] is not None for run in runs)
+        return runs
+
+    def see(self, line: str) -> None:
+        """Follow the client: keep the machine's figures beside each result, and answer a finished job with the next."""
+        if line.startswith(RAN) and not line.endswith("warm-up"):
+            self._keep_counters(self.raw / line.removeprefix(RAN).strip())
+            self._num_done += 1
+            if self.on_run is not None:
+                self.on_run(self._num_done, self._num_known)
+        elif line.startswith(FINISHED):
+            self.plan_next()
+
+    def _keep_counters(self, result: Path) -> None:
+        """Write `<result>.counters` from the samples of its time; these are lost when this process ends."""
+        run = read_json(result)
+        start_s, end_s = window(run)
+        samples = [] if self.monitor is None else [*self.monitor.samples, self.monitor.look()]
+        figures = server_counters(run["metrics_before"], run["metrics_after"]) | machine_counters(
+            samples, start_s, end_s
+        )
+        write_json(result.with_suffix(".counters"), figures)
+
+    def _read_trace(self, replay: TraceReplay) -> PointSpec:
+        path = ROOT / replay.path  # an absolute path stays as it is
+        self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
+        self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
+        count = len(self._arrivals)
+        if not count:
+            raise ConfigError(f"load.trace.max_tokens: no request of {path} has at most {replay.max_tokens} tokens")
+        return PointSpec(
+            input_tokens=round(sum(arrival.input_tokens for arrival in self._arrivals) / count),
+            output_tokens=round(sum(arrival.output_tokens for arrival in self._arrivals) / count),
+            num_requests=count,
+            trace=f"{digest_file(path)[:16]}/{replay.num_requests}/{replay.max_tokens}",
+            trace_speed=replay.speed,
+        )
+
+    def _write_trace(self, seed: int) -> Path:
+        assert self.scenario.trace is not None
+        file = self.workdir / "traces" / f"{seed}.jsonl"
+        write_atomic(file, trace_lines(self._arrivals, self.scenario.trace.speed, seed))
+        return file
+
+
+def window(run: Mapping[str, Any]) -> tuple[float, float]:
+    """Start and end of a run's requests on the monotonic clock, without the client's preparation."""
+    starts = run["bench"].get("start_times")
+    start_s = min(starts) if starts else run["started_monotonic_s"]
+    return start_s, min(start_s + run["bench"]["duration"], run["ended_monotonic_s"])
 
 
 def read_point(
@@ -116,12 +217,14 @@ def read_point(
         ToolError: the client ended without having written one of them.
 
     """
-    names = [raw_name(target, scenario, point, seed, repeat) for repeat in range(scenario.num_repeats)]
-    for name in names:
-        if not (raw / name).exists():
-            raise ToolError(f"the load client ended without a result: {raw / name}", raw.parent / "client.log")
-    benches = [read_json(raw / name)["bench"] for name in names]
+    paths = [raw / raw_name(target, scenario, point, seed, repeat) for repeat in range(scenario.num_repeats)]
+    for path in paths:
+        if not path.exists():
+            raise ToolError(f"the load client ended without a result: {path}", raw.parent / "client.log")
+    benches = [read_json(path)["bench"] for path in paths]
     repeats = tuple(summarise(bench, slo) for bench in benches)
+    kept = [path.with_suffix(".counters") for path in paths]
+    counters = tuple(read_json(path) if path.exists() else dict.fromkeys(COUNTERS) for path in kept)
     return LoadPoint(
         name=point.name,
         concurrency=point.concurrency,
@@ -133,7 +236,9 @@ def read_point(
         num_requests=point.num_requests,
         request_rate=point.request_rate,
         prefix_share=point.prefix_share,
-        missing=_reasons(repeats, benches),
+        trace=point.trace,
+        counters=counters,
+        missing=_reasons(repeats, benches) | _unavailable(counters),
     )
 
 
@@ -152,3 +257,10 @@ def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[Ma
         else:
             reasons[metric] = "one output token per request: there is no time between tokens"
     return reasons
+
+
+def _unavailable(counters: Sequence[Mapping[str, float | None]]) -> dict[str, str]:
+    """Why a counter is None in every repeat."""
+    return {
+        name: reason for name, reason in UNAVAILABLE.items() if all(repeat.get(name) is None for repeat in counters)
+    }

@@ -1,5 +1,8 @@
 """What a load scenario measures: points, repeats and limits, checked before anything starts. Pure.
 
+A scenario is a list of points, and for two kinds a search that adds points as it learns: `sweep` raises the
+concurrency until the throughput is flat, `slo` looks for the largest Poisson rate that holds a latency objective.
+
 >>> scenario = from_config({"name": "one", "num_repeats": 2, "points": [
 ...     {"concurrency": 1, "input_tokens": 128, "output_tokens": 64, "num_requests": 3}]})
 >>> scenario.points[0].name
@@ -12,9 +15,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import ConfigError, closest
+from evals.load.summary import Slo
+
+PartT = TypeVar("PartT")
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,25 @@ class PointSpec:
     num_requests: int
     """Requests of one repeat."""
     concurrency: int | None = None
-    """Most requests in flight; null with a `request_rate`: as many as arrive."""
+    """Most requests in flight; null: no limit (all requests at once, or as many as a rate or a trace brings)."""
     request_rate: float | None = None
     """Offered requests per second (Poisson arrivals); null sends as fast as `concurrency` allows."""
     prefix_share: float = 0.0
     """Share of each prompt that is common to all requests."""
+    trace: str | None = None
+    """The recorded traffic that sets lengths and times, by its digest; the lengths above are then its means."""
+    trace_speed: float = 1.0
+    """How much faster than recorded the trace is replayed."""
 
     @property
     def name(self) -> str:
-        """Made from the setting alone: `c8-128x64`, `rps2.5-128x64`, `c8-512x64-prefix0.5`."""
-        load = f"c{self.concurrency or 'all'}" if self.request_rate is None else f"rps{self.request_rate:g}"
+        """Made from the setting alone: `c8-128x64`, `rps2.5-128x64`, `c8-512x64-prefix0.5`, `trace-x2-1024x211`."""
+        if self.trace is not None:
+            load = f"trace-x{self.trace_speed:g}"
+        elif self.request_rate is not None:
+            load = f"rps{self.request_rate:.4g}"
+        else:
+            load = f"c{self.concurrency or 'all'}"
         prefix = f"-prefix{self.prefix_share:g}" if self.prefix_share else ""
         return f"{load}-{self.input_tokens}x{self.output_tokens}{prefix}"
 
@@ -46,6 +61,67 @@ class PointSpec:
         """Tokens of the common prefix."""
         return round(self.prefix_share * self.input_tokens)
 
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether requests arrive at times of their own, whatever the server does."""
+        return self.request_rate is not None or self.trace is not None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Raise the concurrency (1, 2, 4, ...) until the throughput is flat."""
+
+    input_tokens: int
+    output_tokens: int
+    max_concurrency: int = 256
+    """Where to stop at the latest; more than the server's max_num_seqs only makes a queue."""
+    requests_per_slot: int = 2
+    """Requests of one repeat for each request in flight; at least `min_requests` in all."""
+    min_requests: int = 4
+    flat_gain: float = 0.05
+    """A doubling that adds less than this share of throughput ends the sweep."""
+
+
+@dataclass(frozen=True)
+class SloSearch:
+    """Look for theta_slo, the largest Poisson rate at which the objective holds, by bisection."""
+
+    input_tokens: int
+    output_tokens: int
+    slo_ttft_p99_s: float | None = None
+    """Limit on the 99th percentile of the time to first token, in seconds; null sets none."""
+    slo_tpot_p99_s: float | None = None
+    """Limit on the 99th percentile of the time per output token, in seconds; null sets none."""
+    capacity_concurrency: int = 32
+    """Requests in flight at the first point, whose rate is the search's upper end."""
+    point_duration_s: float = 30.0
+    """Arrivals last about this long at each rate; shorter ones hide a queue that grows."""
+    min_requests: int = 30
+    max_requests: int = 2000
+    tolerance: float = 0.1
+    """The search ends when the failing rate is at most this share above the holding one."""
+    max_points: int = 8
+    """Most load points, the first one included."""
+
+    @property
+    def slo(self) -> Slo:
+        """The objective."""
+        return Slo(self.slo_ttft_p99_s, self.slo_tpot_p99_s)
+
+
+@dataclass(frozen=True)
+class TraceReplay:
+    """Replay recorded traffic: arrival times and lengths from a CSV."""
+
+    path: str
+    """The CSV, with the columns of `evals.load.trace`; a relative path starts at the repository's root."""
+    num_requests: int = 100
+    """The first so many requests that fit."""
+    speed: float = 1.0
+    """How much faster than recorded they arrive; 0.1 is ten times slower."""
+    max_tokens: int = 2048
+    """Requests of more tokens, input and output together, are passed over and counted."""
+
 
 @dataclass(frozen=True)
 class LoadScenario:
@@ -53,8 +129,14 @@ class LoadScenario:
 
     name: str
     """Name of this choice: part of the metric names `load/<name>/...`."""
-    points: tuple[PointSpec, ...]
-    """The points, in the order in which they are measured."""
+    points: tuple[PointSpec, ...] = ()
+    """Points that are always measured, in this order."""
+    sweep: Sweep | None = None
+    """Adds points of rising concurrency."""
+    search: SloSearch | None = None
+    """Adds points of a bisection for theta_slo."""
+    trace: TraceReplay | None = None
+    """Adds one point that replays recorded traffic."""
     num_repeats: int = 3
     """Repeats of each point, each with prompts of its own; intervals need at least 2."""
     mix: tuple[int, int] | None = None
@@ -74,49 +156,71 @@ def from_config(config: Mapping[str, Any]) -> LoadScenario:
     """
     values = dict(config)
     _known_keys("load", values, LoadScenario)
-    raw_points = values.pop("points", None)
-    if not raw_points:
-        raise ConfigError("load.points: no load point given; allowed: a list with at least one")
-    points = tuple(_point(f"load.points[{index}]", raw) for index, raw in enumerate(raw_points))
+    points = tuple(_point(f"load.points[{index}]", raw) for index, raw in enumerate(values.pop("points", None) or ()))
     names = [point.name for point in points]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"load.points: '{name}' is listed {names.count(name)} times; list each point once")
+    sweep = _part("load.sweep", values.pop("sweep", None), Sweep)
+    search = _part("load.search", values.pop("search", None), SloSearch)
+    trace = _part("load.trace", values.pop("trace", None), TraceReplay)
     mix = values.pop("mix", None)
-    scenario = LoadScenario(points=points, mix=None if mix is None else _mix(mix), **values)
+    scenario = LoadScenario(
+        points=points, sweep=sweep, search=search, trace=trace, mix=None if mix is None else _mix(mix), **values
+    )
     _check_scenario(scenario)
     return scenario
 
 
 def _check_scenario(scenario: LoadScenario) -> None:
+    if not (scenario.points or scenario.sweep or scenario.search or scenario.trace):
+        raise ConfigError("load.points: nothing to measure; give at least one point, or a sweep, a search or a trace")
     _at_least("load.num_repeats", scenario.num_repeats, 1)
     _at_least("load.warmup_output_tokens", scenario.warmup_output_tokens, 1)
     _positive("load.request_timeout_s", scenario.request_timeout_s)
-    mixes = {(point.input_tokens, point.output_tokens) for point in scenario.points}
+    mixes = {
+        (part.input_tokens, part.output_tokens) for part in (*scenario.points, scenario.sweep, scenario.search) if part
+    }
     if scenario.mix is not None and scenario.mix not in mixes:
         known = ", ".join(str(list(mix)) for mix in sorted(mixes))
         raise ConfigError(f"load.mix: no point has {list(scenario.mix)} input and output tokens; there are {known}")
+    if scenario.search is not None and not scenario.search.slo:
+        raise ConfigError(
+            "load.search: no objective; give load.search.slo_ttft_p99_s or load.search.slo_tpot_p99_s, in seconds"
+        )
 
 
-def _point(field: str, raw: Mapping[str, Any]) -> PointSpec:
-    if not isinstance(raw, Mapping):
-        raise ConfigError(f"{field}: {raw!r} is no mapping; write {{concurrency: 8, input_tokens: 128, ...}}")
-    _known_keys(field, raw, PointSpec)
-    for key in ("input_tokens", "output_tokens", "num_requests"):
-        if key not in raw:
-            raise ConfigError(f"{field}.{key}: missing; give a whole number of at least 1")
-    point = PointSpec(**raw)
-    for key in ("input_tokens", "output_tokens", "num_requests"):
-        _at_least(f"{field}.{key}", getattr(point, key), 1)
-    if point.concurrency is None and point.request_rate is None:
-        raise ConfigError(f"{field}: neither concurrency nor request_rate is given; give one of them")
-    if point.concurrency is not None:
-        _at_least(f"{field}.concurrency", point.concurrency, 1)
-    if point.request_rate is not None:
-        _positive(f"{field}.request_rate", point.request_rate)
+def _point(field: str, raw: Any) -> PointSpec:
+    point = _part(field, raw, PointSpec)
+    assert point is not None
+    if point.trace is not None:
+        raise ConfigError(f"{field}.trace: a point has no trace of its own; give load.trace.path")
+    if not {"concurrency", "request_rate"} & set(raw):
+        raise ConfigError(f"{field}: neither concurrency nor request_rate is given (concurrency: null is all at once)")
     if not 0 <= point.prefix_share < 1:
         raise ConfigError(f"{field}.prefix_share: {point.prefix_share} is not in [0, 1)")
     return point
+
+
+def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
+    """A nested dataclass from a mapping; every number in it must be positive, whole where the field is."""
+    if raw is None:
+        return None
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"{field}: {raw!r} is no mapping; write {{concurrency: 8, input_tokens: 128, ...}}")
+    _known_keys(field, raw, kind)
+    for item in dataclasses.fields(kind):  # type: ignore[arg-type]
+        where, value = f"{field}.{item.name}", raw.get(item.name)
+        required = item.default is dataclasses.MISSING
+        if value is None and required:
+            raise ConfigError(f"{where}: missing; give {'a file' if item.type == 'str' else 'a whole number above 0'}")
+        if value is None or item.name == "prefix_share":
+            continue
+        if str(item.type).startswith("int"):
+            _at_least(where, value, 1)
+        elif str(item.type).startswith("float"):
+            _positive(where, value)
+    return kind(**raw)
 
 
 def _mix(value: Any) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The driver: jobs written, results read, resumption. The client is replaced by one that writes raw files."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,26 @@ class FakeClient:
         self.commands.append(command)
         self.envs.append(env)
         folder = Path(command[-1])
-        job = json.loads((folder / "jobs" / "0001.json").read_text())
-        for run in job["runs"]:
-            if run["result"] is not None:
-                if self.limit is not None and len(self.ran) >= self.limit:
-                    raise ToolError("the client was killed")
-                (folder / "raw").mkdir(exist_ok=True)
-                (folder / "raw" / run["result"]).write_text(json.dumps({"bench": self.result}))
-                self.ran.append(run["result"])
-            on_line(f"load-client: ran {run['result'] or 'warm-up'}")
+        number = 1
+        while (path := folder / "jobs" / f"{number:04d}.json").exists():
+            for run in json.loads(path.read_text())["runs"]:
+                if run["result"] is not None:
+                    if self.limit is not None and len(self.ran) >= self.limit:
+                        raise ToolError("the client was killed")
+                    self.write(folder / "raw" / run["result"], run["arguments"])
+                    self.ran.append(run["result"])
+                on_line(f"load-client: ran {run['result'] or 'warm-up'}")
+            on_line(f"load-client: finished job {number:04d}")
+            number += 1
+        assert (folder / "jobs" / "end").exists()
+
+    def write(self, path, arguments):
+        path.parent.mkdir(exist_ok=True)
+        now = time.monotonic()
+        bench = self.result(arguments) if callable(self.result) else self.result
+        run = {"bench": bench, "started_monotonic_s": now - 2, "ended_monotonic_s": now}
+        run |= {"metrics_before": [], "metrics_after": ["vllm:num_preemptions_total 3.0"]}
+        path.write_text(json.dumps(run))
 
 
 def test_a_scenario_is_measured_in_one_client_process(tmp_path):
@@ -78,7 +90,7 @@ def test_a_killed_scenario_goes_on_where_it_stopped(tmp_path):
 
 
 def test_a_client_that_leaves_a_hole_is_an_error(tmp_path):
-    with pytest.raises(ToolError, match="without a result"):
+    with pytest.raises(ToolError, match="before the scenario was complete"):
         run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=lambda *_, **__: None)
 
 

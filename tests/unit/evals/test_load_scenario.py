@@ -34,11 +34,20 @@ def test_quick_separates_input_from_output_at_its_saturating_concurrency():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "x", "points": []}, "load.points"),
+        ({"name": "x", "points": []}, "load.points: nothing to measure"),
         ({"name": "x", "point": [POINT]}, "load.point: unknown key; did you mean 'points'"),
         ({"name": "x", "points": [POINT | {"concurency": 2}]}, r"load.points\[0\].concurency: unknown key"),
         ({"name": "x", "points": [POINT | {"num_requests": 0}]}, r"load.points\[0\].num_requests: 0"),
-        ({"name": "x", "points": [POINT | {"concurrency": None}]}, "neither concurrency nor request_rate"),
+        (
+            {"name": "x", "points": [{k: POINT[k] for k in POINT if k != "concurrency"}]},
+            "neither concurrency nor request_rate",
+        ),
+        ({"name": "x", "search": {"input_tokens": 8, "output_tokens": 8}}, "load.search: no objective"),
+        ({"name": "x", "search": {"input_tokens": 8, "output_tokens": 8, "slo_ttft_p99_s": 0}}, "slo_ttft_p99_s: 0"),
+        ({"name": "x", "sweep": {"input_tokens": 8}}, "load.sweep.output_tokens: missing"),
+        ({"name": "x", "trace": {"num_requests": 8}}, "load.trace.path: missing"),
+        ({"name": "x", "trace": {"path": "t.csv", "speed": -1}}, "load.trace.speed: -1"),
+        ({"name": "x", "points": [POINT | {"trace": "t.csv"}]}, "give load.trace.path"),
         ({"name": "x", "points": [POINT | {"request_rate": -1.0}]}, "request_rate: -1.0 is not a number above 0"),
         ({"name": "x", "points": [POINT | {"prefix_share": 1.0}]}, r"prefix_share: 1.0 is not in \[0, 1\)"),
         ({"name": "x", "points": [{"concurrency": 1}]}, r"load.points\[0\].input_tokens: missing"),
@@ -79,7 +88,7 @@ def test_an_open_loop_has_a_rate_and_no_limit():
 
 def test_every_run_has_prompts_of_its_own():
     scenario = from_config({"name": "x", "points": [POINT, POINT | {"concurrency": 1}]})
-    runs = [run for point in scenario.points for run in client_runs(TARGET, scenario, point, 0, set())]
+    runs = [run for point in scenario.points for run in client_runs(TARGET, scenario, point, 0)]
     seeds = [value_of(run["arguments"], "--seed") for run in runs]
     assert len(set(seeds)) == len(seeds) == 2 * (1 + 3)
     assert [run["result"] is None for run in runs] == [True, False, False, False] * 2
@@ -88,7 +97,7 @@ def test_every_run_has_prompts_of_its_own():
 def test_variants_get_the_same_prompts_and_files_of_their_own():
     other = Target("http://127.0.0.1:2", "n", Path("/models/n"), {}, "other digest")
     scenario = from_config({"name": "x", "points": [POINT]})
-    ours, theirs = (client_runs(target, scenario, scenario.points[0], 0, set()) for target in (TARGET, other))
+    ours, theirs = (client_runs(target, scenario, scenario.points[0], 0) for target in (TARGET, other))
     assert [value_of(run["arguments"], "--seed") for run in ours] == [
         value_of(run["arguments"], "--seed") for run in theirs
     ]
@@ -99,6 +108,6 @@ def test_variants_get_the_same_prompts_and_files_of_their_own():
 def test_what_is_there_is_not_measured_again():
     scenario = from_config({"name": "x", "points": [POINT]})
     names = [raw_name(TARGET, scenario, scenario.points[0], 0, repeat) for repeat in range(3)]
-    runs = client_runs(TARGET, scenario, scenario.points[0], 0, set(names[:2]))
+    runs = client_runs(TARGET, scenario, scenario.points[0], 0, have=names[:2])
     assert [run["result"] for run in runs] == [None, names[2]]
-    assert client_runs(TARGET, scenario, scenario.points[0], 0, set(names)) == []
+    assert client_runs(TARGET, scenario, scenario.points[0], 0, have=names) == []

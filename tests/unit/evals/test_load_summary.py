@@ -1,9 +1,10 @@
 """Raw results of the benchmark client to figures."""
 
+import dataclasses
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.load.summary import (
@@ -16,6 +17,7 @@ from evals.load.summary import (
     over_repeats,
     saturating_point,
     summarise,
+    t_quantile,
 )
 from evals.types import LoadPoint, LoadReport
 
@@ -107,6 +109,7 @@ def test_zero_is_averaged_as_it_is():
     assert mean.method.startswith("mean")
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-3, 1e6), min_size=2, max_size=8))
 def test_interval_holds_the_value_and_stays_positive(values):
     mean = over_repeats(values)
@@ -115,6 +118,7 @@ def test_interval_holds_the_value_and_stays_positive(values):
     assert min(values) * 0.999 <= mean.value <= max(values) * 1.001
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.1, 1e4), min_size=2, max_size=6))
 def test_the_mean_of_inverses_is_the_inverse_of_the_mean(values):
     rate, time = over_repeats(values), over_repeats([1 / value for value in values])
@@ -139,6 +143,12 @@ def test_saturation_is_the_largest_throughput_of_the_headline_mix():
     assert saturating_point(LoadReport("quick", (slow, other))) is slow
 
 
+def test_a_shared_prefix_is_no_headline():
+    plain, shared = point("c8", [100.0]), dataclasses.replace(point("c8-prefix0.9", [300.0]), prefix_share=0.9)
+    assert saturating_point(LoadReport("prefix", (shared, plain))) is plain
+    assert saturating_point(LoadReport("prefix", (shared,))) is shared
+
+
 def test_no_throughput_no_saturation():
     dead = LoadPoint("c1", 1, 10, 5, (dict.fromkeys(METRICS),), num_errors=4)
     assert saturating_point(LoadReport("quick", (dead,))) is None
@@ -155,3 +165,11 @@ def test_flat_names():
 def test_unknown_metric_is_a_defect():
     with pytest.raises(KeyError, match="tok_per_hour"):
         figure(point("c1", [1.0]), "tok_per_hour")
+
+
+@settings(deadline=None)
+@given(st.floats(0.51, 0.9999), st.floats(0.5, 5000))
+def test_students_quantile_is_scipys(probability, degrees):
+    from scipy.special import stdtrit
+
+    assert t_quantile(probability, degrees) == pytest.approx(stdtrit(degrees, probability), rel=1e-7, abs=1e-7)

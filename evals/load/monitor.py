@@ -1,0 +1,177 @@
+"""Look at the machine and the server once a second while a load runs; what cannot be read is None.
+
+    with Monitor("http://127.0.0.1:8123/metrics") as monitor:
+        ...
+    monitor.samples
+
+Processor time and memory come from /proc, the GPU's from NVML (package nvidia-ml-py), energy from NVML or, on a CPU
+whose counters are readable, from RAPL. A look costs a few milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from evals.load.counters import parse_metrics
+
+INTERVAL_S = 1.0
+RAPL = Path("/sys/class/powercap")
+
+
+class Monitor:
+    """Takes samples in a thread of its own between `__enter__` and `__exit__`."""
+
+    def __init__(self, metrics_url: str | None, interval_s: float = INTERVAL_S) -> None:
+        """Watch this machine and the server behind `metrics_url` (None: no server)."""
+        self.samples: list[dict[str, float | None]] = []
+        self._metrics_url = metrics_url
+        self._interval_s = interval_s
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="load-monitor", daemon=True)
+        self._gpus = Gpus()
+
+    def look(self) -> dict[str, float | None]:
+        """One sample."""
+        sample: dict[str, float | None] = {"monotonic_s": time.monotonic()}
+        return (
+            sample
+            | processor_time()
+            | {"memory_used_bytes": memory_used_bytes()}
+            | self._gpus.look()
+            | {"cpu_energy_j": rapl_energy_j()}
+            | self._server()
+        )
+
+    def gpu_names(self) -> list[str]:
+        """The GPUs that are watched, as their driver names them."""
+        return self._gpus.names()
+
+    def _server(self) -> dict[str, float | None]:
+        if self._metrics_url is None:
+            return {}
+        try:
+            with urllib.request.urlopen(self._metrics_url, timeout=5) as answer:
+                metrics = parse_metrics(answer.read().decode().splitlines())
+        except OSError:
+            return {}
+        return {
+            "kv_cache_use": metrics.get("vllm:kv_cache_usage_perc"),
+            "num_waiting": metrics.get("vllm:num_requests_waiting"),
+        }
+
+    def _watch(self) -> None:
+        while True:
+            self.samples.append(self.look())
+            if self._end.wait(self._interval_s):
+                return
+
+    def __enter__(self) -> Monitor:
+        """Start to look."""
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take one last sample and stop."""
+        self._end.set()
+        self._thread.join(timeout=10)
+        self.samples.append(self.look())
+        self._gpus.close()
+
+
+def processor_time() -> dict[str, float | None]:
+    """Seconds that all processors together have been busy, and seconds in all, since the start of the machine."""
+    try:
+        line = Path("/proc/stat").read_text().split("\n", 1)[0]
+    except OSError:
+        return {"cpu_busy_s": None, "cpu_total_s": None}
+    ticks = [int(field) for field in line.split()[1:9]]  # guest time is part of user time
+    idle = ticks[3] + ticks[4]
+    per_second = os.sysconf("SC_CLK_TCK")
+    return {"cpu_busy_s": (sum(ticks) - idle) / per_second, "cpu_total_s": sum(ticks) / per_second}
+
+
+def memory_used_bytes() -> float | None:
+    """Memory in use on the whole machine, without what could be given up at once."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        return (int(lines["MemTotal"].split()[0]) - int(lines["MemAvailable"].split()[0])) * 1024.0
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def rapl_energy_j(root: Path = RAPL) -> float | None:
+    """Energy of all processor packages so far, in joules; None where the kernel does not show it or not to us."""
+    try:
+        packages = [path for path in root.glob("intel-rapl:*") if path.name.count(":") == 1]
+        microjoules = [int((path / "energy_uj").read_text()) for path in packages]
+    except (OSError, ValueError):
+        return None
+    return sum(microjoules) / 1e6 if microjoules else None
+
+
+class Gpus:
+    """The NVIDIA GPUs that this process may use, through NVML; silent where there is none."""
+
+    def __init__(self) -> None:
+        """Open NVML if it is there."""
+        self._nvml: Any = None
+        self._handles: list[Any] = []
+        try:
+            nvml = importlib.import_module("pynvml")
+            nvml.nvmlInit()
+        except Exception:  # no package, no driver, no GPU: each has an exception of its own
+            return
+        self._nvml = nvml
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        chosen = [int(index) for index in visible.split(",")] if re.fullmatch(r"\d+(,\d+)*", visible) else None
+        indices = range(nvml.nvmlDeviceGetCount()) if chosen is None else chosen
+        self._handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in indices]
+
+    def names(self) -> list[str]:
+        """As the driver names them."""
+        return [str(self._nvml.nvmlDeviceGetName(handle)) for handle in self._handles]
+
+    def look(self) -> dict[str, float | None]:
+        """Mean utilisation, memory in use and energy so far, over all GPUs."""
+        empty: dict[str, float | None] = {
+            "gpu_utilisation": None,
+            "gpu_memory_used_bytes": None,
+            "gpu_energy_j": None,
+        }
+        if not self._handles:
+            return empty
+        nvml = self._nvml
+        shares = [self._try(lambda h: nvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, h) for h in self._handles]
+        memory = [self._try(lambda h: float(nvml.nvmlDeviceGetMemoryInfo(h).used), h) for h in self._handles]
+        energy = [self._try(lambda h: nvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1000, h) for h in self._handles]
+        return {
+            "gpu_utilisation": _total(shares, len(shares)),
+            "gpu_memory_used_bytes": _total(memory),
+            "gpu_energy_j": _total(energy),
+        }
+
+    def _try(self, read: Any, handle: Any) -> float | None:
+        try:
+            return float(read(handle))
+        except self._nvml.NVMLError:
+            return None
+
+    def close(self) -> None:
+        """Let go of NVML."""
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+
+
+def _total(values: list[float | None], divisor: int = 1) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / divisor if len(known) == len(values) else None
