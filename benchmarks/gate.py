@@ -322,7 +322,8 @@ def guided_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
     yield f"""## Guided against uniform order
 
 Flips by tenth of the baseline's margin as measured on PIQA (8.8% AWQ, 4.7% INT8 flips in all), {num_runs} orders
-per cell, alpha = beta = 5%. "useless": the same flips, with margins that say nothing. Factor: uniform / guided median items."""
+per cell, alpha = beta = 5%. "useless": the same flips, with margins that say nothing. Factor: uniform / guided median
+items."""
     yield ""
     rows, factors = [], {"as measured": [], "useless": []}
     for name, percents in MEASURED_FLIPS.items():

@@ -28,6 +28,8 @@ FloatArray = NDArray[np.float64]
 
 TIE = 1e-9
 """Means closer than this to the boundary count as on it. It covers the rounding of sums of fractional scores."""
+SURE = 1e-9
+"""Bets are made while |m_t| < 1 - SURE: beyond, rounding would decide."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def advance(
     total = carry.total[..., None] + np.cumsum(d, axis=-1)
     y = d * part.shrink
     m = (boundary_total - (total - d)) / (num_items * part.reach)
-    m = np.clip(m, -1 + 1e-12, 1 - 1e-12)  # beyond +-1 the answer is certain, and no bet is asked
+    is_open = np.abs(m) < 1 - SURE  # beyond, the answer is certain, and no bet is made
+    m = np.where(is_open, m, 0.0)
     sum_squares = carry.sum_squares[..., None] + np.cumsum(y * y, axis=-1)
     sum_shapes = carry.sum_shapes[..., None] + np.cumsum(part.flip_shape, axis=-1)
     unit = max(abs(boundary_total) / num_items, 0.005) / part.reach
@@ -161,7 +164,9 @@ def advance(
             _log_factor(sign * y, sign * m, kelly_bet(sign * m, edge * unit, second), bet.max_loss)
             for edge in bet.edges
         ]
-        return log_start[..., None, :] + np.cumsum(np.stack(factors, axis=-1), axis=-2)
+        logs: FloatArray = np.where(is_open[..., None], np.stack(factors, axis=-1), 0.0)
+        logs = log_start[..., None, :] + np.cumsum(logs, axis=-2)
+        return logs
 
     accept, reject = wealth(1.0, bets[0], carry.log_accept), wealth(-1.0, bets[1], carry.log_reject)
     path = Path(total, log_mixture(accept, bets[0]), log_mixture(reject, bets[1]))
@@ -240,7 +245,7 @@ def confidence_bounds(differences: FloatArray, schedule: Schedule, error: float)
     before = (np.cumsum(d) - d) / num_items
 
     def is_rejected(mean: float, sign: float) -> bool:
-        m = sign * np.clip((mean - before) / part.reach, -1 + 1e-12, 1 - 1e-12)
+        m = sign * np.clip((mean - before) / part.reach, -1 + SURE, 1 - SURE)
         logs = np.cumsum(_log_factor(sign * y, m, bets, 0.9), axis=-1)
         top = logs.max(axis=0)
         mixed = top + np.log(np.exp(logs - top).mean(axis=0))

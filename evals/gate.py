@@ -209,7 +209,7 @@ class Gate:
         if best_total[-1] + 1 - self._boundary > self.num_items - self.max_items:
             return True
         reach = self._schedule.block(used, self.max_items).reach
-        m = np.clip((self._boundary - best_total) / (self.num_items * reach), -1 + 1e-12, 1 - 1e-12)
+        m = np.clip((self._boundary - best_total) / (self.num_items * reach), -1 + betting.SURE, 1 - betting.SURE)
         largest = np.log1p(self._bets[0].max_loss * (1 - m) / (1 + m)).sum()
         return bool(log_pass + largest >= math.log(1 / self.alpha)) and self.stop_early
 
