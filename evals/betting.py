@@ -165,8 +165,8 @@ def advance(
             for edge in bet.edges
         ]
         logs: FloatArray = np.where(is_open[..., None], np.stack(factors, axis=-1), 0.0)
-        logs = log_start[..., None, :] + np.cumsum(logs, axis=-2)
-        return logs
+        logs = np.cumsum(logs, axis=-2) + log_start[..., None, :]
+        return np.asarray(logs, np.float64)
 
     accept, reject = wealth(1.0, bets[0], carry.log_accept), wealth(-1.0, bets[1], carry.log_reject)
     path = Path(total, log_mixture(accept, bets[0]), log_mixture(reject, bets[1]))

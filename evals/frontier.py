@@ -28,6 +28,8 @@ Z95 = 1.959964
 SURE_HOEFFDING = 3.27  # sqrt(ln(2e9) / 2)
 SURE_SIGMAS = 6.5
 ELEMENTS_AT_ONCE = 500_000
+CELLS_AT_MOST = 2_000_000
+"""Draws times contenders: thousands of contenders get fewer draws (and `method` says how many)."""
 
 
 def non_dominated(points: Sequence[Point]) -> BoolArray:
@@ -127,6 +129,7 @@ def analyse(
     hypervolume, method = None, "no measured point"
     if kept.size:
         some = [points[i] for i in kept]
+        num_draws = min(num_draws, max(100, CELLS_AT_MOST // kept.size))
         draws = _quality_draws(some, resamples, rng, num_draws)
         costs = _cost_draws(some, resamples, rng, num_draws)
         probability[kept] = np.mean([m.mean(axis=0) for m in _in_chunks(non_dominated_mask, costs, draws)], axis=0)
