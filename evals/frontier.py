@@ -302,7 +302,7 @@ def _in_chunks(
 def _confident(
     cost: FloatArray, quality: FloatArray, cost_draws: FloatArray, quality_draws: FloatArray, error: float
 ) -> BoolArray:
-    """Points that no other beats under simultaneous bounds, each axis at error / 2 (max-t bootstrap, Efron 1987).
+    """Points that no other beats under simultaneous bounds, each axis at error / 2 (max-t, Westfall and Young 1993).
 
     Quality is taken relative to the mean of all points in the same draw: what all points share cancels in every
     comparison, so the bounds are those of paired differences.

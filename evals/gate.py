@@ -44,7 +44,7 @@ are not a random sample. Weights may depend on the baseline's answers and on tex
 item has one fixed D: greedy decoding, one engine, one set of settings. (3) The population is this benchmark: the
 statement is about these N items, not about other questions. (4) An item that cannot be scored counts as the worst
 case for the candidate (`differences`), so it can only make a pass harder (Banuelos and Stark, "Limiting risk by turning
-manifest phantoms into evil zombies", arXiv 1207.3413). The bound beta is then one on the differences so counted.
+manifest phantoms into evil zombies", 2012). The bound beta is then one on the differences so counted.
 """
 
 from __future__ import annotations
