@@ -410,7 +410,7 @@ def answers_tables(folder: Path, baseline: str, rng: np.random.Generator, num_ru
     yield f"""## Recorded answers in {num_runs} orders
 
 alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Factor: uniform / guided median items.
-"z 90%" as above."""
+"limit": the oracle's, as in the simulation, for the uniform order."""
     yield ""
     rows, factors = [], []
     for (variant, task), items in answers.items():
@@ -476,7 +476,7 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
 
 
 TABLES = {
-    "boundary": (boundary_tables, 2000),
+    "boundary": (boundary_tables, 1600),
     "power": (power_tables, 400),
     "tests": (fixed_tests_table, 2000),
     "guided": (guided_tables, 300),

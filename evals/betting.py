@@ -97,7 +97,7 @@ def _suffix_sum(values: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True)
 class Carry:
-    """Where the processes stand after `num_used` items; arrays have the leading axes, wealths one more for the bets."""
+    """Where the processes stand after `num_used` items; arrays have the leading axes (...); wealths (num_bets, ...)."""
 
     num_used: int
     total: FloatArray
@@ -114,13 +114,13 @@ class Carry:
     def rows(self, keep: NDArray[np.bool_]) -> Carry:
         """The replications where `keep` is true."""
         sums = (self.total[keep], self.sum_squares[keep], self.sum_shapes[keep])
-        return Carry(self.num_used, *sums, self.log_accept[keep], self.log_reject[keep])
+        return Carry(self.num_used, *sums, self.log_accept[:, keep], self.log_reject[:, keep])
 
 
 def start(accept: Bets, reject: Bets, leading: tuple[int, ...] = ()) -> Carry:
     """Before the first item: every wealth is 1."""
     zero = np.zeros(leading)
-    return Carry(0, zero, zero, zero, np.zeros((*leading, len(accept.edges))), np.zeros((*leading, len(reject.edges))))
+    return Carry(0, zero, zero, zero, np.zeros((len(accept.edges), *leading)), np.zeros((len(reject.edges), *leading)))
 
 
 @dataclass(frozen=True)
@@ -160,20 +160,16 @@ def advance(
         seen, expected = sum_squares - y * y, sum_shapes - part.flip_shape
         prior = bet.prior_items * first_shape
         second = part.flip_shape * (bet.prior_flip_rate * prior + seen) / (prior + expected)
-        factors = [
-            _log_factor(sign * y, sign * m, kelly_bet(sign * m, edge * unit, second), bet.max_loss)
-            for edge in bet.edges
-        ]
-        logs: FloatArray = np.where(is_open[..., None], np.stack(factors, axis=-1), 0.0)
-        logs = np.cumsum(logs, axis=-2) + log_start[..., None, :]
-        return np.asarray(logs, np.float64)
+        bets_made = [kelly_bet(sign * m, edge * unit, second) for edge in bet.edges]
+        logs = [np.where(is_open, _log_factor(sign * y, sign * m, made, bet.max_loss), 0.0) for made in bets_made]
+        return np.stack([begun[..., None] + np.cumsum(x, axis=-1) for begun, x in zip(log_start, logs, strict=True)])
 
     accept, reject = wealth(1.0, bets[0], carry.log_accept), wealth(-1.0, bets[1], carry.log_reject)
     path = Path(total, log_mixture(accept, bets[0]), log_mixture(reject, bets[1]))
     if not d.shape[-1]:
         return carry, path
     sums = (total[..., -1], sum_squares[..., -1], sum_shapes[..., -1])
-    return Carry(end, *sums, accept[..., -1, :], reject[..., -1, :]), path
+    return Carry(end, *sums, accept[..., -1], reject[..., -1]), path
 
 
 def _log_factor(y: FloatArray, m: FloatArray, bet: FloatArray, max_loss: float) -> FloatArray:
@@ -197,11 +193,10 @@ def kelly_bet(m: FloatArray, edge: FloatArray, second: FloatArray) -> FloatArray
 
 
 def log_mixture(log_wealths: FloatArray, bets: Bets) -> FloatArray:
-    """Log of the weighted mean of wealths: (..., num_bets) -> (...)."""
-    terms = log_wealths + np.log(np.array(bets.weights))
-    top = terms.max(axis=-1)
-    mixed: FloatArray = top + np.log(np.exp(terms - top[..., None]).sum(axis=-1))
-    return mixed
+    """Log of the weighted mean of wealths: (num_bets, ...) -> (...)."""
+    top = log_wealths.max(axis=0)
+    mixed = sum(weight * np.exp(logs - top) for weight, logs in zip(bets.weights, log_wealths, strict=True))
+    return np.asarray(top + np.log(mixed), np.float64)
 
 
 UNDECIDED, E_ACCEPT, E_REJECT, SURE_ACCEPT, SURE_REJECT = range(5)

@@ -145,3 +145,23 @@ def test_guided_estimate_is_unbiased():
     standard_error = np.std(values) / math.sqrt(len(values))
     assert np.mean(values) == pytest.approx(population.mean(), abs=5 * standard_error)
     assert standard_error < 0.003
+
+
+@pytest.mark.parametrize("delta", [0.01, 0.1])
+def test_the_uniform_process_is_the_published_martingale(delta):
+    """Waudby-Smith and Ramdas, on x = (D + 1) / 2 in [0, 1]: prod 1 + l_t (x_t - (N mu - sum x) / (N - t + 1))."""
+    rng, n = np.random.default_rng(4), 300
+    d = rng.permutation(three_point(n, 12, 9))
+    one = betting.Bets((1.0,), (1.0,))
+    schedule = betting.make_schedule(np.ones(n))
+    _, path = betting.advance(betting.start(one, one), d, schedule, -n * delta, (one, one))
+    x, mu, capital, seen = (d + 1) / 2, (1 - delta) / 2, 1.0, 0.0
+    for t in range(n - 40):
+        m = (n * mu - x[:t].sum()) / (n - t)
+        second = (one.prior_flip_rate * one.prior_items + seen) / (one.prior_items + t)
+        edge = delta * n / (n - t)
+        # Their bet is at most c / m; ours, on the scale of D, is half of theirs.
+        ours = float(betting.kelly_bet(np.array(2 * m - 1), np.array(edge), np.array(second)))
+        capital *= 1 + min(2 * ours, one.max_loss / m) * (x[t] - m)
+        seen += d[t] ** 2
+        assert path.log_accept[t] == pytest.approx(math.log(capital), abs=1e-9)
