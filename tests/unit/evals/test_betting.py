@@ -23,8 +23,8 @@ def three_point(num_items, num_lost, num_gained):
     ("num_items", "num_lost", "num_gained"), [(100, 2, 0), (500, 15, 5), (500, 80, 70), (1500, 30, 0), (1500, 250, 220)]
 )
 def test_errors_at_the_boundary_stay_below_the_levels_whenever_one_stops(num_items, num_lost, num_gained):
-    """The supremum of both wealths over 1000 orders; the bound is alpha plus four standard errors."""
-    rng, num_runs = np.random.default_rng(num_items + num_lost), 1000
+    """The supremum of both wealths over 500 orders; the bound is alpha plus four standard errors."""
+    rng, num_runs = np.random.default_rng(num_items + num_lost), 500
     d = permuted(three_point(num_items, num_lost, num_gained), num_runs, rng)
     bets = (ACCEPT_BETS, REJECT_BETS)
     boundary = float(num_gained - num_lost)
@@ -38,7 +38,7 @@ def test_errors_at_the_boundary_stay_below_the_levels_whenever_one_stops(num_ite
 
 @pytest.mark.parametrize(("num_lost", "num_gained"), [(30, 30), (40, 25), (70, 10)])
 def test_a_stopped_run_seldom_contradicts_the_full_run(num_lost, num_gained):
-    rng, num_runs, num_items, delta = np.random.default_rng(num_lost), 300, 1500, 0.02
+    rng, num_runs, num_items, delta = np.random.default_rng(num_lost), 200, 1500, 0.02
     population = three_point(num_items, num_lost, num_gained)
     truth = population.mean() > -delta
     wrong = 0
@@ -99,7 +99,7 @@ def test_schedule_scales_bounds_to_one(weights, seed):
 @pytest.mark.parametrize(("num_lost", "num_gained"), [(10, 10), (40, 5), (4, 0), (110, 60)])
 def test_the_interval_holds_the_mean_where_the_gate_stopped(num_lost, num_gained, is_guided):
     """90% intervals at the gate's own stopping time: at most 10% misses, plus four standard errors."""
-    rng, num_items, num_runs = np.random.default_rng(num_lost), 300, 100
+    rng, num_items, num_runs = np.random.default_rng(num_lost), 300, 60
     population = three_point(num_items, num_lost, num_gained)
     misses, widths = 0, []
     for _ in range(num_runs):
