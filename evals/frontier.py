@@ -2,19 +2,34 @@
 
 A candidate is dominated when another one costs no more and is no worse, and is better in at least one of the two. A
 candidate whose cost or quality was not measured is never on the frontier: missing is never free, fast or certain.
+
+Measured values carry errors, so membership does too: `analyse` gives each point's probability of being on the frontier,
+a set that holds the true frontier with stated confidence, and the hypervolume with an interval. What to promote does
+not come from here: that is the cheapest candidate that passed the gate and meets the SLO.
+
+    frontier = analyse(points, np.random.default_rng(0), Resamples(scores, usd_per_1k_tokens))
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.types import Point
+from evals.types import Estimate, Point
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
+
+Z95 = 1.959964
+"""Estimates carry 95% intervals; this turns their width into a standard deviation."""
+SURE_HOEFFDING = 3.27  # sqrt(ln(2e9) / 2)
+SURE_SIGMAS = 6.5
+ELEMENTS_AT_ONCE = 500_000
+CELLS_AT_MOST = 2_000_000
+"""Draws times contenders: thousands of contenders get fewer draws (and `method` says how many)."""
 
 
 def non_dominated(points: Sequence[Point]) -> BoolArray:
@@ -22,9 +37,7 @@ def non_dominated(points: Sequence[Point]) -> BoolArray:
 
     Points with equal cost and quality do not dominate each other. A point without quality or cost is never on it.
     """
-    cost = np.array([np.nan if p.usd_per_1k_tokens is None else float(p.usd_per_1k_tokens.value) for p in points])
-    quality = np.array([np.nan if p.quality is None else p.quality.value for p in points])
-    return non_dominated_mask(cost, quality)
+    return non_dominated_mask(*_values(points))
 
 
 def non_dominated_mask(cost: FloatArray, quality: FloatArray) -> BoolArray:
@@ -50,3 +63,264 @@ def non_dominated_mask(cost: FloatArray, quality: FloatArray) -> BoolArray:
     np.put_along_axis(mask, order, survives, -1)
     mask &= measured
     return mask
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """What the bootstrap may draw from, by point name; a point without an entry is drawn from its interval."""
+
+    scores: Mapping[str, Mapping[str, Sequence[float | None]]] = field(default_factory=dict)
+    """Per point and task, the items' scores in the benchmark's order; None where there is none. The same tasks and
+    items for all points."""
+    usd_per_1k_tokens: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Per point, the cost that each repeat of the load test gives, all at one price per hour."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """The frontier under uncertainty; tuples are in the points' order."""
+
+    on_frontier: tuple[bool, ...]
+    """Not dominated by the measured values."""
+    probability: tuple[float | None, ...]
+    """Share of draws in which the point is not dominated; None where it was not measured."""
+    confident: tuple[bool, ...]
+    """Members of a set that holds all of the true frontier with the stated confidence."""
+    hypervolume: Estimate | None
+    """Area between the frontier and the reference point, in ln(cost) times quality; None without a measured point."""
+    knee: int | None
+    """Index of the point farthest above the chord of the frontier: a hint, it moves with the scale of the axes."""
+    method: str
+
+
+def analyse(
+    points: Sequence[Point],
+    rng: np.random.Generator,
+    resamples: Resamples | None = None,
+    *,
+    reference: tuple[float, float] | None = None,
+    num_draws: int = 1000,
+    confidence: float = 0.95,
+) -> Frontier:
+    """All of the frontier's figures from one set of paired bootstrap draws.
+
+    Each draw takes the same item indices for all points (per task; tasks weigh the same) and new repeats of each load
+    test. Points that some other point beats in every possible draw are left out of the drawing: their probability is
+    zero, and whatever they dominate is dominated by that other point too.
+
+    `reference` (cost in USD per 1k tokens, quality) is the corner of the hypervolume; keep it fixed to compare dates.
+    None takes the dearest and the worst measured point. The share of draws and its interval are themselves estimates:
+    the maximum of noisy points is biased upwards, so read the hypervolume as a trend.
+
+    Raises ValueError where a cost is not positive, names are not unique, or the resamples' items do not agree.
+    """
+    resamples = resamples or Resamples()
+    names = [p.name for p in points]
+    if len(set(names)) != len(names):
+        raise ValueError("the points' names must be unique")
+    cost, quality = _values(points)
+    measured = ~(np.isnan(cost) | np.isnan(quality))
+    if np.any(cost <= 0):
+        raise ValueError(f"costs must be positive: {[names[i] for i in np.flatnonzero(cost <= 0)[:5]]}")
+    on_frontier = non_dominated_mask(cost, quality)
+    kept = np.flatnonzero(_can_be_on_frontier(points, resamples) & measured)
+    probability = np.where(measured, 0.0, np.nan)
+    confident = np.zeros(len(points), bool)
+    hypervolume, method = None, "no measured point"
+    if kept.size:
+        some = [points[i] for i in kept]
+        num_draws = min(num_draws, max(100, CELLS_AT_MOST // kept.size))
+        draws = _quality_draws(some, resamples, rng, num_draws)
+        costs = _cost_draws(some, resamples, rng, num_draws)
+        probability[kept] = np.mean([m.mean(axis=0) for m in _in_chunks(non_dominated_mask, costs, draws)], axis=0)
+        confident[kept] = _confident(cost[kept], quality[kept], costs, draws, 1 - confidence)
+        corner = reference or (float(np.nanmax(cost)), float(np.nanmin(quality[measured])))
+        volumes = hypervolumes(costs, draws, corner)
+        tail = (1 - confidence) / 2
+        lo, hi = (float(x) for x in np.quantile(volumes, [tail, 1 - tail]))
+        value = float(hypervolumes(cost[measured], quality[measured], corner))
+        num_paired = sum(p.name in resamples.scores for p in some)
+        method = f"bootstrap {confidence:.0%}, {num_draws} draws, {num_paired} of {len(some)} contenders paired by item"
+        hypervolume = Estimate(value, min(lo, value), max(hi, value), int(measured.sum()), method=method)
+    return Frontier(
+        tuple(on_frontier.tolist()),
+        tuple(None if np.isnan(x) else float(x) for x in probability),
+        tuple(confident.tolist()),
+        hypervolume,
+        knee(cost, quality),
+        method,
+    )
+
+
+def epsilon_beaten_by(points: Sequence[Point], eps_quality: float, eps_cost: float) -> list[int | None]:
+    """Per point, the index of the best point that beats it by epsilon, or None.
+
+    a beats b where quality_a >= quality_b - eps_quality and cost_a <= cost_b (1 - eps_cost): nearly as good, and
+    cheaper by a share that matters. Beating goes down in cost, so no two points beat each other. A point without
+    quality or cost beats none and is beaten by none.
+
+    Raises ValueError where eps_cost is not in (0, 1) or eps_quality is negative.
+    """
+    if not 0 < eps_cost < 1 or eps_quality < 0:
+        raise ValueError(f"eps_cost must lie in (0, 1) and eps_quality be at least 0, not {eps_cost} and {eps_quality}")
+    cost, quality = _values(points)
+    measured = np.flatnonzero(~(np.isnan(cost) | np.isnan(quality)))
+    order = measured[np.argsort(cost[measured], kind="stable")]
+    best = np.maximum.accumulate(quality[order]) if order.size else quality[order]
+    is_new = np.concatenate([[True], best[1:] > best[:-1]]) if order.size else np.zeros(0, bool)
+    holder = np.maximum.accumulate(np.where(is_new, np.arange(order.size), 0)) if order.size else order
+    num_cheaper = np.searchsorted(cost[order], cost * (1 - eps_cost), side="right")
+    beaten: list[int | None] = [None] * len(points)
+    for i in measured:
+        k = num_cheaper[i] - 1
+        if k >= 0 and best[k] >= quality[i] - eps_quality:
+            beaten[i] = int(order[holder[k]])
+    return beaten
+
+
+def hypervolumes(cost: FloatArray, quality: FloatArray, reference: tuple[float, float]) -> FloatArray:
+    """Area that each point set dominates up to the reference (cost, quality), in ln(cost) x quality: (..., n) -> (...).
+
+    Points dearer or worse than the reference add nothing (Zitzler and Thiele 1999).
+    """
+    cost, quality = np.broadcast_arrays(cost, quality)
+    order = np.argsort(cost, axis=-1)
+    log_cost = np.minimum(np.log(np.take_along_axis(cost, order, -1)), np.log(reference[0]))
+    height = np.maximum(np.take_along_axis(quality, order, -1) - reference[1], 0.0)
+    best = np.maximum.accumulate(height, axis=-1)
+    width = np.diff(log_cost, axis=-1, append=np.full((*log_cost.shape[:-1], 1), np.log(reference[0])))
+    return np.asarray((best * width).sum(axis=-1), np.float64)
+
+
+def knee(cost: FloatArray, quality: FloatArray) -> int | None:
+    """The frontier's point farthest above the line between its ends, in ln(cost) and quality; None below 3 points."""
+    on = np.flatnonzero(non_dominated_mask(cost, quality))
+    if on.size < 3:
+        return None
+    x, y = np.log(cost[on]), quality[on]
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return None
+    return int(on[np.argmax((y - y.min()) / np.ptp(y) - (x - x.min()) / np.ptp(x))])
+
+
+def _values(points: Sequence[Point]) -> tuple[FloatArray, FloatArray]:
+    cost = [np.nan if p.usd_per_1k_tokens is None else float(p.usd_per_1k_tokens.value) for p in points]
+    quality = [np.nan if p.quality is None else p.quality.value for p in points]
+    return np.array(cost, np.float64), np.array(quality, np.float64)
+
+
+def _can_be_on_frontier(points: Sequence[Point], resamples: Resamples) -> BoolArray:
+    """Where no other point is cheaper and better in (practically) every draw."""
+    num = len(points)
+    q_lo, q_hi, c_lo, c_hi = np.full(num, -np.inf), np.full(num, np.inf), np.full(num, -np.inf), np.full(num, np.inf)
+    for i, p in enumerate(points):
+        if p.quality is None or p.usd_per_1k_tokens is None:
+            continue
+        q, money = p.quality, p.usd_per_1k_tokens
+        tasks = resamples.scores.get(p.name)
+        if tasks:
+            # Hoeffding's inequality for the resampled mean: beyond this with probability below 1e-9.
+            reach = sum(1 / max(1, len(s)) for s in tasks.values()) / len(tasks) ** 2
+            q_lo[i], q_hi[i] = q.value - SURE_HOEFFDING * reach**0.5, q.value + SURE_HOEFFDING * reach**0.5
+        else:
+            spread = SURE_SIGMAS * (q.hi - q.lo) / (2 * Z95)
+            q_lo[i], q_hi[i] = q.value - spread, q.value + spread
+        repeats = resamples.usd_per_1k_tokens.get(p.name)
+        lo, hi = (min(repeats), max(repeats)) if repeats else (float(money.lo), float(money.hi))
+        centre = float(np.mean(repeats)) if repeats else float(money.value)
+        c_lo[i], c_hi[i] = lo + float(money.value) - centre, hi + float(money.value) - centre
+    order = np.argsort(c_hi, kind="stable")
+    best = np.maximum.accumulate(q_lo[order])
+    num_cheaper = np.searchsorted(c_hi[order], c_lo, side="left")  # strictly cheaper, so never the point itself
+    beaten = (num_cheaper > 0) & (best[np.maximum(num_cheaper - 1, 0)] > q_hi)
+    return np.asarray(~beaten, np.bool_)
+
+
+def _quality_draws(
+    points: Sequence[Point], resamples: Resamples, rng: np.random.Generator, num_draws: int
+) -> FloatArray:
+    """(num_draws, len(points)): means of resampled items, or normal draws from the interval."""
+    estimates = [p.quality for p in points if p.quality is not None]
+    value = np.array([e.value for e in estimates])
+    sigma = np.array([(e.hi - e.lo) / (2 * Z95) for e in estimates])
+    draws = value + sigma * rng.standard_normal((num_draws, len(points)))
+    paired = [i for i, p in enumerate(points) if p.name in resamples.scores]
+    if paired:
+        tables = [resamples.scores[points[i].name] for i in paired]
+        tasks = list(tables[0])
+        if any(set(t) != set(tasks) for t in tables):
+            raise ValueError("all points with scores must have the same tasks")
+        means = np.mean([_task_draws(task, [t[task] for t in tables], rng, num_draws) for task in tasks], axis=0)
+        # Row 0 holds the means of all items: the draws are centred on what was reported.
+        draws[:, paired] = value[paired] + means[1:] - means[0]
+    return np.asarray(draws, np.float64)
+
+
+def _task_draws(
+    task: str, scores: list[Sequence[float | None]], rng: np.random.Generator, num_draws: int
+) -> FloatArray:
+    """Mean scores (1 + num_draws, num_points): of all items, then of the same resampled items for all points."""
+    num_items = len(scores[0])
+    if any(len(s) != num_items for s in scores):
+        raise ValueError(f"{task}: all points must have the same items, None where one has no score")
+    table = np.array(scores, np.float64).T  # None becomes nan
+    known = ~np.isnan(table)
+    if not known.any(axis=0).all():
+        raise ValueError(f"{task}: a point has no score at all")
+    counts = np.ones((1 + num_draws, num_items))
+    counts[1:] = rng.multinomial(num_items, np.full(num_items, 1 / num_items), size=num_draws)
+    total = counts @ np.where(known, table, 0.0)
+    num_known = np.maximum(counts @ known, 1.0)
+    return np.asarray(total / num_known, np.float64)
+
+
+def _cost_draws(points: Sequence[Point], resamples: Resamples, rng: np.random.Generator, num_draws: int) -> FloatArray:
+    """(num_draws, len(points)): means of resampled load repeats, or even draws between lo and hi."""
+    draws = np.empty((num_draws, len(points)))
+    for i, p in enumerate(points):
+        money = p.usd_per_1k_tokens
+        assert money is not None, "only measured points are drawn"
+        repeats = np.asarray(resamples.usd_per_1k_tokens.get(p.name, ()), np.float64)
+        if repeats.size:
+            index = rng.integers(0, repeats.size, (num_draws, repeats.size))
+            draws[:, i] = float(money.value) + repeats[index].mean(axis=1) - repeats.mean()
+        else:
+            draws[:, i] = rng.uniform(float(money.lo), float(money.hi), num_draws)
+    return np.maximum(draws, np.finfo(np.float64).tiny)
+
+
+def _in_chunks(
+    function: Callable[[FloatArray, FloatArray], BoolArray], cost: FloatArray, quality: FloatArray
+) -> Iterator[BoolArray]:
+    rows = max(1, ELEMENTS_AT_ONCE // cost.shape[-1])
+    if len(cost) % rows:
+        rows = next(r for r in range(rows, 0, -1) if len(cost) % r == 0)  # equal chunks: their means may be averaged
+    for start in range(0, len(cost), rows):
+        yield function(cost[start : start + rows], quality[start : start + rows])
+
+
+def _confident(
+    cost: FloatArray, quality: FloatArray, cost_draws: FloatArray, quality_draws: FloatArray, error: float
+) -> BoolArray:
+    """Points that no other beats under simultaneous bounds, each axis at error / 2 (max-t, Westfall and Young 1993).
+
+    Quality is taken relative to the mean of all points in the same draw: what all points share cancels in every
+    comparison, so the bounds are those of paired differences.
+    """
+    relative = quality_draws - quality_draws.mean(axis=1, keepdims=True)
+    q_half = _simultaneous_half_width(relative, quality - quality.mean(), error / 2)
+    c_half = _simultaneous_half_width(np.log(cost_draws), np.log(cost), error / 2)
+    q_lo, q_hi = quality - q_half, quality + q_half
+    c_lo, c_hi = np.log(cost) - c_half, np.log(cost) + c_half
+    order = np.argsort(c_hi, kind="stable")
+    best = np.maximum.accumulate(q_lo[order])
+    num_cheaper = np.searchsorted(c_hi[order], c_lo, side="left")
+    beaten = (num_cheaper > 0) & (best[np.maximum(num_cheaper - 1, 0)] >= q_hi)
+    return np.asarray(~beaten, np.bool_)
+
+
+def _simultaneous_half_width(draws: FloatArray, value: FloatArray, error: float) -> FloatArray:
+    """Half widths (n,) such that all |draw - value| stay within them in a share 1 - error of the draws."""
+    sigma = draws.std(axis=0)
+    t = np.abs(draws - value) / np.where(sigma > 0, sigma, np.inf)
+    return np.asarray(np.quantile(t.max(axis=1), 1 - error) * sigma, np.float64)

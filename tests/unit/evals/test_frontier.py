@@ -1,12 +1,23 @@
 """The frontier: against the definition, pair by pair."""
 
+import time
 from decimal import Decimal
+from statistics import NormalDist
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.frontier import non_dominated, non_dominated_mask
+from evals.frontier import (
+    Resamples,
+    analyse,
+    epsilon_beaten_by,
+    hypervolumes,
+    knee,
+    non_dominated,
+    non_dominated_mask,
+)
 from evals.types import Estimate, Money, Point
 
 small = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0, np.nan])
@@ -45,3 +56,137 @@ def test_an_unmeasured_point_is_never_on_the_frontier():
     points = [point("no cost", np.nan, 1.0), point("no quality", 0.0, np.nan), point("measured", 2.0, 0.1)]
     assert non_dominated(points).tolist() == [False, False, True]
     assert non_dominated([]).tolist() == []
+
+
+def measured(name, cost, quality, half=0.0, cost_half=0.0):
+    money = Money(*(Decimal(str(cost + x)) for x in (0.0, -cost_half, cost_half)))
+    return Point(name, Estimate(quality, quality - half, quality + half, 100), money, False)
+
+
+def test_without_noise_probability_is_membership():
+    points = [measured("a", 1.0, 0.5), measured("b", 2.0, 0.6), measured("c", 3.0, 0.55), point("d", 1.0, np.nan)]
+    found = analyse(points, np.random.default_rng(0))
+    assert found.on_frontier == (True, True, False, False)
+    assert found.probability == (1.0, 1.0, 0.0, None)
+    assert found.confident == (True, True, False, False)
+
+
+def test_equal_models_are_told_apart_by_pairing():
+    """12 of 400 items lost and none gained: paired draws never see the dear one beaten, unpaired ones often do."""
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 2, 400).astype(float)
+    worse = a.copy()
+    worse[np.flatnonzero(a)[:12]] = 0.0
+    points = [
+        measured("cheap", 1.0, float(worse.mean()), 0.05),
+        measured("dear", 2.0, float(a.mean()), 0.05),
+    ]
+    scores = {"cheap": {"t": worse.tolist()}, "dear": {"t": a.tolist()}}
+    paired = analyse(points, np.random.default_rng(1), Resamples(scores))
+    unpaired = analyse(points, np.random.default_rng(1))
+    assert paired.probability[1] > 0.999
+    assert unpaired.probability[1] < 0.9
+    assert "2 of 2 contenders paired" in paired.method
+
+
+def test_probability_of_two_independent_points_is_the_normal_tail():
+    points = [measured("cheap", 1.0, 0.5, half=0.0196), measured("dear", 2.0, 0.51, half=0.0196)]
+    found = analyse(points, np.random.default_rng(0), num_draws=20_000)
+    assert found.probability[0] == 1.0
+    assert found.probability[1] == pytest.approx(NormalDist().cdf(0.01 / (0.01 * 2**0.5)), abs=0.015)
+
+
+def test_cost_is_resampled_over_repeats():
+    points = [measured("a", 1.0, 0.5), measured("b", 1.05, 0.5)]
+    repeats = {"a": [0.9, 1.0, 1.1], "b": [0.95, 1.05, 1.15]}
+    found = analyse(points, np.random.default_rng(0), Resamples(usd_per_1k_tokens=repeats))
+    assert 0.05 < found.probability[1] < 0.5
+    assert found.confident == (True, True)
+    assert analyse(points, np.random.default_rng(0)).probability == (1.0, 0.0)
+
+
+def test_pruning_changes_nothing():
+    """Hopeless points are left out of the drawing; the others' draws and figures are as without them."""
+    near = [measured(str(i), 1.0 + i / 10, 0.5 + i / 100, half=0.02) for i in range(5)]
+    hopeless = [measured(f"far {i}", 10.0 + i, 0.1, half=0.01) for i in range(20)]
+    alone = analyse(near, np.random.default_rng(3), reference=(20.0, 0.1))
+    together = analyse(near + hopeless, np.random.default_rng(3), reference=(20.0, 0.1))
+    assert together.probability == alone.probability + (0.0,) * 20
+    assert together.hypervolume.lo == alone.hypervolume.lo
+
+
+def test_the_confident_set_holds_the_true_frontier():
+    rng = np.random.default_rng(0)
+    cost = np.array([1.0, 1.2, 1.5, 2.0, 2.5, 3.0])
+    truth = np.array([0.50, 0.53, 0.52, 0.58, 0.58, 0.60])
+    true_frontier = non_dominated_mask(cost, truth)
+    misses = 0
+    for _ in range(200):
+        seen = truth + rng.normal(0, 0.01, 6)
+        points = [measured(str(i), c, q, half=0.0196) for i, (c, q) in enumerate(zip(cost, seen, strict=True))]
+        found = analyse(points, rng, num_draws=400)
+        misses += not np.array(found.confident)[true_frontier].all()
+    assert misses <= 0.05 * 200 + 4 * (0.05 * 0.95 * 200) ** 0.5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([1.0, 1.5, 2.0, 3.0]), st.sampled_from([0.1, 0.2, 0.3])), max_size=10))
+def test_epsilon_dominance_agrees_with_its_definition(pairs):
+    points = [measured(str(i), c, q) for i, (c, q) in enumerate(pairs)]
+    beaten = epsilon_beaten_by(points, 0.1, 0.1)
+    for i, (c, q) in enumerate(pairs):
+        rivals = [j for j, (cj, qj) in enumerate(pairs) if qj >= q - 0.1 and cj <= c * 0.9]
+        assert (beaten[i] is None) == (not rivals)
+        if rivals:
+            assert beaten[i] in rivals
+            assert pairs[beaten[i]][1] == max(pairs[j][1] for j in rivals)
+
+
+def test_epsilon_needs_a_saving_that_matters():
+    with pytest.raises(ValueError, match="eps_cost"):
+        epsilon_beaten_by([], 0.01, 0.0)
+    assert epsilon_beaten_by([point("gap", np.nan, 0.5), measured("a", 1.0, 0.5)], 0.01, 0.1) == [None, None]
+
+
+def test_hypervolume_is_the_area():
+    # Two boxes in ln(cost) x quality: from 1 to e at 0.2, from e to e^2 at 0.5, above a reference quality of 0.1.
+    cost, quality = np.exp([0.0, 1.0, 1.5]), np.array([0.3, 0.6, 0.4])
+    volume = hypervolumes(cost, quality, (float(np.exp(2.0)), 0.1))
+    assert volume == pytest.approx(1 * 0.2 + 1 * 0.5)
+    assert hypervolumes(cost, quality, (0.5, 0.1)) == 0.0
+    both = hypervolumes(np.stack([cost, cost[::-1]]), np.stack([quality, quality[::-1]]), (float(np.exp(2.0)), 0.1))
+    assert both == pytest.approx([0.7, 0.7])
+
+
+def test_knee_is_the_bend():
+    cost, quality = np.exp(np.array([0.0, 1.0, 2.0, 3.0])), np.array([0.1, 0.9, 0.95, 1.0])
+    assert knee(cost, quality) == 1
+    assert knee(cost[:2], quality[:2]) is None
+
+
+def test_bad_input_is_refused():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="positive"):
+        analyse([measured("a", 0.0, 0.5)], rng)
+    with pytest.raises(ValueError, match="unique"):
+        analyse([measured("a", 1.0, 0.5), measured("a", 2.0, 0.5)], rng)
+    two = [measured("a", 1.0, 0.5), measured("b", 1.1, 0.5, half=0.1)]
+    with pytest.raises(ValueError, match="same items"):
+        analyse(two, rng, Resamples({"a": {"t": [1.0]}, "b": {"t": [1.0, 0.0]}}))
+    with pytest.raises(ValueError, match="same tasks"):
+        analyse(two, rng, Resamples({"a": {"t": [1.0]}, "b": {"u": [1.0]}}))
+    assert analyse([point("gap", np.nan, 0.5)], rng).hypervolume is None
+
+
+def test_ten_thousand_points_take_less_than_two_seconds():
+    rng = np.random.default_rng(0)
+    cost = np.exp(rng.normal(0, 1, 10_000))
+    quality = 0.5 + 0.05 * np.log(cost) + rng.normal(0, 0.05, 10_000)
+    points = [
+        measured(str(i), round(c, 6), float(q), half=0.01) for i, (c, q) in enumerate(zip(cost, quality, strict=True))
+    ]
+    begin = time.process_time()
+    found = analyse(points, rng)
+    assert time.process_time() - begin < 2.0
+    assert sum(found.on_frontier) >= 1
+    assert all(p is not None for p in found.probability)

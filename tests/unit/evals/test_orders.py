@@ -1,0 +1,111 @@
+"""Orders and guides: the drawing's probabilities, the shape of the weights, and validity under bad guides."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evals.gate import Decision, Gate
+from evals.orders import FLOORS, guide_weights, guided_order, predict_flips, uniform_order
+
+
+def test_guided_order_is_weighted_sampling_without_replacement():
+    weights, rng, num_draws = np.array([4.0, 2.0, 1.0, 1.0]), np.random.default_rng(0), 20_000
+    counts = dict.fromkeys(itertools.permutations(range(4)), 0)
+    for _ in range(num_draws):
+        counts[tuple(guided_order(weights, rng).tolist())] += 1
+    for order, count in counts.items():
+        w = weights[list(order)]
+        expected = math.prod(w[t] / w[t:].sum() for t in range(4))
+        assert count / num_draws == pytest.approx(expected, abs=5 * math.sqrt(expected / num_draws))
+
+
+@given(st.integers(1, 50), st.integers(0, 100))
+def test_orders_are_seeded_permutations(n, seed):
+    for order in (uniform_order, lambda n, rng: guided_order(np.arange(1.0, n + 1), rng)):
+        first = order(n, np.random.default_rng(seed))
+        assert sorted(first.tolist()) == list(range(n))
+        assert first.tolist() == order(n, np.random.default_rng(seed)).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.one_of(st.none(), st.floats(-100, 100)), min_size=1, max_size=60),
+    st.sampled_from([0.0, 0.005, 0.02, 0.1, 0.5]),
+    st.booleans(),
+)
+def test_weights_are_positive_floored_and_fall_with_the_margin(margins, delta, has_costs):
+    costs = list(range(1, len(margins) + 1)) if has_costs else None
+    guide = guide_weights(margins, delta, costs)
+    assert guide.floor in FLOORS
+    assert guide.weights.mean() == pytest.approx(1)
+    assert guide.weights.min() >= guide.floor - 1e-6
+    known = [(m, w) for m, w in zip(margins, guide.weights, strict=True) if m is not None]
+    if not has_costs:
+        known.sort()
+        assert all(a[1] >= b[1] - 1e-12 for a, b in itertools.pairwise(known))
+
+
+def test_no_margin_at_all_gives_the_uniform_order():
+    guide = guide_weights([None] * 20, 0.02)
+    assert guide.weights == pytest.approx(np.ones(20))
+    assert predict_flips([1.0] * 20) == pytest.approx(np.ones(20))
+
+
+def test_dear_items_are_drawn_later():
+    guide = guide_weights([None] * 100, 0.01, [100.0] * 50 + [1000.0] * 50)
+    assert guide.weights[0] > guide.weights[99]
+
+
+def test_bad_guides_are_refused():
+    with pytest.raises(ValueError, match="at least one item"):
+        guide_weights([], 0.02)
+    with pytest.raises(ValueError, match="2 positive numbers"):
+        guide_weights([1.0, 2.0], 0.02, [1.0, 0.0])
+
+
+def run_to_decision(d, delta, weights, flips, rng):
+    order = guided_order(weights, rng)
+    gate = Gate(len(d), delta, order_weights=weights[order], predicted_flips=flips[order])
+    for begin in range(0, len(d), 100):
+        if gate.update(d[order[begin : begin + 100]]).decision is not Decision.UNDECIDED:
+            break
+    return gate.state
+
+
+@pytest.mark.parametrize("kind", ["hides the losses", "loves the gains", "useless", "wild"])
+def test_alpha_holds_under_a_useless_or_adversarial_guide(kind):
+    """400 orders at the boundary: at alpha = 10%, more than 60 false passes have a chance below 1 in 1000."""
+    rng = np.random.default_rng(5)
+    d = np.concatenate([-np.ones(50), np.ones(20), np.zeros(530)])
+    weights = {
+        "hides the losses": np.where(d < 0, 0.4, 1.2),
+        "loves the gains": np.where(d > 0, 5.0, 0.8),
+        "useless": rng.uniform(0.5, 2, d.size),
+        "wild": np.exp(rng.normal(0, 2, d.size)),
+    }[kind]
+    flips = np.where(d < 0, 0.0, 1.0)
+    false_passes = 0
+    for _ in range(400):
+        order = guided_order(weights, rng)
+        gate = Gate(d.size, 0.05, alpha=0.1, order_weights=weights[order], predicted_flips=flips[order])
+        gate.update(d[order])
+        false_passes += gate.course().log_e_pass.max() >= math.log(10)
+    assert false_passes <= 60
+
+
+def test_a_good_guide_needs_fewer_items():
+    rng = np.random.default_rng(1)
+    margins = np.sort(rng.exponential(size=2000))
+    is_flip = rng.random(2000) < 0.4 * np.exp(-np.arange(2000) / 200)
+    d = np.where(is_flip, rng.choice([-1.0, 1.0], 2000), 0.0)
+    guide = guide_weights(margins.tolist(), 0.02)
+    flat = np.ones(2000)
+    used = {"guided": [], "uniform": []}
+    for _ in range(60):
+        used["guided"].append(run_to_decision(d, 0.02, guide.weights, guide.predicted_flips, rng).num_items)
+        used["uniform"].append(run_to_decision(d, 0.02, flat, flat, rng).num_items)
+    assert np.median(used["guided"]) < 0.85 * np.median(used["uniform"])
