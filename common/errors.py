@@ -6,7 +6,7 @@
     │   ├── PlanError        the plan's problems, all of them at once
     │   ├── AssetError       a model or data set that cannot be had here
     │   └── PriceError       a price catalog or a price that breaks the catalog's rules
-    ├── ToolError            a tool that we started (vLLM, lm-eval, llm-compressor) failed: last lines of its log, exit 1
+    ├── ToolError            a tool that we started (vLLM, lm-eval, ...) failed: last lines of its log, exit 1
     └── StoreError           the stage store holds something that it must not
 
 A user's message names the field, the value, what is allowed and the way out. Anything else that escapes is a defect

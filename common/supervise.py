@@ -8,6 +8,7 @@ that it is up in milliseconds. Linux: it makes itself the reaper of all descenda
 server's orphaned workers are found and ended too.
 """
 
+import contextlib
 import ctypes
 import os
 import select
@@ -43,10 +44,8 @@ def descendants() -> list[int]:
 def signal_all(number: int) -> None:
     """Send a signal to every descendant."""
     for pid in descendants():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            pass
 
 
 def reap() -> None:

@@ -1,7 +1,8 @@
 """Facts of a model from its config.json and its weight files' headers: no weights are loaded.
 
 >>> shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-...          "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192, "tie_word_embeddings": True}
+...          "num_key_value_heads": 3, "vocab_size": 49152, "max_position_embeddings": 8192,
+...          "tie_word_embeddings": True}
 >>> facts_from_shape("smollm2-135m", shape).num_parameters
 134515008
 """

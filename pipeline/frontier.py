@@ -1,7 +1,7 @@
 """All recorded variants of a model on the cost-quality plane.
 
     python -m pipeline.frontier model=smollm2-135m-q4_1            print the table, write frontier.png and frontier.html
-    python -m pipeline.frontier model=... +out=/tmp/pictures       into another folder (default: mlruns/frontier/<model>)
+    python -m pipeline.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
 
 A run without a measured price or quality is listed, but never on the frontier: missing is never free.
 """

@@ -96,7 +96,7 @@ def decide_again(config: RunConfig, recorder: Recorder) -> list[tuple[Run, Decis
         known = recorder.models()
         listed = ", ".join(known) or "none"
         raise ConfigError(
-            f"model={config.model.name}: no run is recorded{closest(config.model.name, known)}; recorded models: {listed}"
+            f"model={config.model.name}: no run is recorded{closest(config.model.name, known)}; recorded: {listed}"
         )
     baselines = {run.data.tags["comparable"]: run for run in runs if run.data.tags["role"] == "baseline"}
     decided = []

@@ -3,7 +3,7 @@
     store/<stage>/<key>/stage.json      inputs, result, wall time: written last, before the folder gets its name
     store/<stage>/<key>/...             the files that the stage made
     store/<stage>/.<key>.partial/       work under way, or what a killed run left; only a resumable stage reads it again
-    store/<stage>/.<key>.lock           held while a process makes this stage; the kernel frees it when that process ends
+    store/<stage>/.<key>.lock           held while a process makes this stage; freed by the kernel when it ends
 
 The key is the SHA-256 of the stage's name and its inputs: resolved settings, digests of what it reads, versions of its
 tools. Two runs that need the same stage at once do it once: the second waits and then reads.

@@ -7,6 +7,7 @@ answer cache between lm-eval and the server, and what is kept of every item. Pro
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def choose_items(task: NamedTask, num_items: int | None, seed: int) -> list[list
     starts = np.cumsum([0, *task.sizes])
     return [
         [int(index - start) for index in picked[(picked >= start) & (picked < end)]]
-        for start, end in zip(starts[:-1], starts[1:], strict=True)
+        for start, end in itertools.pairwise(starts.tolist())
     ]
 
 

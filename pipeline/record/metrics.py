@@ -65,7 +65,7 @@ def comparison_metrics(comparison: PairedComparison | None) -> dict[str, float]:
 
 
 def load_metrics(report: LoadReport) -> dict[str, float]:
-    """`load/<scenario>/<point>/<metric>`, and `load/<scenario>/<metric>` for the headline's point; means of the repeats."""
+    """`load/<scenario>/<point>/<metric>`, and `load/<scenario>/<metric>` for the headline's point (means)."""
     metrics: dict[str, float] = {}
     headline = headline_point(report)
     for point in report.points:

@@ -103,7 +103,7 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
 
 
 def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path, port: int) -> list[str]:
-    """The server's command line. The checkpoint's own format is detected: `--quantization` could force a slow kernel."""
+    """The server's command line. vLLM detects the checkpoint's format: `--quantization` could force a slow kernel."""
     eager = engine.enforce_eager if engine.enforce_eager is not None else machine.device == "cpu"
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     command += [
