@@ -16,7 +16,7 @@ from pipeline.types import Candidate, Machine, ModelFacts, Plan
 WORKING_SPACE = 2.5
 """Disk needed, as a multiple of the checkpoint: the base in 16 bit, the variant, and a copy while it is written."""
 HOST_MEMORY = 2.2
-"""Host memory needed to compress, as a multiple of the 16-bit checkpoint: weights, one block's work, the copy to save."""
+"""Host memory needed to compress, in multiples of the 16-bit checkpoint: weights, a block's work, the copy to save."""
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 GIB = 2**30
 

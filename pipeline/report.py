@@ -33,15 +33,13 @@ MISSING = "not measured"
 def show_plan(plan: Plan, config: RunConfig) -> None:
     """The plan in a few lines, before anything is loaded."""
     facts, machine, price = plan.facts, plan.machine, plan.price
-    say(
-        f"Model    {facts.name}: {facts.num_parameters / 1e6:,.0f} M parameters, {facts.num_bytes / GIB:.2f} GiB in 16 bit"
-    )
+    size = f"{facts.num_parameters / 1e6:,.0f} M parameters, {facts.num_bytes / GIB:.2f} GiB in 16 bit"
+    say(f"Model    {facts.name}: {size}")
     variants = [candidate.label for candidate in (plan.baseline, plan.candidate) if candidate is not None]
     say(f"Variants {' (baseline), '.join(variants)}" + (" (baseline)" if len(variants) == 1 else ""))
     memory = machine.device_memory_bytes or machine.host_memory_bytes
-    say(
-        f"Machine  {machine.device_name}, {machine.num_cpus} CPUs, {memory / GIB:.0f} GiB; serves in {config.engine.dtype}"
-    )
+    has = f"{machine.num_cpus} CPUs, {memory / GIB:.0f} GiB"
+    say(f"Machine  {machine.device_name}, {has}; serves in {config.engine.dtype}")
     per_hour = f"{price.usd_per_hour_lo.normalize():f}-{price.usd_per_hour_hi.normalize():f}"
     since = f", as of {price.as_of}" if price.as_of else ""
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
