@@ -285,12 +285,21 @@ def planned_engine(config: RunConfig, machine: Machine) -> Any:
 def make_services(config: RunConfig) -> Services:
     """The real effects."""
     home = Path(config.home)
-    return Services(StageStore(home / "store"), Recorder(config.tracking), Console(), serving_python(), home)
+    return Services(
+        StageStore(home / "store", on_event=announce), Recorder(config.tracking), Console(), serving_python(), home
+    )
 
 
 def machine_lock(home: Path, *, shared: bool) -> Any:
     """Held by everything that computes: shared, or alone while speed is measured."""
     return lock(home / "machine.lock", shared=shared, on_wait=lambda: say("waiting for another run on this machine"))
+
+
+def announce(stage: str, event: str) -> None:
+    """Say what is fetched or made before the first variant."""
+    words = {"started": "...", "finished": "done", "waiting": "another run is making it; waiting"}
+    if event in words:
+        say(f"{stage}: {words[event]}")
 
 
 def quiet(stage: str, event: str) -> None:

@@ -135,7 +135,10 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     if machine.device == "cpu":
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
         # vLLM keeps one core free of its workers; on a small machine that is half of it.
-        environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0" if machine.num_cpus <= SMALL_MACHINE_CPUS else "1")
+        # Waiting threads then sleep instead of spinning, because the server's other processes need the same cores.
+        if machine.num_cpus <= SMALL_MACHINE_CPUS:
+            environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+            environment.setdefault("OMP_WAIT_POLICY", "passive")
     return environment
 
 

@@ -46,7 +46,9 @@ class Workplace:
         settings = [*SMALL, POINTS, "load.mix=[32,8]"]
         return [sys.executable, "-m", module, *settings, *self.arguments, *arguments]
 
-    def run(self, *arguments: str, module: str = "pipeline", timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, module: str = "pipeline", timeout_s: float = 500
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command of the product to its end."""
         command = self.command(*arguments, module=module)
         return subprocess.run(

@@ -43,7 +43,9 @@ def wait_for(condition, timeout_s: float) -> bool:
 
 def kill_when(place: Workplace, condition, *arguments: str) -> None:
     """Start a run, kill it with SIGKILL as soon as the condition holds, and check that nothing is left of it."""
-    process = subprocess.Popen(place.command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        place.command(*arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         assert wait_for(lambda: condition() or process.poll() is not None, 400)
         assert process.poll() is None, "the run ended before it could be killed"
@@ -89,7 +91,12 @@ def test_baseline_and_variant_are_recorded_with_cost_beside_quality(finished, wo
     assert set(runs) == {"none", "int8"}
     for run in runs.values():
         metrics = run.data.metrics
-        for name in ("quality/arc_easy/acc", "quality/piqa/acc", "load/quick/output_tok_per_s", "load/quick/ttft_p50_s"):
+        for name in (
+            "quality/arc_easy/acc",
+            "quality/piqa/acc",
+            "load/quick/output_tok_per_s",
+            "load/quick/ttft_p50_s",
+        ):
             assert name in metrics, f"{run.data.tags['label']} has no {name}"
         assert 0 < metrics["cost/usd_per_1k_tokens.lo"] <= metrics["cost/usd_per_1k_tokens"]
         assert metrics["cost/peak/usd_per_1k_tokens"] < metrics["cost/usd_per_1k_tokens"]
@@ -103,10 +110,14 @@ def test_the_evidence_is_attached(finished, workplace: Workplace, tmp_path: Path
     run = next(run for run in book.runs(MODEL) if run.data.tags["label"] == "int8")
     names = {item.path for item in book.client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "plan.yaml", "outcomes", "server", "frontier.png", "frontier.html", "decision.json"} <= names
-    rows = list(csv.DictReader(Path(book.client.download_artifacts(run.info.run_id, "outcomes/piqa.csv", str(tmp_path))).open()))
+    rows = list(
+        csv.DictReader(Path(book.client.download_artifacts(run.info.run_id, "outcomes/piqa.csv", str(tmp_path))).open())
+    )
     assert len(rows) == 6
     assert all(row["acc"] in ("0", "1") and len(row["loglikelihoods"].split()) == 2 for row in rows)
-    manifest = json.loads(Path(book.client.download_artifacts(run.info.run_id, "artifact/manifest.json", str(tmp_path))).read_text())
+    manifest = json.loads(
+        Path(book.client.download_artifacts(run.info.run_id, "artifact/manifest.json", str(tmp_path))).read_text()
+    )
     assert manifest["method"] == "int8"
     assert manifest["calibration"]["licenses"]["squad"] == "CC-BY-SA-4.0"
 
@@ -144,7 +155,15 @@ def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, t
         arguments += ",tokenizer_backend=huggingface,tokenized_requests=False,num_concurrent=8,max_length=2048"
         samples = json.dumps({"arc_easy": [item.item_id for item in recorded.items]})
         command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", arguments]
-        command += ["--tasks", str(folder), "--samples", samples, "--output_path", str(tmp_path / "plain"), "--log_samples"]
+        command += [
+            "--tasks",
+            str(folder),
+            "--samples",
+            samples,
+            "--output_path",
+            str(tmp_path / "plain"),
+            "--log_samples",
+        ]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "datasets")}
         ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=400)
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -193,5 +212,3 @@ def test_without_the_hub_the_message_names_the_offline_default(workplace: Workpl
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment, timeout=100)
     assert ended.returncode == 2
     assert "model=smollm2-135m-q4_1 suite=small need no hub" in ended.stderr
-
-
