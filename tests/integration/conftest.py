@@ -1,7 +1,7 @@
 """The real path on the real 135M model, with a few items: one store for all integration tests of a session.
 
-The store lives in a folder of its own, so that every stage runs for real; only the downloaded wheels and the dequantized
-base model are taken from the user's cache, where `fetch` and `base` would find them anyway.
+The store lives in a folder of its own, so that every stage runs for real; only the downloaded wheels and the
+dequantized base model are taken from the user's cache, where `fetch` and `base` would find them anyway.
 """
 
 import os

@@ -110,9 +110,8 @@ def test_the_evidence_is_attached(finished, workplace: Workplace, tmp_path: Path
     run = next(run for run in book.runs(MODEL) if run.data.tags["label"] == "int8")
     names = {item.path for item in book.client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "plan.yaml", "outcomes", "server", "frontier.png", "frontier.html", "decision.json"} <= names
-    rows = list(
-        csv.DictReader(Path(book.client.download_artifacts(run.info.run_id, "outcomes/piqa.csv", str(tmp_path))).open())
-    )
+    outcomes = Path(book.client.download_artifacts(run.info.run_id, "outcomes/piqa.csv", str(tmp_path)))
+    rows = list(csv.DictReader(outcomes.read_text().splitlines()))
     assert len(rows) == 6
     assert all(row["acc"] in ("0", "1") and len(row["loglikelihoods"].split()) == 2 for row in rows)
     manifest = json.loads(
