@@ -26,6 +26,22 @@ PERIODS = ("day", "week", "month", "quarter", "year", "total")
 THRESHOLDS_PERCENT = (80, 100)
 SCOPES = ("team", "environment", "model_family")
 _END_OF_TIME = datetime(9999, 1, 1, tzinfo=UTC)
+# The statements of every charge, built once: building them costs more than running them.
+_budgets, _periods, _holds = schema.budgets, schema.budget_periods, schema.holds
+_MATCHING = (
+    sa.select(_budgets)
+    .where(*[sa.or_(_budgets.c[name].is_(None), _budgets.c[name] == sa.bindparam(name)) for name in SCOPES])
+    .order_by(_budgets.c.id)
+    .with_for_update()
+)
+_IS_PERIOD = (_periods.c.budget_id == sa.bindparam("b_id"), _periods.c.period_start_us == sa.bindparam("b_start_us"))
+_SPENT = sa.select(_periods.c.spent_pico).where(*_IS_PERIOD)
+_SET_SPENT = sa.update(_periods).where(*_IS_PERIOD).values(spent_pico=sa.bindparam("b_spent"))
+_DRAW = (
+    sa.update(_holds)
+    .where(_holds.c.id == sa.bindparam("b_id"))
+    .values(used_pico=_holds.c.used_pico + sa.bindparam("b_cost", type_=sa.BigInteger))
+)
 
 
 def period_bounds(period: str, moment: datetime) -> tuple[datetime, datetime]:
@@ -47,21 +63,14 @@ def period_bounds(period: str, moment: datetime) -> tuple[datetime, datetime]:
 
 def matching_budgets(connection: Connection, scope: dict[str, str]) -> Sequence[Any]:
     """The budgets that a charge with these tags falls under, locked, by ascending id."""
-    table = schema.budgets
-    query = sa.select(table).order_by(table.c.id).with_for_update()
-    for name in SCOPES:
-        query = query.where(sa.or_(table.c[name].is_(None), table.c[name] == scope.get(name, "")))
-    return connection.execute(query).all()
+    return connection.execute(_MATCHING, {name: scope.get(name, "") for name in SCOPES}).all()
 
 
 def spent_in_period(connection: Connection, database: Database, budget: Any, moment: datetime) -> tuple[int, int, bool]:
     """Period start (us), spend (pico-USD), and whether its row was made now, from the charges recorded so far."""
     start, end = period_bounds(budget.period, moment)
     start_us, table = to_us(start), schema.budget_periods
-    query = sa.select(table.c.spent_pico).where(
-        table.c.budget_id == budget.id, table.c.period_start_us == start_us
-    )  # fmt: skip
-    spent = connection.execute(query).scalar()
+    spent = connection.execute(_SPENT, {"b_id": budget.id, "b_start_us": start_us}).scalar()
     if spent is not None:
         return start_us, int(spent), False
     total = sum_of_charges(connection, budget, start_us, to_us(end))
@@ -89,22 +98,15 @@ def book_spend(connection: Connection, database: Database, charge: Charge, now_u
     The charge itself must be inserted already: a period's first row counts what stands in the ledger.
     """
     scope = {name: getattr(charge, name) for name in SCOPES}
-    cost, periods = charge.effective_usd_pico, schema.budget_periods
+    cost = charge.effective_usd_pico
     for budget in matching_budgets(connection, scope):
         start_us, spent, is_new = spent_in_period(connection, database, budget, from_us(charge.start_us))
         if not is_new:
             spent += cost
-            connection.execute(
-                sa.update(periods)
-                .where(periods.c.budget_id == budget.id, periods.c.period_start_us == start_us)
-                .values(spent_pico=spent)
-            )
+            connection.execute(_SET_SPENT, {"b_id": budget.id, "b_start_us": start_us, "b_spent": spent})
         note_alerts(connection, database, budget, start_us, spent, charge.run_id, now_us)
     if charge.hold_id is not None and cost:
-        holds = schema.holds
-        connection.execute(
-            sa.update(holds).where(holds.c.id == charge.hold_id).values(used_pico=holds.c.used_pico + cost)
-        )
+        connection.execute(_DRAW, {"b_id": charge.hold_id, "b_cost": cost})
 
 
 def note_alerts(

@@ -35,7 +35,7 @@ from finops.money import (
     to_micro,
     to_us,
 )
-from finops.redact import redact_text
+from finops.redact import contains_secret, redact_text
 
 PURCHASE_OPTIONS = ("on_demand", "spot", "reserved_1y", "reserved_3y")
 STATUSES = ("completed", "failed", "killed", "preempted", "external", "idle", "committed", "corrected")
@@ -160,6 +160,8 @@ class Charge:
     consumed_micro: int | None
     list_price_nano: int | None
     contracted_price_nano: int | None
+    list_usd_nano: int | None
+    contracted_usd_nano: int | None
     price_version: str
     currency: str
     fx_rate: str
@@ -332,6 +334,8 @@ def _charge(
         consumed_micro=quantity,
         list_price_nano=nano(public),
         contracted_price_nano=nano(contracted),
+        list_usd_nano=nano(round_decimals(unit_prices[0], decimals)),
+        contracted_usd_nano=nano(round_decimals(unit_prices[1], decimals)),
         price_version=rate.price_version,
         currency=rate.currency,
         fx_rate=str(rate.fx_rate),
@@ -360,6 +364,9 @@ def nano(price: Decimal) -> int:
 
 def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags as texts without secrets, sorted by key."""
+    plain = {str(key): str(value) for key, value in sorted(tags.items())}
+    if not contains_secret("\n".join(f"{key}\n{value}" for key, value in plain.items())):
+        return plain
     return {redact_text(str(key)): redact_text(str(value)) for key, value in sorted(tags.items())}
 
 

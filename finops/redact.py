@@ -10,6 +10,7 @@ with a secret's name, and texts in a secret's shape. What is found becomes `[red
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -47,6 +48,7 @@ _SHAPES = (
 )
 
 
+@functools.lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
     """Whether a field of this name holds a secret (`api_key`, `webhook_url`; not `max_tokens` or `tokenizer`)."""
     return bool(_SECRET_NAME.search(name)) and not _NOT_SECRET.search(name)

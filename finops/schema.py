@@ -90,6 +90,8 @@ charges = Table(
     _big("consumed_micro", True),
     _big("list_price_nano", True),
     _big("contracted_price_nano", True),
+    _big("list_usd_nano", True),
+    _big("contracted_usd_nano", True),
     _text("price_version"),
     _text("currency"),
     _text("fx_rate"),

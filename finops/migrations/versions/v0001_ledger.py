@@ -86,6 +86,8 @@ def upgrade() -> None:
         sa.Column("consumed_micro", sa.BigInteger(), nullable=True),
         sa.Column("list_price_nano", sa.BigInteger(), nullable=True),
         sa.Column("contracted_price_nano", sa.BigInteger(), nullable=True),
+        sa.Column("list_usd_nano", sa.BigInteger(), nullable=True),
+        sa.Column("contracted_usd_nano", sa.BigInteger(), nullable=True),
         sa.Column("price_version", sa.Text(), nullable=False),
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("fx_rate", sa.Text(), nullable=False),
