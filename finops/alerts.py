@@ -70,7 +70,9 @@ class Alert:
 class Channel(Protocol):
     """Where alerts go. `send` raises any exception where the alert did not arrive."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The channel's name; a delivery is once per name."""
 
     def send(self, alert: Alert) -> None:
         """Deliver one alert."""

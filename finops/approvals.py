@@ -89,11 +89,14 @@ class Approvals:
                 return found
             if found is not None and found.state == "rejected":
                 raise UserError(
-                    f"approval {found.id}: {found.decided_by} rejected this {kind}: {found.reason or 'no reason given'}\n"
+                    f"approval {found.id}: {found.decided_by} rejected this {kind}: "
+                    f"{found.reason or 'no reason given'}\n"
                     "    -> change the plan; a changed plan can be requested anew"
                 )
             if found is None or found.state == "expired":
-                found = self._file(connection, subject, kind, who, summary, estimate_usd)
+                found = self._file(
+                    connection, subject=subject, kind=kind, who=who, summary=summary, estimate_usd=estimate_usd
+                )
         raise ApprovalRequiredError(
             f"approval: the estimate of {cents(estimate_usd)} USD passes finops.approval.threshold_usd="
             f"{cents(threshold_usd)}; request {found.id} waits until {found.expires:%Y-%m-%d %H:%M} UTC\n"
@@ -135,9 +138,9 @@ class Approvals:
 
     def get(self, approval_id: int) -> Approval:
         """One request as it stands now."""
-        return next(item for item in self.list() if item.id == approval_id)
+        return next(item for item in self.all() if item.id == approval_id)
 
-    def list(self) -> list[Approval]:
+    def all(self) -> list[Approval]:
         """All requests, oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(sa.select(schema.approvals).order_by(schema.approvals.c.id)).all()
@@ -163,8 +166,8 @@ class Approvals:
         return None if row is None else self._approval(row)
 
     def _file(
-        self, connection: Connection, subject: str, kind: str, who: str, summary: str, estimate_usd: Decimal
-    ) -> Approval:  # noqa: PLR0917 - private
+        self, connection: Connection, *, subject: str, kind: str, who: str, summary: str, estimate_usd: Decimal
+    ) -> Approval:
         now = self._ledger.clock()
         values = {
             "subject_hash": subject, "kind": kind, "requester": who, "summary": redact_text(summary),
@@ -212,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{step['time']:%Y-%m-%d %H:%M:%S} {step['actor']} {step['action']} {step['subject']} {step['detail']}"
             )
     elif options.action == "list":
-        for item in approvals.list():
+        for item in approvals.all():
             decided = f" by {item.decided_by}" if item.decided_by else f" until {item.expires:%Y-%m-%d %H:%M} UTC"
             print(f"{item.id}  {item.state}{decided}  {cents(item.estimate_usd)} USD  {item.kind} of {item.requester}: "
                   f"{item.summary}")  # fmt: skip

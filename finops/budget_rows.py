@@ -104,13 +104,20 @@ def book_spend(connection: Connection, database: Database, charge: Charge, now_u
         if not is_new:
             spent += cost
             connection.execute(_SET_SPENT, {"b_id": budget.id, "b_start_us": start_us, "b_spent": spent})
-        note_alerts(connection, database, budget, start_us, spent, charge.run_id, now_us)
+        note_alerts(connection, database, budget, start_us=start_us, spent=spent, run_id=charge.run_id, now_us=now_us)
     if charge.hold_id is not None and cost:
         connection.execute(_DRAW, {"b_id": charge.hold_id, "b_cost": cost})
 
 
 def note_alerts(
-    connection: Connection, database: Database, budget: Any, start_us: int, spent: int, run_id: str | None, now_us: int
+    connection: Connection,
+    database: Database,
+    budget: Any,
+    *,
+    start_us: int,
+    spent: int,
+    run_id: str | None,
+    now_us: int,
 ) -> None:
     """Write an alert row for each threshold reached; the UNIQUE constraint keeps it to one per budget and period."""
     for threshold in THRESHOLDS_PERCENT:

@@ -134,7 +134,9 @@ class Budgets:
                 connection.execute(sa.update(table).where(table.c.id == row.id).values(limit_pico=limit))
             budget = connection.execute(sa.select(table).where(table.c.name == name)).one()
             start_us, spent, _ = spent_in_period(connection, self._database, budget, now)
-            note_alerts(connection, self._database, budget, start_us, spent, None, to_us(now))
+            note_alerts(
+                connection, self._database, budget, start_us=start_us, spent=spent, run_id=None, now_us=to_us(now)
+            )
 
     def status(self) -> list[Budget]:
         """Every budget as it stands in its current period, by name."""

@@ -20,9 +20,9 @@ from typing import Any
 
 from common.errors import ConfigError, UserError, closest
 from finops.money import (
-    HOUR_PRICE_DECIMALS,
     MAX_PICO,
     TICK_US,
+    UNIT_PRICE_DECIMALS,
     cost_pico,
     day_of,
     from_micro,
@@ -121,9 +121,9 @@ class Rate:
             values["fx_date"] = str(values["fx_date"])
         return cls(**{**values, **changes})
 
-    def unit(self, usd: Decimal, decimals: int = HOUR_PRICE_DECIMALS) -> Decimal:
+    def unit(self, usd: Decimal) -> Decimal:
         """A USD unit price in the billing currency, rounded half-even to what the ledger holds."""
-        return round_decimals(usd * self.fx_rate, decimals)
+        return round_decimals(usd * self.fx_rate, UNIT_PRICE_DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Charge:
         return replace(self, **usage)  # type: ignore[arg-type]
 
 
-def charge_key(run_id: str, resource_id: str, start_us: int, end_us: int, meter: str, price_version: str) -> str:
+def charge_key(run_id: str, resource_id: str, start_us: int, end_us: int, *, meter: str, price_version: str) -> str:
     """SHA-256 of run, resource, period, meter and price version: the same use of the same thing is one charge."""
     return hashlib.sha256(
         json.dumps([run_id, resource_id, start_us, end_us, meter, price_version]).encode()
@@ -248,8 +248,8 @@ def device_charge(
     covered = rate.commitment_id is not None
     return _charge(
         Terms(run_id, stage, status, work, meter, resource, rate, dict(tags), hold_id),
-        start_us, end_us, quantity, resource.pricing_unit,
-        unit_prices=(public, public if covered else paid, paid), decimals=HOUR_PRICE_DECIMALS, created=created,
+        start_us, end_us, quantity=quantity, unit=resource.pricing_unit,
+        unit_prices=(public, public if covered else paid, paid), created=created,
     )  # fmt: skip
 
 
@@ -272,8 +272,8 @@ def quantity_charge(
     """A charge by quantity instead of time, for example 1000 Tokens of an API at `usd_per_unit` (up to 6 decimals)."""
     return _charge(
         Terms(run_id, stage, status, "useful", meter, resource, rate, dict(tags), None),
-        to_us(start), to_us(end), to_micro(quantity), unit,
-        unit_prices=(usd_per_unit, usd_per_unit, usd_per_unit), decimals=HOUR_PRICE_DECIMALS, created=created,
+        to_us(start), to_us(end), quantity=to_micro(quantity), unit=unit,
+        unit_prices=(usd_per_unit, usd_per_unit, usd_per_unit), created=created,
     )  # fmt: skip
 
 
@@ -293,18 +293,20 @@ class Terms:
 
 
 def _charge(
-    terms: Terms, start_us: int, end_us: int, quantity: int, unit: str, *,
-    unit_prices: tuple[Decimal, Decimal, Decimal], decimals: int, created: datetime | None,
+    terms: Terms, start_us: int, end_us: int, *, quantity: int, unit: str,
+    unit_prices: tuple[Decimal, Decimal, Decimal], created: datetime | None,
 ) -> Charge:  # fmt: skip
     """Price a quantity. `unit_prices` are list, contracted and effective, in USD."""
     assert terms.status in STATUSES, terms.status
     assert terms.work in WORKS, terms.work
     rate, resource, start = terms.rate, terms.resource, from_us(start_us)
-    public, contracted, effective = (rate.unit(price, decimals) for price in unit_prices)
+    public, contracted, effective = (rate.unit(price) for price in unit_prices)
     covered = rate.commitment_id is not None
     tags = clean_tags(terms.tags)
     return Charge(
-        key=charge_key(terms.run_id, resource.id, start_us, end_us, terms.meter, rate.price_version),
+        key=charge_key(
+            terms.run_id, resource.id, start_us, end_us, meter=terms.meter, price_version=rate.price_version
+        ),
         charge_category="Usage",
         charge_class=None,
         corrects=None,
@@ -334,8 +336,8 @@ def _charge(
         consumed_micro=quantity,
         list_price_nano=nano(public),
         contracted_price_nano=nano(contracted),
-        list_usd_nano=nano(round_decimals(unit_prices[0], decimals)),
-        contracted_usd_nano=nano(round_decimals(unit_prices[1], decimals)),
+        list_usd_nano=nano(round_decimals(unit_prices[0], UNIT_PRICE_DECIMALS)),
+        contracted_usd_nano=nano(round_decimals(unit_prices[1], UNIT_PRICE_DECIMALS)),
         price_version=rate.price_version,
         currency=rate.currency,
         fx_rate=str(rate.fx_rate),
@@ -344,7 +346,7 @@ def _charge(
         contracted_pico=cost_pico(contracted, quantity),
         billed_pico=0 if covered else cost_pico(contracted, quantity),
         effective_pico=cost_pico(effective, quantity),
-        effective_usd_pico=cost_pico(round_decimals(unit_prices[2], decimals), quantity),
+        effective_usd_pico=cost_pico(round_decimals(unit_prices[2], UNIT_PRICE_DECIMALS), quantity),
         team=tags.get("team", ""),
         environment=tags.get("environment", ""),
         model_family=tags.get("model_family", ""),
@@ -397,7 +399,12 @@ def _rescale(charge: Charge, quantity: int) -> Charge:
     }
     start = from_us(charge.start_us)
     key = charge_key(
-        charge.run_id, charge.resource_id, charge.start_us, charge.end_us, charge.meter, charge.price_version
+        charge.run_id,
+        charge.resource_id,
+        charge.start_us,
+        charge.end_us,
+        meter=charge.meter,
+        price_version=charge.price_version,
     )
     return replace(
         charge, key=key, quantity_micro=quantity, consumed_micro=quantity, month=month_of(start), day=day_of(start),

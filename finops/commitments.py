@@ -1,6 +1,7 @@
 """Reserved capacity: the purchase, the usage it covers, and the unused rest, so that what was paid is what is used up.
 
-    commitment = Commitment("l4-2026", "NVIDIA L4", "gcp", "europe-west4", 4, Decimal("0.495"), Decimal("0.825"), start, end)
+    commitment = Commitment(
+        "l4-2026", "NVIDIA L4", "gcp", "europe-west4", 4, Decimal("0.495"), Decimal("0.825"), start, end)
     buy(ledger, commitment, tags)                     # Purchase rows by month: billed, effective cost 0
     rate = commitment.rate()                          # for covered usage: billed 0, effective = the amortised rate
     settle_unused(ledger, commitment, until, tags)    # Usage row `Unused` for what nobody used so far
@@ -128,7 +129,14 @@ def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags:
             start=begin, end=from_us(until_us), status="idle", work="unused", meter="commitment_unused",
             quantity_micro=rest,
         )  # fmt: skip
-        key = charge_key("", row.resource_id, row.start_us, row.end_us, f"commitment_unused:{whole}", row.price_version)
+        key = charge_key(
+            "",
+            row.resource_id,
+            row.start_us,
+            row.end_us,
+            meter=f"commitment_unused:{whole}",
+            price_version=row.price_version,
+        )
         row = replace(row, key=key, commitment_status="Unused", consumed_micro=None)
         ledger.record_in(connection, row)
     return row

@@ -25,6 +25,7 @@ COSTS = ("list", "contracted", "billed", "effective")
 def correction(
     connection: Connection,
     key: str,
+    *,
     wanted: Mapping[str, Decimal | None],
     reason: str,
     correction_id: str,
@@ -71,5 +72,10 @@ def correction(
 def _key(original: Charge, correction_id: str) -> str:
     meter = f"correction:{original.key}:{correction_id}"
     return charge_key(
-        original.run_id, original.resource_id, original.start_us, original.end_us, meter, original.price_version
+        original.run_id,
+        original.resource_id,
+        original.start_us,
+        original.end_us,
+        meter=meter,
+        price_version=original.price_version,
     )

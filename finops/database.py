@@ -1,6 +1,6 @@
 """The ledger's database: SQLite (WAL) by default, PostgreSQL by URL, migrated to this code's schema when opened.
 
-    PARSIMONY_LEDGER_URL=postgresql+psycopg://user@host/db      where there is one; a password goes here, never on a command line
+    PARSIMONY_LEDGER_URL=postgresql://user@host/db      a password goes here, never on a command line
 
 Writes are short transactions that serialise: on SQLite by BEGIN IMMEDIATE, on PostgreSQL by row locks that the caller
 takes in a fixed order. A database that cannot be reached raises `LedgerUnavailableError`: the money fails closed.

@@ -90,8 +90,8 @@ def _write_csv(path: Path, batches: Iterator[Sequence[list[Any]]]) -> int:
 
 
 def _write_parquet(path: Path, batches: Iterator[Sequence[list[Any]]]) -> int:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     types = {DECIMAL: pa.float64(), TIME: pa.timestamp("us", tz="UTC"), INTEGER: pa.int64()}
     layout = pa.schema([(name, types.get(kind, pa.string())) for name, kind in COLUMNS.items()])

@@ -1,8 +1,8 @@
 """A FOCUS file through focus-validator 2.2.1, with the rules that are known to be wrong waived one by one.
 
-The validator exits with 0 when rules fail and skips its conditional rules when not told what applies: so its JUnit report
-is read, and every criterion that holds for our files is named. It runs from its own folder (it opens its currency table
-by a relative path) and from its own environment (requirements/focus.txt, Python 3.12).
+The validator exits with 0 when rules fail and skips its conditional rules when not told what applies: so its JUnit
+report is read, and every criterion that holds for our files is named. It runs from its own folder (it opens its currency
+table by a relative path) and from its own environment (requirements/focus.txt, Python 3.12).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ WAIVERS = {
     "CommitmentDiscountStatus-C-000-C": f"parent of C-004-C: {_STATUS}",
     "InvoiceId-C-005-C": (
         "`not null when the charge is associated with an invoice` carries no condition in the model, so it and "
-        "InvoiceId-C-004-C (`null when it is not`) cannot both pass; their parent C-003-C does pass. The class of defect "
-        "is FinOps-Open-Cost-and-Usage-Spec/FOCUS_Spec#2394. Our charges belong to no invoice"
+        "InvoiceId-C-004-C (`null when it is not`) cannot both pass; their parent C-003-C does pass. The class of "
+        "defect is FinOps-Open-Cost-and-Usage-Spec/FOCUS_Spec#2394. Our charges belong to no invoice"
     ),
 }
 """Rules that the validator gets wrong, with the defect. Review the list whenever the validator's version changes."""
@@ -120,7 +120,9 @@ def _package_folder(validator: str) -> Path:
 
 
 def _read(report: Path) -> FocusReport:
-    failed, waived, num_rules, num_skipped = [], [], 0, 0
+    failed: list[str] = []
+    waived: list[str] = []
+    num_rules = num_skipped = 0
     for case in ET.parse(report).getroot().iter("testcase"):
         rule = str(case.get("name")).split(" ")[0]
         num_rules += 1

@@ -1,9 +1,9 @@
 """A provider's FOCUS file into the ledger: what was estimated becomes what was billed, by Correction rows.
 
-Rows of one resource and charge period are added up and given to our charges of that resource inside the period, by their
-device time (largest remainder, exact). Where the provider billed more device hours than we charged, the rest of its cost
-belongs to time that no run held: it becomes an idle charge. Importing a file again, or a newer one with other figures,
-leaves exactly the newest billed cost.
+Rows of one resource and charge period are added up and given to our charges of that resource inside the period, by
+their device time (largest remainder, exact). Where the provider billed more device hours than we charged, the rest of its
+cost belongs to time that no run held: it becomes an idle charge. Importing a file again changes nothing; a newer one
+with other figures leaves exactly its billed cost.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 _COSTS = {
     "list": "ListCost", "contracted": "ContractedCost", "billed": "BilledCost", "effective": "EffectiveCost",
 }  # fmt: skip
+_REASON = "billed by the provider"
 _NEEDED = ("ResourceId", "ChargePeriodStart", "ChargePeriodEnd", "BillingCurrency", "ChargeCategory", *_COSTS.values())
 
 
@@ -72,7 +73,8 @@ class ImportReport:
     def __str__(self) -> str:
         """One line for people."""
         return (
-            f"{self.num_matched} of {self.num_bills} resource periods matched, {self.num_corrections} charges corrected; "
+            f"{self.num_matched} of {self.num_bills} resource periods matched, "
+            f"{self.num_corrections} charges corrected; "
             f"billed {self.billed}, of that without a charge of ours {self.billed_unmatched}; "
             f"{self.num_other_rows} rows that are not usage of a resource passed over"
         )
@@ -128,22 +130,28 @@ def _apply(ledger: Ledger, connection: Connection, bill: _Bill, charges: list[Ch
     done = 0
     for index, charge in enumerate(charges):
         wanted: dict[str, Decimal | None] = {name: from_pico(parts[name][index]) for name in _COSTS}
-        row = correction(connection, charge.key, wanted, "billed by the provider", f"focus:{identity}", now)
+        row = correction(
+            connection, charge.key, wanted=wanted, reason=_REASON, correction_id=f"focus:{identity}", now=now
+        )
         done += ledger.record_in(connection, row)
-    _record_rest(ledger, connection, bill, charges[0], rest, {name: parts[name][-1] for name in _COSTS})
+    _record_rest(ledger, connection, bill, like=charges[0], rest=rest, costs={name: parts[name][-1] for name in _COSTS})
     return done
 
 
 def _record_rest(
-    ledger: Ledger, connection: Connection, bill: _Bill, like: Charge, rest: int, costs: dict[str, int]
-) -> None:  # noqa: PLR0917 - private
+    ledger: Ledger, connection: Connection, bill: _Bill, *, like: Charge, rest: int, costs: dict[str, int]
+) -> None:
     """The provider's cost of time that no run held, as an idle row; a newer bill corrects it."""
-    key = charge_key("", bill.resource_id, bill.start_us, bill.end_us, "focus_remainder", "provider")
+    key = charge_key(
+        "", bill.resource_id, bill.start_us, bill.end_us, meter="focus_remainder", price_version="provider"
+    )
     exists = connection.execute(sa.select(schema.charges.c.key).where(schema.charges.c.key == key)).first()
     if exists is not None:
         wanted: dict[str, Decimal | None] = {name: from_pico(amount) for name, amount in costs.items()}
         identity = digest_json([bill.costs_pico, bill.quantity_micro, rest])[:16]
-        row = correction(connection, key, wanted, "billed by the provider", f"focus:{identity}", ledger.clock())
+        row = correction(
+            connection, key, wanted=wanted, reason=_REASON, correction_id=f"focus:{identity}", now=ledger.clock()
+        )
         ledger.record_in(connection, row)
         return
     if rest == 0:
@@ -194,7 +202,7 @@ def _bills(path: Path) -> tuple[list[_Bill], int]:
 def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
+            import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
             table = pq.ParquetFile(path)
             names: list[str] = table.schema_arrow.names

@@ -237,7 +237,7 @@ def converters() -> list[Callable[[Any], Any]]:
     """Per column, from `focus_row`'s value to a Parquet value: costs as DOUBLE, times as timestamps."""
     kinds: dict[str, Callable[[Any], Any]] = {
         DECIMAL: lambda value: None if value is None else float(value),
-        TIME: lambda value: datetime.fromisoformat(value),
+        TIME: datetime.fromisoformat,
         TEXT: lambda value: value,
         INTEGER: lambda value: value,
     }

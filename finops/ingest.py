@@ -8,13 +8,12 @@ purchase_option, usd_per_hour, price_version, model_id, input_tokens, output_tok
 team, environment, model_family, workload_type. A column that is none of these is an error; an empty cell is missing.
 
 Prometheus: `parsimony_usage_device_seconds` (required), `parsimony_usage_busy_device_seconds`, `..._input_tokens`,
-`..._output_tokens`, `..._requests`, each one value per period with labels resource_id, accelerator, start, end (ISO 8601)
-and the same optional ones: what recording rules or an exporter hand over. Ingesting a file again changes nothing.
+`..._output_tokens`, `..._requests`, each one value per period with labels resource_id, accelerator, start, end (ISO
+8601) and the same optional ones: what recording rules or an exporter hand over. Ingesting a file again changes nothing.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -119,7 +118,7 @@ def usage_charge(row: Mapping[str, str], rate: Rate | None, policy: TagPolicy, w
             quantity = _hours_micro(row, "device_seconds", Decimal(3600))
         charge = device_charge(
             run_id=row.get("run_id", ""), stage=row.get("stage", "serving"), resource=resource,
-            rate=_row_rate(row, rate), tags=policy.check({name: row.get(name) for name in _TAGS} ), start=start, end=end,
+            rate=_row_rate(row, rate), tags=policy.check({tag: row.get(tag) for tag in _TAGS}), start=start, end=end,
             status="external", quantity_micro=quantity,
         )  # fmt: skip
         busy = None
@@ -132,7 +131,7 @@ def usage_charge(row: Mapping[str, str], rate: Rate | None, policy: TagPolicy, w
         counts = {name: _count(row, name) for name in _COUNTS}
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return replace(charge, model_id=row.get("model_id"), busy_micro=busy, **counts)
+    return charge.with_usage(model_id=row.get("model_id"), busy_micro=busy, **counts)
 
 
 def _row_rate(row: Mapping[str, str], rate: Rate | None) -> Rate:

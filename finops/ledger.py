@@ -98,8 +98,9 @@ class Ledger:
         given = tuple(values[name] for name in _FIGURES)
         if tuple(recorded) != given:
             raise ChargeConflictError(
-                f"charge: run {charge.run_id}, {charge.resource_id}, {from_us(charge.start_us).isoformat()}: recorded "
-                f"with effective cost {from_pico(recorded.effective_pico)}, now given {from_pico(charge.effective_pico)}\n"
+                f"charge: run {charge.run_id}, {charge.resource_id}, {from_us(charge.start_us).isoformat()}: "
+                f"recorded with effective cost {from_pico(recorded.effective_pico)}, "
+                f"now given {from_pico(charge.effective_pico)}\n"
                 "    -> the ledger is append-only: write the difference with Ledger.correct()"
             )
         return False
@@ -125,7 +126,9 @@ class Ledger:
 
         wanted = {"list": list_cost, "contracted": contracted, "billed": billed, "effective": effective}
         with self.database.write() as connection:
-            row = correction(connection, key, wanted, reason, correction_id or reason, self.clock())
+            row = correction(
+                connection, key, wanted=wanted, reason=reason, correction_id=correction_id or reason, now=self.clock()
+            )
             self.record_in(connection, row)
         return row
 
@@ -200,7 +203,7 @@ class Ledger:
             if row is None:
                 return []
             safe_us = to_us(safe_until) if safe_until else row.checkpoint_us
-            return self._close(connection, opened, end or self.clock(), status, safe_us, usage)
+            return self._close(connection, opened, end or self.clock(), status=status, safe_us=safe_us, usage=usage)
 
     def recover(self, *, grace_s: float = 30.0) -> list[Charge]:
         """Find the stages that died (no heartbeat for three intervals and `grace_s`) and charge them as killed.
@@ -224,11 +227,13 @@ class Ledger:
                 if row is None or row.heartbeat_us != stale.heartbeat_us:
                     continue
                 end_us = min(now_us, row.heartbeat_us + row.heartbeat_every_us)
-                recovered += self._close(connection, _opened(row), from_us(end_us), "killed", row.checkpoint_us, {})
+                recovered += self._close(
+                    connection, _opened(row), from_us(end_us), status="killed", safe_us=row.checkpoint_us, usage={}
+                )
         return recovered
 
     def _close(
-        self, connection: Connection, opened: OpenCharge, end: datetime, status: str, safe_us: int | None,
+        self, connection: Connection, opened: OpenCharge, end: datetime, *, status: str, safe_us: int | None,
         usage: Mapping[str, Any],
     ) -> list[Charge]:  # fmt: skip
         table = schema.open_charges

@@ -1,16 +1,18 @@
-"""A machine's bill, split among those who shared it, with nothing lost: shares + idle = the bill, to the micro-hour.
+"""A machine's bill, split among those who shared it, with nothing lost: shares + idle = the bill.
 
     charges = split_machine(machine, rate, start, end, [
-        Use("run-a", "serve", tags_a, 3, start, end), Use("run-b", "evaluate", tags_b, 4, start, later)], idle_tags=tags)
+        Use("run-a", "serve", tags_a, 3, start, end), Use("run-b", "evaluate", tags_b, 4, start, later)],
+        idle_tags=tags)
     ledger.record(*charges)
 
 The period is cut at every moment a use begins or ends. In each piece the machine's device time is split by slices
-(largest remainder) among the uses of that piece and the idle rest, so conservation holds across MIG slices, preemption
+(largest remainder) among the uses of that piece and the idle rest: conservation holds across MIG slices, preemption
 and resume by construction; the idle rest is a charge of its own, labelled idle.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -54,13 +56,14 @@ def split_machine(
             )
     edges = sorted({start_us, end_us, *(edge for span in spans for edge in span)})
     quantities, idle = [0] * len(uses), 0
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         active = [index for index, span in enumerate(spans) if span[0] <= first and span[1] >= last]
         free = num_slices - sum(uses[index].slices for index in active)
         if free < 0:
             names = ", ".join(f"{uses[index].run_id} ({uses[index].slices})" for index in active)
             raise UserError(
-                f"machine {machine.id}: at {from_us(first).isoformat()} its {num_slices} slices are oversubscribed: {names}"
+                f"machine {machine.id}: at {from_us(first).isoformat()} its {num_slices} slices are "
+                f"oversubscribed: {names}"
             )
         total = (last - first) // TICK_US * machine.num_devices
         parts = split(total, [*(uses[index].slices for index in active), free])

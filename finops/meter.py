@@ -93,7 +93,7 @@ class Meter:
         self._ledger.heartbeat(self._opened.id, checkpoint=True)
 
     def check(self) -> None:
-        """Raise `LedgerUnavailableError` or `HoldError` where the heartbeat failed: the stage must stop (fail closed)."""
+        """Raise what the heartbeat failed with (`LedgerUnavailableError`, `HoldError`): the stage must stop."""
         if self._failure is not None:
             raise self._failure
 

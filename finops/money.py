@@ -4,7 +4,7 @@ Three fixed units make every cost of the ledger exact, so that sums in SQL are i
 
     cost       integer pico-units of a currency (1e-12)      at most 9.2 million per charge (64 bits)
     quantity   integer micro-units (1e-6): micro-hours of a device, thousands of tokens with three decimals
-    price      at most 6 decimals per hour, 9 per thousand tokens: price x quantity is a whole number of pico-units
+    price      at most 6 decimals, per hour or per thousand tokens: price x quantity is a whole number of pico-units
 
 A moment in time lies on a grid of one micro-hour (3.6 ms), so the lengths of consecutive periods add up without
 rounding: the charges of a machine sum to the machine's bill by construction, however often a run was cut.
@@ -26,7 +26,8 @@ MICRO = 10**6
 TICK_US = 3600
 """Microseconds in one micro-hour, the grid on which charges begin and end."""
 MAX_PICO = 2**63 - 1
-HOUR_PRICE_DECIMALS = 6
+UNIT_PRICE_DECIMALS = 6
+"""Decimals of a price per hour, or per thousand tokens; more are rounded half-even when a charge is made."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -60,7 +61,7 @@ def _scaled(value: Decimal, digits: int, field: str) -> int:
             raise MoneyError(f"{field}: {value} has more than {digits} decimals; round it first.")
     if number > MAX_PICO:
         raise MoneyError(f"{field}: {value} is beyond what one row holds; split it, for example by billing period.")
-    return -number if sign else number
+    return int(-number if sign else number)
 
 
 def to_pico(amount: Decimal, field: str = "amount") -> int:

@@ -1,7 +1,7 @@
 """Secrets out of everything that leaves the process: configurations, logs, errors, tags, MLflow.
 
-Secrets come from the environment alone (PARSIMONY_LEDGER_URL's password, PARSIMONY_WEBHOOK_URL, PARSIMONY_WEBHOOK_SECRET,
-PARSIMONY_SMTP_PASSWORD). Three nets catch one that strays: the values of secret-named environment variables, fields
+Secrets come from the environment alone (PARSIMONY_LEDGER_URL's password, PARSIMONY_WEBHOOK_URL, _WEBHOOK_SECRET and
+_SMTP_PASSWORD). Three nets catch one that strays: the values of secret-named environment variables, fields
 with a secret's name, and texts in a secret's shape. What is found becomes `[redacted]`, never a prefix of it.
 
 >>> redact_text("postgresql://user:hunter2@db/ledger")
