@@ -211,7 +211,7 @@ class AlertDispatcher:
         oldest = to_us(now - MAX_AGE)
         with self._database.write() as connection:
             ids = connection.execute(sa.select(table.c.id).where(table.c.created_us >= oldest)).scalars().all()
-            known = set(connection.execute(sa.select(out.c.alert_id, out.c.channel)).tuples())
+            known = {tuple(row) for row in connection.execute(sa.select(out.c.alert_id, out.c.channel))}
             for alert_id in ids:
                 for channel in self._channels:
                     if (alert_id, channel) not in known:

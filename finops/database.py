@@ -28,6 +28,8 @@ from finops.schema import HEAD, VERSION_TABLE
 DEFAULT_URL = "sqlite:///mlruns/finops.db"
 URL_VARIABLE = "PARSIMONY_LEDGER_URL"
 BUSY_TIMEOUT_S = 60
+_UNUSABLE = (sa.exc.DatabaseError, sa.exc.OperationalError, sa.exc.InternalError)
+"""What says that the database cannot be used: down, locked for too long, not a database."""
 _ADVISORY_LOCK = 0x7061727369  # "parsi": one migration at a time on PostgreSQL
 
 
@@ -88,7 +90,9 @@ class Database:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError, OSError) as error:
+        except (sa.exc.DatabaseError, sa.exc.InterfaceError, OSError) as error:
+            if isinstance(error, sa.exc.DatabaseError) and type(error) not in _UNUSABLE:
+                raise  # a constraint or a statement of ours: not the database's state
             cause = error.orig if isinstance(error, DBAPIError) else error
             first = redact_text(str(cause)).strip().splitlines() or [""]
             raise LedgerUnavailableError(

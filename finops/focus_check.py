@@ -1,8 +1,8 @@
 """A FOCUS file through focus-validator 2.2.1, with the rules that are known to be wrong waived one by one.
 
 The validator exits with 0 when rules fail and skips its conditional rules when not told what applies: so its JUnit
-report is read, and every criterion that holds for our files is named. It runs from its own folder (it opens its currency
-table by a relative path) and from its own environment (requirements/focus.txt, Python 3.12).
+report is read, and every criterion that holds for our files is named. It runs from its own folder, since it opens its
+currency table by a relative path, and from its own environment (requirements/focus.txt, Python 3.12).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A provider's FOCUS file into the ledger: what was estimated becomes what was billed, by Correction rows.
 
 Rows of one resource and charge period are added up and given to our charges of that resource inside the period, by
-their device time (largest remainder, exact). Where the provider billed more device hours than we charged, the rest of its
-cost belongs to time that no run held: it becomes an idle charge. Importing a file again changes nothing; a newer one
-with other figures leaves exactly its billed cost.
+their device time (largest remainder, exact). Where the provider billed more device hours than we charged, the rest of
+its cost belongs to time that no run held: it becomes an idle charge. Importing a file again changes nothing; a newer
+one with other figures leaves exactly its billed cost.
 """
 
 from __future__ import annotations
