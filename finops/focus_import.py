@@ -200,21 +200,34 @@ def _bills(path: Path) -> tuple[list[_Bill], int]:
 
 
 def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a FOCUS file, each with the place to name in an error."""
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-            table = pq.ParquetFile(path)
-            names: list[str] = table.schema_arrow.names
-            rows: Iterator[dict[str, Any]] = (row for batch in table.iter_batches() for row in batch.to_pylist())
+            yield from _read_parquet(path)
         else:
-            file = path.open(newline="", encoding="utf-8-sig")
-            reader = csv.DictReader(file)
-            names, rows = list(reader.fieldnames or []), reader
-    except (OSError, ValueError) as error:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                reader = csv.DictReader(file)
+                _check_columns(path, list(reader.fieldnames or []))
+                yield from ((f"{path}, row {number}", row) for number, row in enumerate(reader, start=2))
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"focus import: cannot read {path}: {error}") from None
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    try:
+        table = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"focus import: cannot read {path}: {error}") from None
+    with table:
+        _check_columns(path, table.schema_arrow.names)
+        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
+        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _check_columns(path: Path, names: list[str]) -> None:
     missing = [name for name in _NEEDED if name not in names]
     if missing:
         raise UserError(f"focus import: {path} is not a FOCUS file: it has no column {', '.join(missing)}")
-    for number, row in enumerate(rows, start=2):
-        yield f"{path}, row {number}", row

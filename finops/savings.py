@@ -7,6 +7,7 @@ record_promotion(ledger, run_id="r9", model_name="chat", model_id="chat:v7", rep
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _right_size(accelerator: str, reserved: Decimal, rows: Sequence[Any]) -> Res
     quantity = sum(row.quantity_micro for row in rows)
     on_demand = from_pico(sum(row.effective_usd_pico for row in rows)) * 1_000_000 / quantity
     period = Decimal(period_us) / 3_600_000_000
-    num_levels = min(MAX_RESERVED, int(max(hours_at)) + 1)
+    num_levels = min(MAX_RESERVED, math.ceil(max(hours_at)))
     saved = []
     for number in range(1, num_levels + 1):
         covered = sum((Decimal(repr(min(level, number))) * hours for level, hours in hours_at.items()), Decimal(0))

@@ -20,6 +20,9 @@ TAGS = {
     "cost_center": "42",
 }  # fmt: skip
 GPU = Resource("node-1/gpu-0", "NVIDIA L4", "GPU", "europe-west4", "gcp")
+EURO = Rate(
+    Decimal("4.2"), "catalog@2026-10-01", currency="EUR", fx_rate=Decimal("0.9234"), fx_date="2026-10-03"
+)  # fmt: skip
 ON_DEMAND = Rate(Decimal("0.825"), "catalog@2026-10-01", list_usd_per_hour=Decimal("0.95"))
 COMMITMENT = Commitment(
     "l4-2026", "NVIDIA L4", "gcp", "europe-west4", 2, Decimal("0.495"), Decimal("0.825"),
@@ -28,7 +31,7 @@ COMMITMENT = Commitment(
 
 
 def fill(ledger: Ledger) -> None:
-    """On demand, spot with lost work, euro, MIG shares and idle, commitment, tokens, CPU, corrections early and late."""
+    """On demand, spot with lost work, euro, MIG shares and idle, commitment, tokens, CPU, corrections."""
     on_demand = device_charge(
         run_id="r1", stage="quantize", resource=GPU, rate=ON_DEMAND, tags=TAGS, start=START,
         end=START + timedelta(minutes=7, seconds=13.37),
@@ -40,8 +43,7 @@ def fill(ledger: Ledger) -> None:
     )  # fmt: skip
     euro = device_charge(
         run_id="r3", stage="serve", resource=replace(GPU, id="node-3/gpu-0", accelerator="NVIDIA A100", num_devices=4),
-        rate=Rate(Decimal("4.2"), "catalog@2026-10-01", currency="EUR", fx_rate=Decimal("0.9234"), fx_date="2026-10-03"),
-        tags=TAGS, start=START, end=START + HOUR,
+        rate=EURO, tags=TAGS, start=START, end=START + HOUR,
     )  # fmt: skip
     ledger.record(on_demand, *cut(spot, to_us(START + 2 * HOUR), ("useful", "lost")), euro)
     uses = [

@@ -6,6 +6,10 @@ from decimal import Decimal
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import ConfigError, UserError
 from finops import schema
 from finops.alerts import AlertDispatcher, CallbackChannel
 from finops.budget_rows import PERIODS, period_bounds
@@ -13,10 +17,6 @@ from finops.budgets import Budgets
 from finops.charges import Rate, Resource, device_charge
 from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
 from finops.ledger import Ledger
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from common.errors import ConfigError, UserError
 
 ONE_USD = Rate(Decimal(1), "v1")
 amounts = st.integers(0, 6000).map(lambda cents: Decimal(cents) / 100)
@@ -112,11 +112,11 @@ def test_a_live_hold_counts_in_the_next_period_too(ledger, tags, clock):
     assert (status.spent_usd, status.held_usd) == (0, 7)
 
 
-def test_reserving_fails_closed(ledger, tags, tmp_path):
+def test_reserving_fails_closed(ledger, tags, fast_folder):
     ledger.database.engine.dispose()
-    (tmp_path / "ledger.db").write_bytes(b"\0" * 4096)
+    (fast_folder / "ledger.db").write_bytes(b"\0" * 4096)
     for suffix in ("-wal", "-shm"):
-        (tmp_path / f"ledger.db{suffix}").unlink(missing_ok=True)
+        (fast_folder / f"ledger.db{suffix}").unlink(missing_ok=True)
     with pytest.raises(LedgerUnavailableError, match="nothing is spent"):
         Budgets(ledger).reserve("r", Decimal(1), tags)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from dataclasses import replace
@@ -8,6 +9,10 @@ from decimal import Decimal
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.errors import UserError
 from finops.charges import Rate, Resource, cut, device_charge
 from finops.commitments import Commitment, buy, settle_unused
 from finops.errors import ChargeConflictError, LedgerUnavailableError
@@ -16,10 +21,6 @@ from finops.machines import Use, split_machine
 from finops.meter import Preempted
 from finops.money import cents, from_pico, to_us
 from finops.schema import metadata
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from common.errors import UserError
 
 START = datetime(2026, 10, 3, 8, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -122,7 +123,7 @@ def test_consecutive_charges_sum_to_the_machines_bill(gpu, tags, price, length_u
     gpu, rate = replace(gpu, num_devices=num_devices), Rate(price, "v1")
     end = START + timedelta(microseconds=length_us)
     edges = sorted([START, end, *(START + timedelta(microseconds=min(at, length_us)) for at in cuts_us)])
-    parts = [charge_of(gpu, rate, tags, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [charge_of(gpu, rate, tags, a, b) for a, b in itertools.pairwise(edges)]
     whole = charge_of(gpu, rate, tags, START, end)
     assert sum(part.effective_pico for part in parts) == whole.effective_pico
     exact = Decimal(length_us) / 3_600_000_000 * price * num_devices
@@ -133,9 +134,9 @@ def test_consecutive_charges_sum_to_the_machines_bill(gpu, tags, price, length_u
 @given(prices, st.lists(st.tuples(st.integers(1, 7), st.integers(0, 59), st.integers(0, 59)), max_size=5))
 def test_mig_shares_and_idle_sum_to_the_machines_bill(gpu, tags, price, wanted):
     uses, end = [], START + HOUR
-    for index, (slices, first, last) in enumerate(wanted):
-        first, last = sorted((first, last))
-        use = Use(f"r{index}", "serve", tags, slices, START + timedelta(minutes=first), START + timedelta(minutes=last))
+    for index, (slices, *minutes) in enumerate(wanted):
+        first, last = (START + timedelta(minutes=minute) for minute in sorted(minutes))
+        use = Use(f"r{index}", "serve", tags, slices, first, last)
         overlapping = [other for other in uses if other.start < use.end and use.start < other.end]
         if sum(other.slices for other in overlapping) + slices <= 7:
             uses.append(use)
@@ -177,7 +178,12 @@ def test_a_metered_stage_costs_its_wall_time(ledger, gpu, rate, tags, clock):
     ("error", "status"), [(RuntimeError, "failed"), (Preempted, "preempted"), (KeyboardInterrupt, "preempted")]
 )
 def test_an_ended_stage_is_charged_and_its_lost_work_labelled(ledger, gpu, rate, tags, clock, error, status):
-    with pytest.raises(error), ledger.meter(run_id="r1", stage="distill", resource=gpu, rate=rate, tags=tags) as meter:
+    with (
+        pytest.raises(error),
+        ledger.meter(  # noqa: PT012 - the block is the stage
+            run_id="r1", stage="distill", resource=gpu, rate=rate, tags=tags
+        ) as meter,
+    ):
         clock.advance(1800)
         meter.checkpoint()
         clock.advance(900)
@@ -209,7 +215,7 @@ def test_a_dead_stage_is_found_once_and_charged_until_its_last_sign_of_life(ledg
 
 
 def test_a_failing_heartbeat_stops_the_stage(ledger, gpu, rate, tags):
-    with (
+    with (  # noqa: PT012 - the block is the stage
         pytest.raises(LedgerUnavailableError, match="closed by another"),
         ledger.meter(run_id="r1", stage="s", resource=gpu, rate=rate, tags=tags, heartbeat_every_s=0.01) as meter,
     ):

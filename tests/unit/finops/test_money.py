@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import UserError
 from finops.money import (
     MAX_PICO,
     MoneyError,
@@ -17,10 +22,6 @@ from finops.money import (
     to_pico,
     to_us,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-
-from common.errors import UserError
 
 
 @given(st.integers(-MAX_PICO, MAX_PICO))
@@ -53,7 +54,7 @@ def test_a_split_without_weights_is_refused(weights):
 @given(st.lists(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), min_size=2, max_size=6))
 def test_lengths_of_consecutive_periods_add_up(moments):
     edges = [to_us(moment.replace(tzinfo=UTC)) for moment in sorted(moments)]
-    assert sum(last - first for first, last in zip(edges, edges[1:], strict=False)) == edges[-1] - edges[0]
+    assert sum(last - first for first, last in itertools.pairwise(edges)) == edges[-1] - edges[0]
     assert all(edge % 3600 == 0 for edge in edges)
 
 
@@ -77,7 +78,7 @@ def test_amounts_that_a_row_cannot_hold_are_refused():
     with pytest.raises(MoneyError, match="6 decimals"):
         to_micro(Decimal("0.0000001"))
     with pytest.raises(MoneyError, match="no time zone"):
-        to_us(datetime(2026, 1, 1))  # noqa: DTZ001
+        to_us(datetime(2026, 1, 1))
 
 
 def test_a_bad_date_names_the_field_and_a_good_one():
