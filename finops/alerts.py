@@ -216,7 +216,7 @@ class AlertDispatcher:
                 for channel in self._channels:
                     if (alert_id, channel) not in known:
                         connection.execute(
-                            insert_ignore(self._database, out),
+                            insert_ignore(out, self._database.is_sqlite),
                             {"alert_id": alert_id, "channel": channel, "state": "due", "num_attempts": 0,
                              "due_us": to_us(now), "last_error": None},
                         )  # fmt: skip

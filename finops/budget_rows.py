@@ -75,7 +75,8 @@ def spent_in_period(connection: Connection, database: Database, budget: Any, mom
         return start_us, int(spent), False
     total = sum_of_charges(connection, budget, start_us, to_us(end))
     connection.execute(
-        insert_ignore(database, table), {"budget_id": budget.id, "period_start_us": start_us, "spent_pico": total}
+        insert_ignore(table, database.is_sqlite),
+        {"budget_id": budget.id, "period_start_us": start_us, "spent_pico": total},
     )
     return start_us, total, True
 
@@ -125,7 +126,7 @@ def note_alerts(
             continue
         name = hashlib.sha256(f"{budget.id}:{start_us}:{threshold}:{budget.created_us}".encode()).hexdigest()[:32]
         connection.execute(
-            insert_ignore(database, schema.alerts),
+            insert_ignore(schema.alerts, database.is_sqlite),
             {
                 "id": name, "budget_id": budget.id, "period_start_us": start_us, "threshold_percent": threshold,
                 "spent_pico": spent, "limit_pico": budget.limit_pico, "run_id": run_id, "created_us": now_us,

@@ -143,8 +143,9 @@ class Budgets:
         table = schema.budgets
         with self._database.write() as connection:
             now = self._now(connection)
-            rows = connection.execute(sa.select(table).order_by(table.c.name)).all()
-            return [self._status(connection, row, now) for row in rows]
+            # Locked: the first look at a period adds up its charges, and none may be booked meanwhile.
+            rows = connection.execute(sa.select(table).order_by(table.c.id).with_for_update()).all()
+            return sorted((self._status(connection, row, now) for row in rows), key=lambda item: item.name)
 
     def _status(self, connection: Connection, row: Any, now: datetime) -> Budget:
         _, spent, _ = spent_in_period(connection, self._database, row, now)

@@ -75,7 +75,7 @@ def buy(ledger: Ledger, commitment: Commitment, tags: Mapping[str, str]) -> list
         begin = finish
     with ledger.database.write() as connection:
         connection.execute(
-            insert_ignore(ledger.database, schema.commitments),
+            insert_ignore(schema.commitments, ledger.database.is_sqlite),
             {"id": commitment.id, "terms": json.dumps(terms, sort_keys=True), "start_us": to_us(commitment.start),
              "end_us": to_us(commitment.end)},
         )  # fmt: skip

@@ -181,13 +181,9 @@ def _postgresql_engine(url: sa.URL) -> Engine:
     return sa.create_engine(url, pool_pre_ping=True, connect_args=options)
 
 
-def insert_ignore(database: Database, table: sa.Table) -> Any:
-    """INSERT that leaves an existing row with the same unique key alone; its rowcount says which it was."""
-    return _insert_ignore(table, database.is_sqlite)
-
-
 @functools.cache
-def _insert_ignore(table: sa.Table, is_sqlite: bool) -> Any:
+def insert_ignore(table: sa.Table, is_sqlite: bool) -> Any:
+    """INSERT that leaves an existing row with the same unique key alone."""
     if is_sqlite:
         from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 

@@ -117,7 +117,7 @@ def record_stage(
     """Record how long a stage took (monotonic seconds): what later estimates rest on. Only completed ones count."""
     with ledger.database.write() as connection:
         connection.execute(
-            insert_ignore(ledger.database, schema.stage_runs),
+            insert_ignore(schema.stage_runs, ledger.database.is_sqlite),
             {
                 "run_id": run_id, "stage": work.stage, "method": work.method, "hardware": work.hardware,
                 "num_parameters": work.num_parameters, "num_tokens": work.num_tokens,
@@ -207,7 +207,7 @@ def save_estimate(ledger: Ledger, run_id: str, estimate: RunEstimate) -> None:
     with ledger.database.write() as connection:
         for stage in estimate.stages:
             connection.execute(
-                insert_ignore(ledger.database, schema.estimates),
+                insert_ignore(schema.estimates, ledger.database.is_sqlite),
                 {
                     "run_id": run_id, "stage": stage.stage, "expected_us": round(stage.expected_s * 1e6),
                     "low_us": round(stage.low_s * 1e6), "high_us": round(stage.high_s * 1e6),

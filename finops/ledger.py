@@ -12,6 +12,7 @@ the spend of every budget that it falls under, the draw on the run's hold and th
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import socket
@@ -88,8 +89,8 @@ class Ledger:
     def record_in(self, connection: Connection, charge: Charge) -> bool:
         """`record` of one charge inside the caller's write transaction; True where it was new."""
         values = {name: getattr(charge, name) for name in COLUMNS}
-        result = connection.execute(insert_ignore(self.database, schema.charges), values)
-        if result.rowcount == 1:
+        # RETURNING says whether the row is new; with it PostgreSQL's driver reports no row count.
+        if connection.execute(_insert_charge(self.database.is_sqlite), values).first() is not None:
             book_spend(connection, self.database, charge, to_us(self.clock()))
             return True
         table = schema.charges
@@ -279,6 +280,11 @@ class Ledger:
             query = query.where(table.c.resource_id == resource_id)
         with self.database.read() as connection:
             return from_pico(join_sum(*connection.execute(query).one()))
+
+
+@functools.cache
+def _insert_charge(is_sqlite: bool) -> Any:
+    return insert_ignore(schema.charges, is_sqlite).returning(schema.charges.c.key)
 
 
 def _text(value: Any) -> Any:

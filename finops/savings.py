@@ -73,7 +73,7 @@ def record_promotion(
     with ledger.database.write() as connection:
         cost = sa.select(*exact_sum(charge.c.effective_usd_pico)).where(charge.c.run_id == run_id)
         connection.execute(
-            insert_ignore(ledger.database, schema.promotions),
+            insert_ignore(schema.promotions, ledger.database.is_sqlite),
             {
                 "run_id": run_id, "model_name": model_name, "model_id": model_id, "team": team,
                 "replaced_model_id": replaced_model_id, "price_per_1k_nano": nano(usd_per_1k_tokens),

@@ -178,11 +178,9 @@ def test_a_metered_stage_costs_its_wall_time(ledger, gpu, rate, tags, clock):
     ("error", "status"), [(RuntimeError, "failed"), (Preempted, "preempted"), (KeyboardInterrupt, "preempted")]
 )
 def test_an_ended_stage_is_charged_and_its_lost_work_labelled(ledger, gpu, rate, tags, clock, error, status):
-    with (
+    with (  # noqa: PT012 - the block is the stage
         pytest.raises(error),
-        ledger.meter(  # noqa: PT012 - the block is the stage
-            run_id="r1", stage="distill", resource=gpu, rate=rate, tags=tags
-        ) as meter,
+        ledger.meter(run_id="r1", stage="distill", resource=gpu, rate=rate, tags=tags) as meter,
     ):
         clock.advance(1800)
         meter.checkpoint()
