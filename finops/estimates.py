@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -90,6 +90,20 @@ class RunEstimate:
     def high_usd(self) -> Decimal:
         """Sum of the upper ends: what to reserve."""
         return sum((stage.high_usd for stage in self.stages), Decimal(0))
+
+    @property
+    def approval_terms(self) -> dict[str, str]:
+        """Stage -> upper end in USD to two significant digits, rounded up: what an approval binds to.
+
+        A new recording that moves the estimate by less than that leaves the approval standing.
+        """
+        return {stage.stage: str(_two_digits_up(stage.high_usd)) for stage in self.stages}
+
+
+def _two_digits_up(value: Decimal) -> Decimal:
+    if value == 0:
+        return Decimal(0)
+    return value.quantize(Decimal(1).scaleb(value.adjusted() - 1), ROUND_UP)
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,16 @@ def test_estimates_scale_similar_runs_and_grow_sure(ledger, clock):
     assert "other methods" in other.basis
 
 
+def test_an_approval_binds_to_two_digits_rounded_up(ledger):
+    work = StageWork("serve", "bf16", "NVIDIA L4", "GPU")
+    record_stage(ledger, "r", work, 1000.0)
+    run = estimate_run(ledger, [work], ONE)
+    terms = Decimal(run.approval_terms["serve"])
+    assert run.high_usd <= terms <= run.high_usd * Decimal("1.1")
+    assert len(terms.as_tuple().digits) == 2
+    assert estimate_run(ledger, [work], Rate(Decimal(0), "free")).approval_terms == {"serve": "0"}
+
+
 def test_estimate_is_held_against_actual(ledger):
     work = StageWork("serve", "bf16", "NVIDIA L4", "GPU")
     run = estimate_run(ledger, [work], ONE)
