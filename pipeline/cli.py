@@ -77,7 +77,7 @@ def check_choices(arguments: Sequence[str]) -> None:
 
 def choices() -> dict[str, list[str]]:
     """Every group with the names of its choices."""
-    folders = [path for path in sorted(CONF.iterdir()) if path.is_dir() and path.name not in ("hydra", "__pycache__")]
+    folders = [path for path in sorted(CONF.iterdir()) if path.name != "hydra" and any(path.rglob("*.yaml"))]
     return {
         path.name: sorted(str(file.relative_to(path).with_suffix("")) for file in path.rglob("*.yaml"))
         for path in folders
