@@ -101,6 +101,8 @@ def run_config(composed: Any) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(hydra_message(error)) from error
     assert isinstance(config, RunConfig)
+    if config.model.source == "path" and not config.model.path:
+        raise ConfigError("model.path: no folder is given; write model=local model.path=/a/folder/in/hugging-face/form")
     if config.model.path:
         config.model.path = str(Path(config.model.path).expanduser().resolve())
         if config.model.source != "path" or not config.model.name:

@@ -28,7 +28,7 @@ CHOICES = [
     (group, name)
     for group, names in choices().items()
     for name in names
-    if "???" not in (CONF / group / f"{name}.yaml").read_text()
+    if (group, name) != ("model", "local") and "???" not in (CONF / group / f"{name}.yaml").read_text()
 ]
 
 
