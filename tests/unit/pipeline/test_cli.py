@@ -49,7 +49,7 @@ def test_every_choice_says_what_it_is(path: Path) -> None:
     text = path.read_text()
     assert text.startswith("#"), f"{path} has no comment in its first line"
     name = yaml.safe_load(text).get("name")
-    assert name in (None, path.stem) or path.parent.name in ("quant", "tracking"), f"{path} calls itself {name}"
+    assert name in (None, "", path.stem) or path.parent.name in ("quant", "tracking"), f"{path} calls itself {name}"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_unknown_choices_name_the_closest(argument: str, message: str) -> None:
         (["model.path=/nowhere"], "no config.json there"),
         (["hardware.purchase_option=lease"], "no 'lease' offer"),
         (["model=local"], "model.path"),
-        (["load.points=[]"], "no load point given"),
+        (["load.points=[]"], "nothing to measure"),
     ],
 )
 def test_a_mistake_ends_with_one_message_and_code_2(arguments: list[str], message: str) -> None:
