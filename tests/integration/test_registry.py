@@ -52,8 +52,8 @@ def test_the_registrys_whole_life(recorder: Recorder, tmp_path: Path) -> None:
 
     replaced = promote(recorder, a_run(recorder), PROMOTE, "tiny", second, "digest-b", PromoteConfig())
     assert "version 2 is now 'champion'; version 1 keeps 'previous'" in replaced
-    assert client.get_model_version_by_alias("tiny", "champion").version == "2"
-    assert client.get_model_version_by_alias("tiny", PREVIOUS).version == "1"
+    assert str(client.get_model_version_by_alias("tiny", "champion").version) == "2"
+    assert str(client.get_model_version_by_alias("tiny", PREVIOUS).version) == "1"
 
 
 def test_a_changed_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
