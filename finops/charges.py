@@ -157,6 +157,7 @@ class Charge:
     created_us: int
     quantity_micro: int | None
     pricing_unit: str | None
+    device_micro: int
     consumed_micro: int | None
     list_price_nano: int | None
     contracted_price_nano: int | None
@@ -195,8 +196,8 @@ class Charge:
 
     @property
     def device_hours(self) -> Decimal:
-        """Pricing quantity (device hours for a device's time); zero where the row has none."""
-        return from_micro(self.quantity_micro or 0)
+        """Device time held; zero for purchases, tokens and corrections."""
+        return from_micro(self.device_micro)
 
     def with_usage(self, **usage: int | str | None) -> Charge:
         """The same charge with what it yielded: model_id, input_tokens, output_tokens, num_requests, busy_micro."""
@@ -333,6 +334,7 @@ def _charge(
         created_us=to_us(created or datetime.now(UTC)),
         quantity_micro=quantity,
         pricing_unit=unit,
+        device_micro=quantity if unit.endswith("Hours") else 0,
         consumed_micro=quantity,
         list_price_nano=nano(public),
         contracted_price_nano=nano(contracted),
@@ -407,6 +409,6 @@ def _rescale(charge: Charge, quantity: int) -> Charge:
         price_version=charge.price_version,
     )
     return replace(
-        charge, key=key, quantity_micro=quantity, consumed_micro=quantity, month=month_of(start), day=day_of(start),
+        charge, key=key, quantity_micro=quantity, consumed_micro=quantity, device_micro=quantity, month=month_of(start), day=day_of(start),
         description=f"{charge.stage} on {charge.accelerator} ({charge.work})", **costs,
     )  # fmt: skip

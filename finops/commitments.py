@@ -92,7 +92,7 @@ def _purchase(commitment: Commitment, tags: Mapping[str, str], start: datetime, 
     )  # fmt: skip
     return replace(
         row, charge_category="Purchase", commitment_id=commitment.id, effective_pico=0, effective_usd_pico=0,
-        consumed_micro=None, description=f"commitment {commitment.id}: {commitment.num_devices} x {row.accelerator}",
+        consumed_micro=None, device_micro=0, description=f"commitment {commitment.id}: {commitment.num_devices} x {row.accelerator}",
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def correction(
         original,
         key=row_key, charge_class="Correction", corrects=original.key, status="corrected",
         description=redact_text(f"correction: {reason}"), created_us=to_us(now),
-        quantity_micro=None, pricing_unit=None, consumed_micro=None, list_price_nano=None, contracted_price_nano=None,
+        quantity_micro=None, pricing_unit=None, consumed_micro=None, device_micro=0, list_price_nano=None, contracted_price_nano=None,
         list_usd_nano=None, contracted_usd_nano=None,
         list_pico=deltas["list"], contracted_pico=deltas["contracted"], billed_pico=deltas["billed"],
         effective_pico=deltas["effective"], effective_usd_pico=to_pico(round_decimals(usd, 12)),

@@ -94,7 +94,14 @@ def check(file: Path, validator: str = "focus-validator", timeout_s: float = 600
         ]  # fmt: skip
         with log.open("w") as stream:
             done = subprocess.run(
-                command, cwd=folder, stdout=stream, stderr=subprocess.STDOUT, timeout=timeout_s, check=False
+                command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+                start_new_session=True,  # in a background job a terminal would stop it
             )
         if done.returncode != 0 or not output.exists():
             raise ToolError(f"focus-validator ended with {done.returncode}", log)

@@ -165,7 +165,7 @@ def _record_rest(
         resource_id=bill.resource_id, mig_profile=None, description="billed by the provider, held by no run",
         start_us=bill.start_us, end_us=bill.end_us, month=month_of(start), day=day_of(start),
         created_us=to_us(ledger.clock()), price_version="provider", charge_category="Adjustment",
-        quantity_micro=None, pricing_unit=None, consumed_micro=None, list_price_nano=None, contracted_price_nano=None,
+        quantity_micro=None, pricing_unit=None, consumed_micro=None, device_micro=0, list_price_nano=None, contracted_price_nano=None,
         list_usd_nano=None, contracted_usd_nano=None, list_pico=costs["list"], contracted_pico=costs["contracted"],
         billed_pico=costs["billed"], effective_pico=costs["effective"], effective_usd_pico=to_pico(usd),
         model_id=None, input_tokens=None, output_tokens=None, num_requests=None, busy_micro=None, hold_id=None,

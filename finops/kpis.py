@@ -164,9 +164,8 @@ def _where(query: Any, start: datetime | None, end: datetime | None, team: str |
 def _read(
     connection: Connection, start: datetime | None, end: datetime | None, team: str | None
 ) -> dict[str, _Sums]:  # fmt: skip
-    """Sums by workload type. Device time counts rows priced by the hour alone."""
+    """Sums by workload type."""
     c = schema.charges.c
-    is_time = c.pricing_unit.in_(("Hours", "GPU-Hours")) & (c.charge_category == "Usage")
     tokens = sa.func.coalesce(c.input_tokens, 0) + sa.func.coalesce(c.output_tokens, 0)
     has_tokens = c.input_tokens.is_not(None) | c.output_tokens.is_not(None)
 
@@ -179,14 +178,14 @@ def _read(
     query = sa.select(
         c.workload_type,
         *money(sa.true()),
-        total(c.quantity_micro, is_time),
-        total(c.quantity_micro, is_time & c.work.in_(("idle", "unused"))),
-        total(c.quantity_micro, is_time & (c.purchase_option == "spot")),
-        total(c.quantity_micro, is_time & c.busy_micro.is_not(None)),
+        total(c.device_micro, sa.true()),
+        total(c.device_micro, c.work.in_(("idle", "unused"))),
+        total(c.device_micro, (c.purchase_option == "spot")),
+        total(c.device_micro, c.busy_micro.is_not(None)),
         total(c.busy_micro, c.busy_micro.is_not(None)),
         total(tokens, has_tokens),
         *money(has_tokens),
-        total(c.quantity_micro, is_time & has_tokens),
+        total(c.device_micro, has_tokens),
         total(c.num_requests, c.num_requests.is_not(None)),
         *money(c.num_requests.is_not(None)),
     ).group_by(c.workload_type)

@@ -35,7 +35,7 @@ _KPI_METRICS = {
     "gpu_utilization_training": (
         "parsimony_training_utilization_ratio", "Busy over held device time, training, last 30 days."),
     "spot_coverage_training": ("parsimony_training_spot_ratio", "Share of training hours on spot, last 30 days."),
-    "idle_hours": ("parsimony_idle_device_hours", "Idle and unused device hours, last 30 days."),
+    "idle_hours": ("parsimony_idle_device_seconds", "Idle and unused device time, last 30 days."),
     "tokens_per_device_hour": ("parsimony_tokens_per_device_hour", "Tokens per device hour, last 30 days."),
 }  # fmt: skip
 
@@ -81,14 +81,14 @@ def collect(ledger: Ledger) -> list[Metric]:
             (cell.team, cell.environment, cell.model_family, cell.workload_type, cell.work), [0.0, 0.0]
         )
         row[0] += cell.usd_pico / 1e12
-        row[1] += cell.quantity_micro / 1e6
+        row[1] += cell.device_micro * 3600 / 1e6
     names = ("team", "environment", "model_family", "workload_type", "work")
     metrics = [
         Metric("parsimony_ledger_up", "gauge", "1 if the ledger could be read.", [({}, 1.0)]),
         # Corrections can lower it: a gauge, not a counter.
         Metric("parsimony_spend_usd", "gauge", "Effective cost recorded since the beginning, in USD.",
                [(dict(zip(names, key, strict=True)), row[0]) for key, row in spend.items()]),
-        Metric("parsimony_device_hours", "gauge", "Quantity charged by the hour since the beginning.",
+        Metric("parsimony_device_seconds", "gauge", "Device time charged since the beginning.",
                [(dict(zip(names, key, strict=True)), row[1]) for key, row in spend.items()]),
     ]  # fmt: skip
     budgets = [({"budget": item.name, "period": item.period}, item) for item in Budgets(ledger).status()]
@@ -104,7 +104,8 @@ def collect(ledger: Ledger) -> list[Metric]:
     for kpi in kpis(ledger, start=since):
         if kpi.name in _KPI_METRICS and kpi.value is not None:
             name, text = _KPI_METRICS[kpi.name]
-            metrics.append(Metric(name, "gauge", text, [({}, float(kpi.value))]))
+            scale = 3600 if kpi.unit == "h" else 1  # base units, as promtool wants them
+            metrics.append(Metric(name, "gauge", text, [({}, float(kpi.value) * scale)]))
     error = mean_absolute_relative_error(estimate_errors(ledger, since=since))
     if error is not None:
         text = "Mean absolute relative error of stage estimates, last 30 days."

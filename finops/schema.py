@@ -87,6 +87,8 @@ charges = Table(
     # How much.
     _big("quantity_micro", True),
     _text("pricing_unit", True),
+    # Device time held, also where the quantity is another one; 0 for purchases, tokens and corrections.
+    _big("device_micro"),
     _big("consumed_micro", True),
     _big("list_price_nano", True),
     _big("contracted_price_nano", True),
@@ -120,7 +122,7 @@ charges = Table(
 )
 # Covers showback: one ordered pass over the index, no row is read and nothing is sorted.
 CUBE = ("team", "month", "environment", "model_family", "workload_type", "accelerator", "purchase_option", "work")
-Index("ix_finops_charges_cube", *[charges.c[name] for name in (*CUBE, "day", "quantity_micro", "effective_usd_pico")])
+Index("ix_finops_charges_cube", *[charges.c[name] for name in (*CUBE, "day", "device_micro", "effective_usd_pico")])
 Index("ix_finops_charges_run_id", charges.c.run_id)
 Index("ix_finops_charges_start_us", charges.c.start_us)
 

@@ -37,7 +37,7 @@ class Cell:
     purchase_option: str
     work: str
     usd_pico: int
-    quantity_micro: int
+    device_micro: int
     num_charges: int
 
     @property
@@ -79,7 +79,7 @@ def cube(
     table = schema.charges
     keys = [table.c[name] for name in schema.CUBE]
     query = sa.select(
-        *keys, *exact_sum(table.c.effective_usd_pico), sa.func.sum(table.c.quantity_micro), sa.func.count()
+        *keys, *exact_sum(table.c.effective_usd_pico), sa.func.sum(table.c.device_micro), sa.func.count()
     ).group_by(*keys)
     if start is not None:
         query = query.where(table.c.day >= day_of(start))
@@ -91,7 +91,7 @@ def cube(
         if team is not None:
             _check_team(connection, team)
         rows = connection.execute(query).all()
-    return [Cell(*row[:8], join_sum(row[8], row[9]), int(row[10] or 0), int(row[11])) for row in rows]
+    return [Cell(*row[:8], join_sum(row[8], row[9]), int(row[10]), int(row[11])) for row in rows]
 
 
 def _check_team(connection: sa.Connection, team: str) -> None:
@@ -124,7 +124,7 @@ def _share(team: str, cells: Sequence[Cell]) -> Share:
     return Share(
         team=team,
         usd=from_pico(sum(cell.usd_pico for cell in cells)),
-        device_hours=from_micro(sum(cell.quantity_micro for cell in cells)),
+        device_hours=from_micro(sum(cell.device_micro for cell in cells)),
         lost_usd=from_pico(sum(cell.usd_pico for cell in cells if cell.work == "lost")),
         by_month=dict(sorted(_sum_by(cells, lambda cell: cell.month).items())),
         drivers=top_drivers(cells),
