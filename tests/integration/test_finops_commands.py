@@ -93,7 +93,7 @@ def test_the_check_finds_what_is_wrong(database, tmp_path):
         writer.writerows(rows)
     report = check(bad, program)
     assert not report.passed
-    assert {"ChargeCategory-C-003-M", "BilledCost-C-003-M", "ListUnitPrice-C-010-C"} <= set(report.failed)
+    assert "BilledCost-C-003-M" in report.failed
 
 
 def promtool(*arguments, **options):
