@@ -249,9 +249,13 @@ def device_charge(
     covered = rate.commitment_id is not None
     return _charge(
         Terms(run_id, stage, status, work, meter, resource, rate, dict(tags), hold_id),
-        start_us, end_us, quantity=quantity, unit=resource.pricing_unit,
-        unit_prices=(public, public if covered else paid, paid), created=created,
-    )  # fmt: skip
+        start_us,
+        end_us,
+        quantity=quantity,
+        unit=resource.pricing_unit,
+        unit_prices=(public, public if covered else paid, paid),
+        created=created,
+    )
 
 
 def quantity_charge(
@@ -273,9 +277,13 @@ def quantity_charge(
     """A charge by quantity instead of time, for example 1000 Tokens of an API at `usd_per_unit` (up to 6 decimals)."""
     return _charge(
         Terms(run_id, stage, status, "useful", meter, resource, rate, dict(tags), None),
-        to_us(start), to_us(end), quantity=to_micro(quantity), unit=unit,
-        unit_prices=(usd_per_unit, usd_per_unit, usd_per_unit), created=created,
-    )  # fmt: skip
+        to_us(start),
+        to_us(end),
+        quantity=to_micro(quantity),
+        unit=unit,
+        unit_prices=(usd_per_unit, usd_per_unit, usd_per_unit),
+        created=created,
+    )
 
 
 @dataclass(frozen=True)
@@ -294,9 +302,15 @@ class Terms:
 
 
 def _charge(
-    terms: Terms, start_us: int, end_us: int, *, quantity: int, unit: str,
-    unit_prices: tuple[Decimal, Decimal, Decimal], created: datetime | None,
-) -> Charge:  # fmt: skip
+    terms: Terms,
+    start_us: int,
+    end_us: int,
+    *,
+    quantity: int,
+    unit: str,
+    unit_prices: tuple[Decimal, Decimal, Decimal],
+    created: datetime | None,
+) -> Charge:
     """Price a quantity. `unit_prices` are list, contracted and effective, in USD."""
     assert terms.status in STATUSES, terms.status
     assert terms.work in WORKS, terms.work
@@ -409,6 +423,13 @@ def _rescale(charge: Charge, quantity: int) -> Charge:
         price_version=charge.price_version,
     )
     return replace(
-        charge, key=key, quantity_micro=quantity, consumed_micro=quantity, device_micro=quantity, month=month_of(start), day=day_of(start),
-        description=f"{charge.stage} on {charge.accelerator} ({charge.work})", **costs,
-    )  # fmt: skip
+        charge,
+        key=key,
+        quantity_micro=quantity,
+        consumed_micro=quantity,
+        device_micro=quantity,
+        month=month_of(start),
+        day=day_of(start),
+        description=f"{charge.stage} on {charge.accelerator} ({charge.work})",
+        **costs,
+    )

@@ -53,9 +53,13 @@ class Commitment:
     def rate(self) -> Rate:
         """The rate of usage that the commitment covers."""
         return Rate(
-            self.usd_per_hour, self.price_version, self.purchase_option, self.region,
-            list_usd_per_hour=self.list_usd_per_hour, commitment_id=self.id,
-        )  # fmt: skip
+            self.usd_per_hour,
+            self.price_version,
+            self.purchase_option,
+            self.region,
+            list_usd_per_hour=self.list_usd_per_hour,
+            commitment_id=self.id,
+        )
 
     def resource(self) -> Resource:
         """The reserved capacity as a resource; FOCUS wants the commitment's id as its ResourceId."""
@@ -76,9 +80,13 @@ def buy(ledger: Ledger, commitment: Commitment, tags: Mapping[str, str]) -> list
     with ledger.database.write() as connection:
         connection.execute(
             insert_ignore(schema.commitments, ledger.database.is_sqlite),
-            {"id": commitment.id, "terms": json.dumps(terms, sort_keys=True), "start_us": to_us(commitment.start),
-             "end_us": to_us(commitment.end)},
-        )  # fmt: skip
+            {
+                "id": commitment.id,
+                "terms": json.dumps(terms, sort_keys=True),
+                "start_us": to_us(commitment.start),
+                "end_us": to_us(commitment.end),
+            },
+        )
         for row in rows:
             ledger.record_in(connection, row)
     return rows
@@ -87,13 +95,26 @@ def buy(ledger: Ledger, commitment: Commitment, tags: Mapping[str, str]) -> list
 def _purchase(commitment: Commitment, tags: Mapping[str, str], start: datetime, end: datetime) -> Charge:
     rate = replace(commitment.rate(), commitment_id=None, list_usd_per_hour=None)
     row = device_charge(
-        run_id="", stage="purchase", resource=commitment.resource(), rate=rate, tags=tags, start=start, end=end,
-        status="committed", meter="commitment_purchase",
-    )  # fmt: skip
+        run_id="",
+        stage="purchase",
+        resource=commitment.resource(),
+        rate=rate,
+        tags=tags,
+        start=start,
+        end=end,
+        status="committed",
+        meter="commitment_purchase",
+    )
     return replace(
-        row, charge_category="Purchase", commitment_id=commitment.id, effective_pico=0, effective_usd_pico=0,
-        consumed_micro=None, device_micro=0, description=f"commitment {commitment.id}: {commitment.num_devices} x {row.accelerator}",
-    )  # fmt: skip
+        row,
+        charge_category="Purchase",
+        commitment_id=commitment.id,
+        effective_pico=0,
+        effective_usd_pico=0,
+        consumed_micro=None,
+        device_micro=0,
+        description=f"commitment {commitment.id}: {commitment.num_devices} x {row.accelerator}",
+    )
 
 
 def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags: Mapping[str, str]) -> Charge | None:
@@ -125,10 +146,18 @@ def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags:
         ).scalar()
         begin = from_us(int(last) if last is not None else start_us)
         row = device_charge(
-            run_id="", stage="unused", resource=commitment.resource(), rate=commitment.rate(), tags=tags,
-            start=begin, end=from_us(until_us), status="idle", work="unused", meter="commitment_unused",
+            run_id="",
+            stage="unused",
+            resource=commitment.resource(),
+            rate=commitment.rate(),
+            tags=tags,
+            start=begin,
+            end=from_us(until_us),
+            status="idle",
+            work="unused",
+            meter="commitment_unused",
             quantity_micro=rest,
-        )  # fmt: skip
+        )
         key = charge_key(
             "",
             row.resource_id,

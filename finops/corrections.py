@@ -38,9 +38,7 @@ def correction(
     """
     table = schema.charges
     columns = [table.c[field.name] for field in fields(Charge)]
-    original_row = connection.execute(
-        sa.select(*columns).where(table.c.key == key).with_for_update()
-    ).one_or_none()  # fmt: skip
+    original_row = connection.execute(sa.select(*columns).where(table.c.key == key).with_for_update()).one_or_none()
     if original_row is None:
         raise UserError(f"correction: no charge has the key '{key}'. List a run's charges with Ledger.charges(run_id=)")
     original = Charge(**original_row._mapping)
@@ -59,14 +57,31 @@ def correction(
     usd = from_pico(deltas["effective"]) / Decimal(original.fx_rate)
     return replace(
         original,
-        key=row_key, charge_class="Correction", corrects=original.key, status="corrected",
-        description=redact_text(f"correction: {reason}"), created_us=to_us(now),
-        quantity_micro=None, pricing_unit=None, consumed_micro=None, device_micro=0, list_price_nano=None, contracted_price_nano=None,
-        list_usd_nano=None, contracted_usd_nano=None,
-        list_pico=deltas["list"], contracted_pico=deltas["contracted"], billed_pico=deltas["billed"],
-        effective_pico=deltas["effective"], effective_usd_pico=to_pico(round_decimals(usd, 12)),
-        input_tokens=None, output_tokens=None, num_requests=None, busy_micro=None, hold_id=None,
-    )  # fmt: skip
+        key=row_key,
+        charge_class="Correction",
+        corrects=original.key,
+        status="corrected",
+        description=redact_text(f"correction: {reason}"),
+        created_us=to_us(now),
+        quantity_micro=None,
+        pricing_unit=None,
+        consumed_micro=None,
+        device_micro=0,
+        list_price_nano=None,
+        contracted_price_nano=None,
+        list_usd_nano=None,
+        contracted_usd_nano=None,
+        list_pico=deltas["list"],
+        contracted_pico=deltas["contracted"],
+        billed_pico=deltas["billed"],
+        effective_pico=deltas["effective"],
+        effective_usd_pico=to_pico(round_decimals(usd, 12)),
+        input_tokens=None,
+        output_tokens=None,
+        num_requests=None,
+        busy_micro=None,
+        hold_id=None,
+    )
 
 
 def _key(original: Charge, correction_id: str) -> str:

@@ -40,8 +40,11 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 _COSTS = {
-    "list": "ListCost", "contracted": "ContractedCost", "billed": "BilledCost", "effective": "EffectiveCost",
-}  # fmt: skip
+    "list": "ListCost",
+    "contracted": "ContractedCost",
+    "billed": "BilledCost",
+    "effective": "EffectiveCost",
+}
 _REASON = "billed by the provider"
 _NEEDED = ("ResourceId", "ChargePeriodStart", "ChargePeriodEnd", "BillingCurrency", "ChargeCategory", *_COSTS.values())
 
@@ -106,11 +109,15 @@ def _charges_of(connection: Connection, bill: _Bill) -> list[Charge]:
                 table.c.resource_id == bill.resource_id,
                 table.c.resource_id.startswith(f"{bill.resource_id}/share-", autoescape=True),
             ),
-            table.c.charge_class.is_(None), table.c.charge_category == "Usage", table.c.meter != "focus_remainder",
-            table.c.start_us >= bill.start_us, table.c.end_us <= bill.end_us, table.c.quantity_micro > 0,
+            table.c.charge_class.is_(None),
+            table.c.charge_category == "Usage",
+            table.c.meter != "focus_remainder",
+            table.c.start_us >= bill.start_us,
+            table.c.end_us <= bill.end_us,
+            table.c.quantity_micro > 0,
         )
         .order_by(table.c.start_us, table.c.key)
-    )  # fmt: skip
+    )
     return [Charge(**row._mapping) for row in connection.execute(query)]
 
 
@@ -161,15 +168,43 @@ def _record_rest(
     start = from_us(bill.start_us)
     usd = round_decimals(from_pico(costs["effective"]) / Decimal(like.fx_rate), 12)
     row = replace(
-        like, key=key, run_id="", stage="idle", status="idle", work="idle", meter="focus_remainder",
-        resource_id=bill.resource_id, mig_profile=None, description="billed by the provider, held by no run",
-        start_us=bill.start_us, end_us=bill.end_us, month=month_of(start), day=day_of(start),
-        created_us=to_us(ledger.clock()), price_version="provider", charge_category="Adjustment",
-        quantity_micro=None, pricing_unit=None, consumed_micro=None, device_micro=0, list_price_nano=None, contracted_price_nano=None,
-        list_usd_nano=None, contracted_usd_nano=None, list_pico=costs["list"], contracted_pico=costs["contracted"],
-        billed_pico=costs["billed"], effective_pico=costs["effective"], effective_usd_pico=to_pico(usd),
-        model_id=None, input_tokens=None, output_tokens=None, num_requests=None, busy_micro=None, hold_id=None,
-    )  # fmt: skip
+        like,
+        key=key,
+        run_id="",
+        stage="idle",
+        status="idle",
+        work="idle",
+        meter="focus_remainder",
+        resource_id=bill.resource_id,
+        mig_profile=None,
+        description="billed by the provider, held by no run",
+        start_us=bill.start_us,
+        end_us=bill.end_us,
+        month=month_of(start),
+        day=day_of(start),
+        created_us=to_us(ledger.clock()),
+        price_version="provider",
+        charge_category="Adjustment",
+        quantity_micro=None,
+        pricing_unit=None,
+        consumed_micro=None,
+        device_micro=0,
+        list_price_nano=None,
+        contracted_price_nano=None,
+        list_usd_nano=None,
+        contracted_usd_nano=None,
+        list_pico=costs["list"],
+        contracted_pico=costs["contracted"],
+        billed_pico=costs["billed"],
+        effective_pico=costs["effective"],
+        effective_usd_pico=to_pico(usd),
+        model_id=None,
+        input_tokens=None,
+        output_tokens=None,
+        num_requests=None,
+        busy_micro=None,
+        hold_id=None,
+    )
     ledger.record_in(connection, row)
 
 
