@@ -95,6 +95,21 @@ def count_parameters(facts: ModelFacts, *, biased_qkv: bool = False) -> int:
     return embeddings + facts.num_layers * layer + hidden
 
 
+def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
+    """The linear layers of one decoder block, name -> (rows, columns): what the compression methods quantize."""
+    q_width, kv_width = facts.num_heads * facts.head_dim, facts.num_kv_heads * facts.head_dim
+    hidden, intermediate = facts.hidden_size, facts.intermediate_size
+    return {
+        "self_attn.q_proj": (q_width, hidden),
+        "self_attn.k_proj": (kv_width, hidden),
+        "self_attn.v_proj": (kv_width, hidden),
+        "self_attn.o_proj": (hidden, q_width),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+
+
 def tensor_headers(path: Path) -> dict[str, dict[str, Any]]:
     """The header of a safetensors file: tensor name -> dtype, shape, data_offsets."""
     with path.open("rb") as file:

@@ -10,19 +10,36 @@ from common.files import digest_json
 from evals.quality.embedded import EMBEDDED_TASKS
 from evals.types import Price
 from pipeline import registry
+from pipeline.compress.fp8 import FP8_CAPABILITY
+from pipeline.compress.memory import CalibrationSize
 from pipeline.schema import RunConfig
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
 WORKING_SPACE = 2.5
 """Disk needed, as a multiple of the checkpoint: the base in 16 bit, the variant, and a copy while it is written."""
-HOST_MEMORY = 2.2
-"""Host memory needed to compress, in multiples of the 16-bit checkpoint: weights, a block's work, the copy to save."""
+AUTO = "auto"
+KV_CACHE_DTYPES = (AUTO, "fp8")
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 GIB = 2**30
 
 
-def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, price: Price, free_disk_bytes: int) -> Plan:
+def make_plan(
+    config: RunConfig,
+    facts: ModelFacts,
+    machine: Machine,
+    price: Price,
+    free_disk_bytes: int,
+    elsewhere: ModelFacts | None = None,
+) -> Plan:
     """Decide what a run will do.
+
+    Args:
+        config: the run's configuration.
+        facts: the base model.
+        machine: where it will run.
+        price: what that costs.
+        free_disk_bytes: room for what will be made.
+        elsewhere: facts of a checkpoint that was made elsewhere (`quant=as-is`).
 
     Raises:
         PlanError: it cannot run; holds every problem that was found, each with its ways out.
@@ -33,19 +50,21 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, price: Pri
     method = registry.method(name)
     args = registry.method_args(name, values)
     problems = [
-        *_check_model(config, facts),
+        *_check_model(config, facts, elsewhere),
         *_check_device(method, machine),
         *method.check(args, facts, machine),
         *_check_numbers(config),
         *_check_suite(config),
         *_check_engine(config, facts, machine),
-        *_check_room(method, facts, machine, free_disk_bytes),
+        *_check_kv_cache(config, machine),
+        *_check_split(method, config, machine),
+        *_check_room(method, config, facts, machine, free_disk_bytes),
     ]
     if problems:
         raise PlanError(problems)
     random = config.model.weights == "random"
     baseline = Candidate("baseline", "none", {}, "none")
-    candidate = None if method.compress is None else Candidate("candidate", name, vars(args), name)
+    candidate = _candidate(name, method, args, facts, config, elsewhere)
     decides = {
         "model": config.model,
         "candidate": candidate,
@@ -74,8 +93,24 @@ def make_plan(config: RunConfig, facts: ModelFacts, machine: Machine, price: Pri
     )
 
 
-def _check_model(config: RunConfig, facts: ModelFacts) -> list[Problem]:
+def _candidate(
+    name: str, method: registry.Method, args: Any, facts: ModelFacts, config: RunConfig, elsewhere: ModelFacts | None
+) -> Candidate | None:
+    """What is compared with the baseline; None where the baseline itself was asked for."""
+    kv_cache = config.engine.kv_cache_dtype
+    suffix = "" if kv_cache == AUTO else f"+{kv_cache}-kv-cache"
+    if elsewhere is not None:
+        made = {"format": elsewhere.quant_format or "16 bit"}
+        return Candidate("candidate", name, made, f"{name}:{made['format']}{suffix}")
+    if name == "none" and not suffix:
+        return None
+    return Candidate("candidate", name, vars(method.resolve(args, facts)), name + suffix)
+
+
+def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:
     problems = []
+    if config.quant.get("method") == "as-is":
+        problems += _check_elsewhere(config, facts, elsewhere)
     if config.model.weights not in ("real", "random"):
         ways = ("model.weights=real", "model.weights=random")
         problems.append(Problem("model.weights", f"'{config.model.weights}' is not one of real, random", ways))
@@ -84,23 +119,57 @@ def _check_model(config: RunConfig, facts: ModelFacts) -> list[Problem]:
             Problem(
                 "model.path",
                 f"this checkpoint is quantized already (format '{facts.quant_format}')",
-                ("give the checkpoint that it was made from",),
+                ("model=NAME model.path=FOLDER quant=as-is, NAME being the model that it was made from",),
             )
         )
     return problems
 
 
+def _check_elsewhere(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:
+    """The checkpoint made elsewhere is of the baseline's shape."""
+    if elsewhere is None:
+        way = "model=NAME model.path=FOLDER quant=as-is, NAME being the model that it was made from"
+        return [Problem("model.path", "quant=as-is takes a checkpoint made elsewhere, and none is given", (way,))]
+    same = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size")
+    differ = [key for key in same if getattr(facts, key) != getattr(elsewhere, key)]
+    if not differ:
+        return []
+    named = ", ".join(f"{key} {getattr(elsewhere, key)} against {getattr(facts, key)}" for key in differ)
+    message = f"the checkpoint is not a form of '{config.model.name}': {named}"
+    return [Problem("model.path", message, ("model= the model that it was made from",))]
+
+
 def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
     if machine.device in method.devices:
         return []
+    why = method.refused.get(machine.device)
     works = [name for name in registry.COMPRESS if machine.device in registry.method(name).devices]
-    return [
-        Problem(
-            "quant.method",
-            f"'{method.name}' does not run on {machine.device}",
-            (f"on this machine: {', '.join(f'quant={name}' for name in works)}",),
-        )
-    ]
+    ways = [f"on this machine: {', '.join(f'quant={name}' for name in works)}"]
+    if method.nearest:
+        ways.insert(0, f"quant={method.nearest} is the nearest that does")
+    message = f"'{method.name}' does not run on {machine.device}" + (f": {why}" if why else "")
+    return [Problem("quant.method", message, tuple(ways))]
+
+
+def _check_kv_cache(config: RunConfig, machine: Machine) -> list[Problem]:
+    """On a GPU, FP8 keys and values need FP8 units; vLLM's CPU attention converts them."""
+    wanted = config.engine.kv_cache_dtype
+    if wanted not in KV_CACHE_DTYPES:
+        return [Problem("engine.kv_cache_dtype", f"'{wanted}' is not one of {', '.join(KV_CACHE_DTYPES)}")]
+    if wanted == AUTO or machine.device != "cuda" or (machine.compute_capability or 0) >= FP8_CAPABILITY:
+        return []
+    message = f"'{wanted}' needs compute capability {FP8_CAPABILITY}, {machine.device_name} has "
+    ways = (f"engine.kv_cache_dtype={AUTO}",)
+    return [Problem("engine.kv_cache_dtype", f"{message}{machine.compute_capability}", ways)]
+
+
+def _check_split(method: registry.Method, config: RunConfig, machine: Machine) -> list[Problem]:
+    """Whether the checkpoint can be split over the GPUs of one replica."""
+    count = config.engine.tensor_parallel_size
+    if machine.device != "cuda" or count == 1 or method.splits:
+        return []
+    message = f"vLLM does not split a checkpoint of '{method.name}' over {count} GPUs"
+    return [Problem("engine.tensor_parallel_size", message, ("engine.tensor_parallel_size=1", "quant=gptq"))]
 
 
 NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -173,7 +242,7 @@ def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> lis
     if machine.device == "cuda":
         room = (machine.device_memory_bytes or 0) * engine.gpu_memory_utilization * engine.tensor_parallel_size
     else:
-        room = machine.host_memory_bytes - engine.cpu_kvcache_gib * GIB
+        room = (machine.host_memory_bytes or 0) - engine.cpu_kvcache_gib * GIB
     if facts.num_bytes > room:
         message = (
             f"the 16-bit baseline needs {facts.num_bytes / GIB:.1f} GiB to be served, "
@@ -185,17 +254,48 @@ def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> lis
     return problems
 
 
-def _check_room(method: registry.Method, facts: ModelFacts, machine: Machine, free_disk_bytes: int) -> list[Problem]:
+def _check_room(
+    method: registry.Method, config: RunConfig, facts: ModelFacts, machine: Machine, free_disk_bytes: int
+) -> list[Problem]:
     problems = []
     disk = WORKING_SPACE * facts.num_bytes
     if disk > free_disk_bytes:
         message = f"about {disk / GIB:.1f} GiB of disk are needed, {free_disk_bytes / GIB:.1f} GiB are free there"
         problems.append(Problem("home", message, ("free some space", "home=/another/disk, or export PARSIMONY_HOME")))
-    host = HOST_MEMORY * facts.num_bytes
-    if method.compress is not None and host > machine.host_memory_bytes:
-        message = (
-            f"'{method.name}' needs about {host / GIB:.1f} GiB of host memory, there are "
-            f"{machine.host_memory_bytes / GIB:.1f} GiB"
-        )
-        problems.append(Problem("quant.method", message, ("a smaller model", "a machine with more memory")))
+    if method.memory is not None:
+        problems += _check_memory(method, config, facts, machine)
     return problems
+
+
+def _check_memory(method: registry.Method, config: RunConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
+    """The estimated peak fits into host and device memory; names the calibration that would fit."""
+    assert method.memory is not None
+    estimate = method.memory
+    calib = config.calib
+    asked = CalibrationSize(calib.num_samples, calib.length) if method.needs_calibration else CalibrationSize(0, 0)
+    host_room = float("inf") if machine.host_memory_bytes is None else machine.host_memory_bytes
+    device_room = machine.device_memory_bytes if machine.device == "cuda" else None
+
+    def fits(size: CalibrationSize) -> bool:
+        need = estimate(facts, machine, size)
+        return need.host_bytes <= host_room and (device_room is None or need.device_bytes <= device_room)
+
+    if fits(asked):
+        return []
+    need = estimate(facts, machine, asked)
+    ways = ["a smaller model", "a machine with more memory"]
+    shorter = [length for length in (4096, 2048, 1024, 512, 256, 128) if length < calib.length]
+    fewer = [count for count in (512, 256, 128, 64, 32, 16, 8, 4) if count < calib.num_samples]
+    for length in shorter if method.needs_calibration else ():
+        if fits(CalibrationSize(calib.num_samples, length)):
+            ways.insert(0, f"calib.length={length}")
+            break
+    for count in fewer if method.needs_calibration else ():
+        if fits(CalibrationSize(count, calib.length)):
+            ways.insert(0, f"calib.num_samples={count}")
+            break
+    device = "" if device_room is None else f" and {need.device_bytes / GIB:.1f} GiB on the GPU"
+    have = "an unknown amount" if machine.host_memory_bytes is None else f"{host_room / GIB:.1f} GiB"
+    have += "" if device_room is None else f" and {device_room / GIB:.1f} GiB"
+    message = f"'{method.name}' needs about {need.host_bytes / GIB:.1f} GiB of host memory{device}, there are {have}"
+    return [Problem("quant.method", message, tuple(ways))]

@@ -7,16 +7,29 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError, Problem, closest
+from pipeline.compress.memory import CalibrationSize, Memory
 from pipeline.types import Machine, ModelFacts
 
 COMPRESS = {
     "none": "pipeline.compress.none",
+    "rtn-int8": "pipeline.compress.rtn_int8",
+    "rtn-int4": "pipeline.compress.rtn_int4",
     "int8": "pipeline.compress.int8",
+    "int8-weight-only": "pipeline.compress.int8_weight_only",
+    "gptq": "pipeline.compress.gptq",
+    "gptq-native": "pipeline.compress.gptq_native",
+    "awq": "pipeline.compress.awq",
+    "awq-native": "pipeline.compress.awq_native",
+    "fp8": "pipeline.compress.fp8",
+    "fp8-static": "pipeline.compress.fp8_static",
+    "nf4": "pipeline.compress.nf4",
+    "llm-int8": "pipeline.compress.llm_int8",
+    "as-is": "pipeline.compress.as_is",
 }
 """Compression method -> the module that holds its `METHOD`."""
 
@@ -34,6 +47,8 @@ class CompressJob:
     calibration: Path | None
     """Token ids for calibration: `.npy`, int64, shape (num_samples, length)."""
     seed: int
+    scratch: Path | None = None
+    """A folder that outlives a killed attempt, for methods whose library can go on from it."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +59,25 @@ class Method:
     args: type
     """Dataclass of its settings: the keys of `quant=` beside `method`."""
     compress: Callable[[CompressJob], None] | None
-    """Writes the new checkpoint; None for the baseline, which stays as it is."""
+    """Writes the new checkpoint; None where there is nothing to make: the baseline, and checkpoints made elsewhere."""
     needs_calibration: bool = False
     devices: Sequence[str] = ("cpu", "cuda")
     tools: Sequence[str] = ()
     """Packages whose versions are part of the artifact's identity."""
     check: Callable[[Any, ModelFacts, Machine], list[Problem]] = lambda args, facts, machine: []
     """Problems that can be seen before anything is loaded."""
+    resolve: Callable[[Any, ModelFacts], Any] = lambda args, facts: args
+    """The settings with automatic ones made definite: they are what identifies the artifact."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Device -> why the method does not run there."""
+    nearest: str = ""
+    """The method to take where this one does not run."""
+    splits: bool = True
+    """Whether vLLM can split the checkpoint over several GPUs."""
+    resumable: bool = False
+    """Whether a killed attempt goes on from its scratch folder."""
+    memory: Callable[[ModelFacts, Machine, CalibrationSize], Memory] | None = None
+    """Estimate of the peak memory; None where nothing is made."""
 
 
 def method(name: str) -> Method:

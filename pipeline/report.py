@@ -38,7 +38,8 @@ def show_plan(plan: Plan, config: RunConfig) -> None:
     variants = [candidate.label for candidate in (plan.baseline, plan.candidate) if candidate is not None]
     say(f"Variants {' (baseline), '.join(variants)}" + (" (baseline)" if len(variants) == 1 else ""))
     memory = machine.device_memory_bytes or machine.host_memory_bytes
-    has = f"{machine.num_cpus} CPUs, {memory / GIB:.0f} GiB"
+    has = "" if memory is None else f", {memory / GIB:.0f} GiB"
+    has = (f"{machine.num_devices} GPUs" if machine.device == "cuda" else f"{machine.num_cpus} CPUs") + has
     say(f"Machine  {machine.device_name}, {has}; serves in {config.engine.dtype}")
     per_hour = f"{price.usd_per_hour_lo.normalize():f}-{price.usd_per_hour_hi.normalize():f}"
     since = f", as of {price.as_of}" if price.as_of else ""
@@ -68,8 +69,10 @@ def evidence_of(measured: Measured) -> Evidence:
     return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
 
 
-def run_record(measured: Measured, base: Artifact, config: RunConfig, plan: Plan) -> RunRecord:
-    """Everything that is written of one measured candidate."""
+def run_record(
+    measured: Measured, base: Artifact, config: RunConfig, plan: Plan, baseline: Measured | None = None
+) -> RunRecord:
+    """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
     candidate = measured.candidate
     settings = {name: result.settings_digest for name, result in measured.quality.tasks.items()}
     comparable = {
@@ -114,7 +117,7 @@ def run_record(measured: Measured, base: Artifact, config: RunConfig, plan: Plan
         name=f"{config.model.name}/{candidate.label}",
         tags=tags,
         params={**flat_params(config), **{f"tools.{name}": version for name, version in tools.items()}},
-        metrics=run_metrics(measured, base.num_bytes),
+        metrics=run_metrics(measured, base.num_bytes, baseline),
         files=files,
         texts=texts,
         stage_wall_s=measured.stage_wall_s,

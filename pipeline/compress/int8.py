@@ -12,6 +12,7 @@ from typing import Any
 
 from common.errors import Problem
 from pipeline.compress import llmcompressor
+from pipeline.compress.memory import sequential_memory
 from pipeline.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
 
@@ -58,4 +59,5 @@ METHOD = Method(
     needs_calibration=True,
     tools=llmcompressor.TOOLS,
     check=check,
+    memory=sequential_memory,
 )

@@ -48,6 +48,29 @@ def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
     tokenizer.save_pretrained(job.output)
 
 
+def weight_only_groups(*, num_bits: int, group_size: int | None, symmetric: bool) -> dict[str, Any]:
+    """One scheme for all linear layers: INT weights with a scale for each group of columns, or each row (None)."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    weights = QuantizationArgs(
+        num_bits=num_bits,
+        type="int",
+        symmetric=symmetric,
+        strategy="channel" if group_size is None else "group",
+        group_size=group_size,
+    )
+    return {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
+
+
+def allow_unpinned_memory() -> None:
+    """Let AWQ run without an accelerator: llm-compressor 0.14 pins host memory, and fails where there is none."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)
+
+
 def keep_16_bit(model: Any, dtype: Any) -> None:
     """Give every part that was not quantized the base's own type again; quantized layers keep their float32 scales."""
     for module in model.modules():

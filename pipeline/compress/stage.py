@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from common.process import run_logged
 from pipeline import registry
 from pipeline.compress.calibration import calibration_tokens
 from pipeline.environments import ROOT, versions
-from pipeline.models.resolve import checkpoint_digest, weight_bytes
+from pipeline.models.resolve import checkpoint_digest, folder_artifact, weight_bytes
 from pipeline.schema import CalibConfig
 from pipeline.stages import StageResult, StageStore
 from pipeline.types import Artifact, Candidate
@@ -28,16 +30,21 @@ def compress(
     seed: int,
     store: StageStore,
     shown: Callable[[str], AbstractContextManager[None]],
+    elsewhere: Path | None = None,
 ) -> tuple[Artifact, StageResult | None]:
-    """Make the candidate's checkpoint; the baseline is the base itself.
+    """Make the candidate's checkpoint; the baseline is the base itself, and one made elsewhere is taken as it is.
 
-    Returns the artifact, and the stage behind it (None for the baseline). `shown(name)` is entered while the work runs.
+    Returns the artifact, and the stage behind it (None where nothing was made). `shown(name)` is entered while the work
+    runs.
 
     Raises:
         ToolError: the method failed; the message ends with its log.
 
     """
     method = registry.method(candidate.method)
+    if elsewhere is not None:
+        found_there = folder_artifact(elsewhere.resolve(), store)
+        return replace(found_there, method=candidate.method, base_digest=base.digest), None
     if method.compress is None:
         return base, None
     tokens = calibration_tokens(calib, base, store) if method.needs_calibration else None
@@ -58,7 +65,9 @@ def compress(
             "args": candidate.method_args,
             "calibration": None if tokens is None else tokens.folder / "tokens.npy",
             "seed": seed,
+            "scratch": folder / "scratch" if method.resumable else None,
         }
+        shutil.rmtree(folder / "model", ignore_errors=True)
         write_json(folder / "job.json", job)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         command: list[str | Path] = [
@@ -70,9 +79,10 @@ def compress(
         ]
         with shown("compress"):
             run_logged(command, log=folder / "compress.log", env=environment, cwd=folder)
+        shutil.rmtree(folder / "scratch", ignore_errors=True)
         return finish(folder, inputs, None if tokens is None else dict(tokens.result))
 
-    found = store.run("compress", inputs, make)
+    found = store.run("compress", inputs, make, resumable=method.resumable)
     return artifact_of(found, base), found
 
 

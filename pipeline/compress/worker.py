@@ -24,6 +24,7 @@ def main(job_path: Path, result_path: Path) -> None:
         args=raw["args"],
         calibration=Path(raw["calibration"]) if raw["calibration"] else None,
         seed=raw["seed"],
+        scratch=Path(raw["scratch"]) if raw.get("scratch") else None,
     )
     method = registry.method(raw["method"])
     assert method.compress is not None, f"method '{method.name}' makes nothing"

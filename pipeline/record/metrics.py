@@ -5,6 +5,9 @@ A figure that was not measured has no metric: missing is never zero.
 
 from __future__ import annotations
 
+from decimal import Decimal
+
+from evals.cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
 from pipeline.decide import headline_point, mean_quality
@@ -22,12 +25,13 @@ LOAD_METRICS = (
 )
 
 
-def run_metrics(measured: Measured, base_bytes: int) -> dict[str, float]:
-    """Every metric of one measured candidate."""
+def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None = None) -> dict[str, float]:
+    """Every metric of one measured candidate; `baseline` is None for the baseline itself."""
     metrics = {
         **quality_metrics(measured.quality),
         **load_metrics(measured.load),
         **cost_metrics(measured.cost),
+        **spend_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
     }
@@ -93,6 +97,27 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
     for name, money in amounts.items():
         if money is not None:
             metrics |= {name: float(money.value), f"{name}.lo": float(money.lo), f"{name}.hi": float(money.hi)}
+    return metrics
+
+
+def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, float]:
+    """What it cost to know a variant (`cost/compress_usd`, `cost/eval_usd`), and the tokens after which it has paid for it.
+
+    Wall time of the stages x the machine's price: also of stages that were reused, since somebody paid for them once.
+    """
+    per_second = measured.cost.price.usd_per_hour / SECONDS_PER_HOUR
+    walls = {name: decimal(wall_s) * per_second for name, wall_s in measured.stage_wall_s.items()}
+    evaluation = walls["quality"] + walls["load"]
+    metrics = {"cost/eval_usd": float(evaluation)}
+    if "compress" in walls:
+        metrics["cost/compress_usd"] = float(walls["compress"])
+    ours = measured.cost.usd_per_1k_tokens
+    theirs = None if baseline is None else baseline.cost.usd_per_1k_tokens
+    if ours is not None and theirs is not None:
+        compress = walls.get("compress", Decimal(0))
+        tokens = break_even_tokens(compress, evaluation, theirs.value / 1000, ours.value / 1000)
+        if tokens.is_finite():
+            metrics["cost/break_even_tokens"] = float(tokens)
     return metrics
 
 

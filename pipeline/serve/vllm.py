@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -90,6 +91,11 @@ def engine_settings(engine: EngineConfig) -> dict[str, Any]:
     return {key: value for key, value in vars(engine).items() if key not in ("name", "startup_timeout_s")}
 
 
+def baseline_engine(engine: EngineConfig) -> EngineConfig:
+    """The engine without what makes it another candidate: the baseline keeps its keys and values as they are."""
+    return replace(engine, kv_cache_dtype="auto")
+
+
 def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
     """SHA-256 of all that can change an answer of the served model."""
     return digest_json(
@@ -121,6 +127,8 @@ def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, p
     command += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
     if engine.max_num_batched_tokens is not None:
         command += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+    if engine.kv_cache_dtype != "auto":
+        command += ["--kv-cache-dtype", engine.kv_cache_dtype]
     if machine.device == "cuda":
         command += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
     if eager:

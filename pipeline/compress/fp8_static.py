@@ -1,0 +1,45 @@
+"""W8A8 in FP8 (E4M3), static: one scale a tensor, the activations' from the calibration text.
+
+Saves the work of finding activation scales as the model runs, and loses some range. Needs compute capability 8.9.
+Output: a compressed-tensors checkpoint (`float-quantized`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.compress import llmcompressor
+from pipeline.compress.fp8 import NO_CPU, check_fp8
+from pipeline.compress.memory import sequential_memory
+from pipeline.registry import CompressJob, Method
+
+
+@dataclass(frozen=True)
+class Args:
+    """It has no settings beside the calibration text."""
+
+
+def compress(job: CompressJob) -> None:
+    """Write the checkpoint."""
+
+    def recipe() -> list[Any]:
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+
+        return [QuantizationModifier(targets="Linear", scheme="FP8", ignore=["lm_head"])]
+
+    llmcompressor.one_shot(job, recipe)
+
+
+METHOD = Method(
+    name="fp8-static",
+    args=Args,
+    compress=compress,
+    needs_calibration=True,
+    devices=("cuda",),
+    refused=NO_CPU,
+    nearest="int8",
+    tools=llmcompressor.TOOLS,
+    check=check_fp8,
+    memory=sequential_memory,
+)

@@ -1,0 +1,54 @@
+"""Group sizes of grouped weight quantization: a group is a run of columns that share one scale. Pure."""
+
+from __future__ import annotations
+
+from common.errors import Problem
+from pipeline.facts import linear_shapes
+from pipeline.types import Machine, ModelFacts
+
+GROUP_SIZES = (128, 64, 32)
+"""What vLLM's kernels serve, the usual one first."""
+
+
+def auto_group_size(facts: ModelFacts) -> int | None:
+    """The largest group size that divides the columns of every quantized layer; None where none does."""
+    for size in GROUP_SIZES:
+        if not offenders(size, facts):
+            return size
+    return None
+
+
+def offenders(size: int, facts: ModelFacts) -> dict[str, int]:
+    """The layers whose columns a group size does not divide: name -> columns."""
+    return {name: columns for name, (_, columns) in linear_shapes(facts).items() if columns % size}
+
+
+def check_group_size(size: int | None, facts: ModelFacts) -> list[Problem]:
+    """Problems of a group size; None takes the largest that fits."""
+    fitting = [str(one) for one in GROUP_SIZES if not offenders(one, facts)]
+    if size is None:
+        if fitting:
+            return []
+        message = f"no group size of {', '.join(map(str, GROUP_SIZES))} divides every layer of '{facts.name}'"
+        return [Problem("quant.group_size", message, ("quant=int8, which has one scale a row",))]
+    ways = tuple(f"quant.group_size={one}" for one in fitting) or ("quant=int8, which has one scale a row",)
+    if size not in GROUP_SIZES:
+        message = f"{size} is not one of {', '.join(map(str, GROUP_SIZES))}"
+        return [Problem("quant.group_size", message, ways)]
+    named = ", ".join(f"{name} ({columns})" for name, columns in offenders(size, facts).items())
+    if not named:
+        return []
+    return [Problem("quant.group_size", f"{size} does not divide the columns of {named}", ways)]
+
+
+def check_symmetric(symmetric: bool, machine: Machine) -> list[Problem]:
+    """GPTQ for a GPU must be symmetric: the Marlin kernels serve only that."""
+    if symmetric or machine.device != "cuda":
+        return []
+    message = "false: on a GPU the Marlin kernels serve symmetric GPTQ only"
+    return [Problem("quant.symmetric", message, ("quant.symmetric=true", "quant=awq, which is asymmetric"))]
+
+
+def check_share(key: str, value: float) -> list[Problem]:
+    """A setting that is a share, above 0 and below 1."""
+    return [] if 0 < value < 1 else [Problem(f"quant.{key}", f"{value} is not between 0 and 1")]
