@@ -18,7 +18,18 @@ def find_machine() -> Machine:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     num_cpus = len(os.sched_getaffinity(0))
     if not gpus:
-        return Machine("cpu", _cpu_name(), 1, num_cpus, memory, None, None, has_bf16=_cpu_has_bf16())
+        flags = _cpu_flags()
+        return Machine(
+            "cpu",
+            _cpu_name(),
+            1,
+            num_cpus,
+            memory,
+            None,
+            None,
+            has_bf16=not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags),
+            has_int4="avx512f" in flags,
+        )
     name, mib, capability = gpus[0]
     return Machine(
         "cuda",
@@ -51,6 +62,6 @@ def _cpu_name() -> str:
     return "unknown CPU"
 
 
-def _cpu_has_bf16() -> bool:
-    flags = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")), "")
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+def _cpu_flags() -> set[str]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())

@@ -18,6 +18,7 @@ from pipeline.types import Candidate, Machine, ModelFacts, Plan
 WORKING_SPACE = 2.5
 """Disk needed, as a multiple of the checkpoint: the base in 16 bit, the variant, and a copy while it is written."""
 AUTO = "auto"
+SMALL_BITS = 4
 KV_CACHE_DTYPES = (AUTO, "fp8")
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 GIB = 2**30
@@ -79,6 +80,7 @@ def make_plan(
     }
     notes = [config.model.note] if config.model.note else []
     notes += list(price.warnings)
+    notes += _kernel_notes(method, machine)
     if random:
         notes.append(RANDOM_WEIGHTS)
     return Plan(
@@ -105,6 +107,17 @@ def _candidate(
     if name == "none" and not suffix:
         return None
     return Candidate("candidate", name, vars(method.resolve(args, facts)), name + suffix)
+
+
+def _kernel_notes(method: registry.Method, machine: Machine) -> list[str]:
+    """What serves the weights where vLLM has no kernel of its own for them."""
+    bits = method.weight_only_bits
+    if machine.device != "cpu" or bits is None or (bits == SMALL_BITS and machine.has_int4):
+        return []
+    return [
+        f"vLLM has no kernel for INT{bits} weights on this processor: they become plain ones again as the model "
+        "loads; quality is that of the quantized weights, speed and price are those of plain ones"
+    ]
 
 
 def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:

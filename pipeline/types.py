@@ -60,6 +60,8 @@ class Machine:
     """CUDA compute capability of the GPUs; None on a CPU."""
     has_bf16: bool = True
     """Whether the device computes bfloat16 itself; a CPU without it emulates it, several times slower than float32."""
+    has_int4: bool = True
+    """Whether vLLM multiplies grouped INT4 weights there; on a CPU it needs AVX-512."""
 
     @property
     def fingerprint(self) -> dict[str, Any]:

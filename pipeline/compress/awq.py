@@ -66,6 +66,7 @@ METHOD = Method(
     name="awq",
     args=Args,
     compress=compress,
+    weight_only_bits=4,
     needs_calibration=True,
     tools=llmcompressor.TOOLS,
     check=check,

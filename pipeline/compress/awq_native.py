@@ -40,6 +40,7 @@ METHOD = Method(
     name="awq-native",
     args=Args,
     compress=compress,
+    weight_only_bits=4,
     needs_calibration=True,
     devices=("cuda",),
     refused={"cpu": "GPTQModel's AWQ needs CUDA"},

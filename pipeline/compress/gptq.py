@@ -63,6 +63,7 @@ METHOD = Method(
     name="gptq",
     args=Args,
     compress=compress,
+    weight_only_bits=4,
     needs_calibration=True,
     tools=llmcompressor.TOOLS,
     check=check,

@@ -60,6 +60,7 @@ METHOD = Method(
     name="gptq-native",
     args=Args,
     compress=compress,
+    weight_only_bits=4,
     needs_calibration=True,
     tools=gptqmodel.TOOLS,
     check=check,

@@ -46,6 +46,7 @@ METHOD = Method(
     name="int8-weight-only",
     args=Args,
     compress=compress,
+    weight_only_bits=8,
     needs_calibration=True,
     tools=llmcompressor.TOOLS,
     check=check,

@@ -50,6 +50,7 @@ METHOD = Method(
     name="rtn-int4",
     args=Args,
     compress=compress,
+    weight_only_bits=4,
     tools=llmcompressor.TOOLS,
     check=check,
     resolve=resolve,

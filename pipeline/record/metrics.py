@@ -101,7 +101,7 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
 
 
 def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, float]:
-    """What it cost to know a variant (`cost/compress_usd`, `cost/eval_usd`), and the tokens after which it has paid for it.
+    """What it cost to know a variant (`cost/compress_usd`, `cost/eval_usd`), and the tokens after which that is earned.
 
     Wall time of the stages x the machine's price: also of stages that were reused, since somebody paid for them once.
     """

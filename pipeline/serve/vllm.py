@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from common.errors import ToolError
-from common.files import digest_json
+from common.files import digest_file, digest_json
 from common.process import ChildProcess
 from evals.types import Target
 from pipeline.environments import versions
@@ -28,6 +28,8 @@ from pipeline.schema import EngineConfig
 from pipeline.types import Artifact, Machine
 
 MODEL_NAME = "model"
+PLUGIN = Path(__file__).parent / "plugin"
+"""The folder of our vLLM plug-in: kernels that vLLM lacks on some processors."""
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.2
 SMALL_MACHINE_CPUS = 4
@@ -104,6 +106,7 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
             "engine": engine_settings(engine),
             "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
             "device": [machine.device, machine.device_name],
+            "plugin": digest_file(PLUGIN / "parsimony_vllm.py") if machine.device == "cpu" else None,
         }
     )
 
@@ -141,6 +144,7 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     environment.pop("PYTHONPATH", None)
     if machine.device == "cpu":
+        environment["PYTHONPATH"] = str(PLUGIN)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
         # vLLM keeps one core free of its workers; on a small machine that is half of it.
         # Waiting threads then sleep instead of spinning, because the server's other processes need the same cores.

@@ -1,0 +1,83 @@
+"""A vLLM plug-in: grouped INT4 and INT8 weights on processors for which vLLM has no kernel.
+
+vLLM 0.32 multiplies INT4 weights on a CPU only with AVX-512, and INT8 weights with 16-bit activations on no CPU at all.
+There this kernel turns the weights back into the activations' type once, as the model loads. The answers are those of
+the quantized weights; memory and speed are those of plain ones. Found by vLLM through the entry point beside this file
+(`vllm.general_plugins`), because the server gets this folder in its PYTHONPATH. It runs in the serving environment and
+imports nothing else of this product.
+"""
+
+import os
+
+OWN_KERNEL = "CPUWNA16LinearKernel"
+DISABLED = "VLLM_DISABLED_KERNELS"
+
+
+def register() -> None:
+    """Add the kernel behind vLLM's own, and switch vLLM's own off where this processor's build lacks its operator."""
+    import torch
+    from vllm.platforms import current_platform
+    from vllm.platforms.interface import PlatformEnum
+
+    if not current_platform.is_cpu():
+        return
+    current_platform.import_kernels()
+    if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        listed = [name for name in os.environ.get(DISABLED, "").split(",") if name]
+        os.environ[DISABLED] = ",".join([*listed, OWN_KERNEL])
+    from vllm.model_executor.kernels.linear import register_linear_kernel
+
+    register_linear_kernel(kernel_class(), PlatformEnum.CPU, "mp")
+
+
+def kernel_class() -> type:
+    """The kernel's class, made after vLLM is imported."""
+    import torch
+    from vllm.model_executor.kernels.linear.mixed_precision.MPLinearKernel import MPLinearKernel, MPLinearLayerConfig
+    from vllm.model_executor.layers.quantization.utils.quant_utils import unpack_quantized_values_into_int32
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.scalar_type import scalar_types
+
+    supported = (scalar_types.uint4, scalar_types.uint4b8, scalar_types.uint8, scalar_types.uint8b128)
+
+    class DequantizedLinearKernel(MPLinearKernel):
+        """Weights are turned back into the activations' type as the model loads."""
+
+        @classmethod
+        def get_min_capability(cls) -> int:
+            return -1
+
+        @classmethod
+        def can_implement(cls, c: MPLinearLayerConfig) -> tuple[bool, str | None]:
+            if c.weight_type in supported:
+                return True, None
+            return False, f"weight type {c.weight_type} is not one of {', '.join(map(str, supported))}"
+
+        def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+            packed, scales, zeros = self._get_weight_params(layer)
+            kind = self.config.weight_type
+            codes = unpack_quantized_values_into_int32(packed.data, kind, packed.packed_dim)
+            codes = codes if packed.output_dim == 0 else codes.t()  # (rows, columns)
+            codes = codes[:, : self.config.partition_weight_shape[0]]
+            scale = scales.data if scales.output_dim == 0 else scales.data.t()  # (rows, groups)
+            scale = scale.reshape(codes.shape[0], -1).float()
+            width = codes.shape[1] // scale.shape[1]
+            if self.config.zero_points and zeros is not None:
+                offset = unpack_quantized_values_into_int32(zeros.data, kind, zeros.packed_dim)
+                offset = (offset if zeros.output_dim == 0 else offset.t())[: codes.shape[0]].float()
+                offset = offset.repeat_interleave(width, dim=1)
+            else:
+                offset = torch.tensor(float(kind.bias))
+            dense = (codes.float() - offset) * scale.repeat_interleave(width, dim=1)
+            layer.weight = torch.nn.Parameter(dense.to(self.config.act_type), requires_grad=False)
+            for name in (self.w_q_name, self.w_s_name, self.w_zp_name):
+                if name is not None and getattr(layer, name, None) is not None:
+                    delattr(layer, name)
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+
+        def apply_weights(
+            self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            return layer.cpu_linear(x, layer.weight, bias)
+
+    return DequantizedLinearKernel
