@@ -1,0 +1,74 @@
+"""Our vLLM plug-in in the serving environment: its weights are those that the checkpoint's packed codes stand for."""
+
+import os
+import subprocess
+
+import pytest
+
+from pipeline.environments import serving_python
+from pipeline.serve.vllm import PLUGIN
+
+pytestmark = pytest.mark.integration
+
+SCRIPT = """
+import torch
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+from vllm.model_executor.kernels.linear import MPLinearLayerConfig, choose_mp_linear_kernel
+from vllm.model_executor.layers.quantization.utils.quant_utils import pack_quantized_values_into_int32 as pack
+from vllm.scalar_type import scalar_types
+
+def parameter(data, **dims):
+    made = torch.nn.Parameter(data, requires_grad=False)
+    for name, value in dims.items():
+        setattr(made, name, value)
+    return made
+
+torch.manual_seed(0)
+rows, columns = 64, 128
+checked = 0
+for kind, group in [(scalar_types.uint8b128, -1), (scalar_types.uint8b128, 64), (scalar_types.uint4b8, 64),
+                    (scalar_types.uint4, 64), (scalar_types.uint4b8, 32)]:
+    for transposed in (False, True):
+        has_zeros = kind is scalar_types.uint4
+        groups = 1 if group == -1 else columns // group
+        codes = torch.randint(0, 2 ** kind.size_bits, (rows, columns), dtype=torch.int32)
+        scale = torch.rand(rows, groups) + 0.5
+        zeros = torch.randint(0, 16, (rows, groups), dtype=torch.int32)
+        width = columns // groups
+        offset = zeros.repeat_interleave(width, 1).float() if has_zeros else float(kind.bias)
+        expected = (codes.float() - offset) * scale.repeat_interleave(width, 1)
+        config = MPLinearLayerConfig((columns, rows), (columns, rows), kind, torch.float32, group, has_zeros)
+        from parsimony_vllm import kernel_class
+        kernel_type = kernel_class()
+        assert kernel_type.can_implement(config)[0]
+        chosen = choose_mp_linear_kernel(config).__name__
+        layer = torch.nn.Module()
+        layer.bias = None
+        if transposed:  # GPTQ: (columns / pack, rows)
+            layer.w = parameter(pack(codes.t().contiguous(), kind, 0), input_dim=0, output_dim=1, packed_dim=0)
+            layer.s = parameter(scale.t().contiguous(), input_dim=0, output_dim=1)
+            layer.z = parameter(pack(zeros.t().contiguous(), kind, 1), input_dim=0, output_dim=1, packed_dim=1)
+        else:  # compressed-tensors: (rows, columns / pack)
+            layer.w = parameter(pack(codes, kind, 1), input_dim=1, output_dim=0, packed_dim=1)
+            layer.s = parameter(scale, input_dim=1, output_dim=0)
+            layer.z = parameter(pack(zeros, kind, 0), input_dim=1, output_dim=0, packed_dim=0)
+        kernel = kernel_type(config, "w", "s", "z")
+        kernel.process_weights_after_loading(layer)
+        x = torch.randn(5, columns)
+        answer = kernel.apply_weights(layer, x)
+        torch.testing.assert_close(answer, x @ expected.t(), rtol=1e-4, atol=1e-2)
+        checked += 1
+        print(kind, group, transposed, chosen)
+print("checked", checked)
+"""
+
+
+def test_the_plugins_weights_are_what_the_packed_codes_stand_for() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PLUGIN), "VLLM_NO_USAGE_STATS": "1"}
+    command = [str(serving_python()), "-c", SCRIPT]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "checked 10" in done.stdout
+    # 8-bit weights have no other kernel on any processor.
+    assert all("DequantizedLinearKernel" in line for line in done.stdout.splitlines() if "uint8" in line)
