@@ -40,7 +40,7 @@ def kernel_class() -> type:
 
     supported = (scalar_types.uint4, scalar_types.uint4b8, scalar_types.uint8, scalar_types.uint8b128)
 
-    class DequantizedLinearKernel(MPLinearKernel):
+    class DequantizedLinearKernel(MPLinearKernel):  # type: ignore[misc]
         """Weights are turned back into the activations' type as the model loads."""
 
         @classmethod
