@@ -176,8 +176,8 @@ def too_little(calib: CalibConfig, num_tokens: int, left_out: Mapping[int, Match
         f"at most calib.num_samples={most}" if most else f"calib.length={max(1, num_tokens)} and calib.num_samples=1"
     )
     return (
-        f"calib: {calib.num_samples} sequences of {calib.length} tokens need {calib.num_samples * calib.length} tokens, "
-        f"the sources hold {num_tokens}{without}; give more calib.sources, or {smaller}"
+        f"calib: {calib.num_samples} sequences of {calib.length} tokens need {calib.num_samples * calib.length} "
+        f"tokens, the sources hold {num_tokens}{without}; give more calib.sources, or {smaller}"
     )
 
 

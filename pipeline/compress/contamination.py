@@ -151,7 +151,7 @@ def read_items(evaluation: EvaluationSet) -> Iterator[Item]:
         AssetError: an Arrow file cannot be read.
 
     """
-    import pyarrow as pa
+    import pyarrow as pa  # type: ignore[import-untyped]
 
     for task, path in evaluation.files.items():
         index = 0
@@ -262,8 +262,9 @@ def _starts(size_of: NDArray[np.int32], size: int) -> NDArray[np.int64]:
     begin = np.cumsum(size_of, dtype=np.int64) - size_of
     if size < NUM_WORDS:
         return begin[size_of == size]
-    here = np.arange(int(size_of.sum()))
-    return here[here + size <= np.repeat(begin + size_of, size_of)]
+    here = np.arange(int(size_of.sum()), dtype=np.int64)
+    found: NDArray[np.int64] = here[here + size <= np.repeat(begin + size_of, size_of)]
+    return found
 
 
 def numbered_pieces(batch: Sequence[Item], vocabulary: Mapping[str, int]) -> list[list[list[int]]]:
