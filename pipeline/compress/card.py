@@ -167,7 +167,7 @@ def _what(manifest: Mapping[str, Any]) -> str:
         lines.append(f"About the base model: {base['note']}")
     if base["weights"] == "random":
         lines.append("**The weights are random.** The model has a real shape and speed, and its answers mean nothing.")
-    lines.append(f"Licence of the base model's weights: {base['license']}. It holds for this model as well.")
+    lines.append(f"Licence of the base model's weights: {base['license']}. Its terms apply to this model.")
     return "\n\n".join(lines)
 
 
@@ -183,7 +183,7 @@ def _how(manifest: Mapping[str, Any]) -> str:
         ("peak device memory", _or_unknown(manifest["peak_device_bytes"], _mib)),
         ("plan", _or_unknown(manifest["plan_hash"], lambda value: f"`{value}`")),
     ]
-    return "## How it was made\n\n" + _table(("", ""), rows) + "\n`manifest.json` holds the same in full."
+    return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` holds the same in full."
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:
@@ -209,7 +209,7 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
             "## Calibration text",
             f"{calibration['num_samples']} sequences of {calibration['length']} tokens, packed from "
             f"{calibration['num_texts']} texts ({form}), drawn with seed {calibration['seed']}.",
-            _table(("source", "texts", "licence", "digest"), sources),
+            _table(("source", "texts", "licence", "digest of all its texts"), sources),
             f"Token ids, SHA-256: `{calibration['digest']}`. Texts, digest of their SHA-256 list: "
             f"`{calibration['texts_digest']}`.",
             f"{check} (not compared: {reasons})." if reasons else f"{check}.",
@@ -248,7 +248,7 @@ def _sizes(manifest: Mapping[str, Any]) -> str:
 
 def _use(manifest: Mapping[str, Any]) -> str:
     package = LOADERS.get(str(manifest["quant_method"]))
-    needs = f" It needs the package `{package}` beside transformers." if package else ""
+    needs = f" and the package `{package}`" if package else ""
     return f"""## Use
 
 FOLDER is this folder, or its name on the hub. vLLM reads the format from the checkpoint: pass no `--quantization`.
@@ -257,7 +257,7 @@ FOLDER is this folder, or its name on the hub. vLLM reads the format from the ch
 vllm serve FOLDER
 ```
 
-With transformers:{needs}
+With transformers{needs}:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -287,8 +287,8 @@ def _quality(quality: Sequence[Mapping[str, Any]]) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "".join(
-        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines
+    return "\n".join(
+        "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
     )
 
 

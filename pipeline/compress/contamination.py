@@ -259,12 +259,13 @@ def _compare(index: TextIndex, batch: Sequence[Item], findings: Findings) -> Non
 
 def _starts(size_of: NDArray[np.int32], size: int) -> NDArray[np.int64]:
     """Where n-grams of this size begin in a stream of pieces: 13 at every position of a long piece, else whole."""
-    begin = np.cumsum(size_of, dtype=np.int64) - size_of
+    begin: NDArray[np.int64] = np.cumsum(size_of, dtype=np.int64) - size_of
     if size < NUM_WORDS:
-        return begin[size_of == size]
-    here = np.arange(int(size_of.sum()), dtype=np.int64)
-    found: NDArray[np.int64] = here[here + size <= np.repeat(begin + size_of, size_of)]
-    return found
+        whole: NDArray[np.int64] = begin[size_of == size]
+        return whole
+    everywhere = np.arange(int(size_of.sum()), dtype=np.int64)
+    inside: NDArray[np.int64] = everywhere[everywhere + size <= np.repeat(begin + size_of, size_of)]
+    return inside
 
 
 def numbered_pieces(batch: Sequence[Item], vocabulary: Mapping[str, int]) -> list[list[list[int]]]:

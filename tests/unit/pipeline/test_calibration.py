@@ -37,14 +37,17 @@ def test_packing_cuts_the_drawn_texts_and_pads_nothing(texts: list[str], samples
             pack(texts, encode, calib(samples, length, seed), EvaluationSet())
         return
     packed = pack(texts, encode, calib(samples, length, seed), EvaluationSet())
-    assert packed.tokens.shape == (samples, length) and packed.tokens.dtype == np.int64
+    assert packed.tokens.shape == (samples, length)
+    assert packed.tokens.dtype == np.int64
     stream = [token for index in packed.used for token in encode(texts[index])]
     assert packed.tokens.ravel().tolist() == stream[: samples * length]
     assert len(set(packed.used)) == len(packed.used)
     without_last = sum(len(encode(texts[index])) for index in packed.used[:-1])
     assert without_last < samples * length  # no more texts than are needed
     again = pack(texts, encode, calib(samples, length, seed), EvaluationSet())
-    assert again.used == packed.used and packed.left_out == {} and packed.findings is None
+    assert again.used == packed.used
+    assert packed.left_out == {}
+    assert packed.findings is None
 
 
 def numbers(start: int, count: int = 16) -> str:
@@ -74,9 +77,11 @@ def test_a_shared_text_is_left_out_and_the_next_one_drawn(boolq) -> None:
     evaluation = boolq(numbers(9000), texts[first.used[0]])
     packed = pack(texts, encode, calib(2, 17), evaluation)
     assert packed.left_out[first.used[0]].item == "boolq/1"
-    assert packed.used[0] == first.used[1] and first.used[0] not in packed.used
+    assert packed.used[0] == first.used[1]
+    assert first.used[0] not in packed.used
     assert packed.tokens.shape == (2, 17)
-    assert packed.findings is not None and packed.findings.num_items == {"boolq": 2}
+    assert packed.findings is not None
+    assert packed.findings.num_items == {"boolq": 2}
 
 
 def test_a_replacement_is_compared_as_well(boolq) -> None:
@@ -135,7 +140,8 @@ def test_the_stage_keeps_texts_licences_and_what_was_compared(base, source, tmp_
     assert not left_out & set(texts["sha256"])
     # Paragraphs overlap each other: those that share 13 words with the two passages may not be used either.
     near = {sha256(paragraphs[number]) for number in range(1, 7)}
-    assert left_out <= near and not near & set(texts["sha256"])
+    assert left_out <= near
+    assert not near & set(texts["sha256"])
     assert str(tmp_path) not in json.dumps(result)
 
 
@@ -163,10 +169,12 @@ def test_a_chat_template_wraps_every_text(base, source, tmp_path) -> None:
     found = calibration_tokens(config, base, store)
     tokens = np.load(found.folder / "tokens.npy")
     assert found.result["chat_template"] is True
-    assert tokens[:, 0].tolist() == [2, 2] and tokens[:, -1].tolist() == [END, END]
+    assert tokens[:, 0].tolist() == [2, 2]
+    assert tokens[:, -1].tolist() == [END, END]
     assert not np.isin(tokens[:, 1:-1], [0, 1, 2]).any()
     plain = calibration_tokens(CalibConfig("own", [str(source)], num_samples=2, length=17), base, store)
-    assert plain.key != found.key and plain.result["chat_template"] is False
+    assert plain.key != found.key
+    assert plain.result["chat_template"] is False
     assert not (np.load(plain.folder / "tokens.npy") == 2).any()
 
 

@@ -45,7 +45,8 @@ def test_short_pieces_are_compared_whole_and_shorter_ones_are_counted() -> None:
     assert matches([f"x {eight} y"], Item("t/0", (eight,), ())) == {0: "t/0"}
     found = find_overlaps([f"x {seven} y"], [Item("t/0", (seven,), ())])
     assert found.matches == {}
-    assert found.num_items == {"t": 1} and found.num_items_too_short == {"t": 1}
+    assert found.num_items == {"t": 1}
+    assert found.num_items_too_short == {"t": 1}
     assert matches([" ".join(WORDS[:9])], Item("t/0", (" ".join(WORDS[:10]),), ())) == {}
 
 
@@ -173,12 +174,14 @@ def test_a_damaged_item_file_names_itself(tmp_path: Path) -> None:
 def test_what_was_not_compared_is_never_clean(tmp_path: Path) -> None:
     hub = evaluation_set("hub", ["mmlu", "arc_easy"], tmp_path)
     said = summary(hub, None, 0)
-    assert said["status"] == "not checked" and set(said["not_checked"]) == {"mmlu", "arc_easy"}
+    assert said["status"] == "not checked"
+    assert set(said["not_checked"]) == {"mmlu", "arc_easy"}
     assert said["num_texts_left_out"] is None
     assert summary(EvaluationSet(), None, 0)["not_checked"] == {"*": "no evaluation items were given"}
     half = evaluation_set("embedded", ["boolq", "novel_task"], tmp_path)
     said = summary(half, Findings(), 3)
-    assert said["status"] == "partly checked" and list(said["not_checked"]) == ["novel_task"]
+    assert said["status"] == "partly checked"
+    assert list(said["not_checked"]) == ["novel_task"]
     assert summary(evaluation_set("embedded", ["boolq"], tmp_path), Findings(), 3)["status"] == "checked"
 
 

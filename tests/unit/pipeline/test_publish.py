@@ -202,11 +202,14 @@ def online(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 @pytest.mark.usefixtures("online")
 def test_the_real_client_before_a_hub_that_refuses(status: int, said: str, expected: str, artifact: Path) -> None:
-    with server({"*": (status, {"error": said})}) as (url, asked):
-        with pytest.raises(PublishError, match=f"(?s){expected}") as caught:
-            publish(artifact, "owner/name", api=real_api(url))
+    with (
+        server({"*": (status, {"error": said})}) as (url, asked),
+        pytest.raises(PublishError, match=f"(?s){expected}") as caught,
+    ):
+        publish(artifact, "owner/name", api=real_api(url))
     message = str(caught.value)
-    assert "nothing was uploaded" in message and url in message
+    assert "nothing was uploaded" in message
+    assert url in message
     assert TOKEN not in message
     assert asked[0] == ("POST /api/repos/create", f"Bearer {TOKEN}")
     assert not any("preupload" in path or "commit" in path for path, _ in asked)
@@ -219,9 +222,9 @@ def test_the_real_client_refused_while_it_uploads(artifact: Path) -> None:
         "/api/models/owner/name": (200, {"id": "owner/name", "private": True, "siblings": []}),
         "*": (403, {"error": "storage is full"}),
     }
-    with server(answers) as (url, asked):
-        with pytest.raises(PublishError, match=r"(?s)status 403.*storage is full.*repository owner/name is there"):
-            publish(artifact, "owner/name", api=real_api(url))
+    refused = r"(?s)status 403.*storage is full.*repository owner/name is there"
+    with server(answers) as (url, asked), pytest.raises(PublishError, match=refused):
+        publish(artifact, "owner/name", api=real_api(url))
     assert len(asked) > 2
 
 
@@ -231,9 +234,8 @@ def test_the_real_client_finds_a_public_repository(artifact: Path) -> None:
         "/api/models/owner/name": (200, {"id": "owner/name", "private": False, "siblings": []}),
         "*": (409, {"error": "You already created this model repo", "url": "http://127.0.0.1/owner/name"}),
     }
-    with server(answers) as (url, asked):
-        with pytest.raises(PublishError, match="this repository is public"):
-            publish(artifact, "owner/name", api=real_api(url))
+    with server(answers) as (url, asked), pytest.raises(PublishError, match="this repository is public"):
+        publish(artifact, "owner/name", api=real_api(url))
     assert [path for path, _ in asked] == ["POST /api/repos/create", "GET /api/models/owner/name"]
 
 

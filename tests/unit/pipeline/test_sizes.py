@@ -134,7 +134,8 @@ def test_every_format_splits_into_weights_scales_and_16_bit(name: str) -> None:
     assert report.scale_bytes > 0
     assert report.kept_16_bit == ("model.embed_tokens",)
     found = bits_of(report)
-    assert bits < found["attention"] < bits * 1.2 and bits < found["mlp"] < bits * 1.2
+    assert bits < found["attention"] < bits * 1.2
+    assert bits < found["mlp"] < bits * 1.2
     assert found["embeddings"] == found["norms"] == 16
 
 
@@ -153,7 +154,8 @@ def test_a_plain_checkpoint_is_16_bit_everywhere() -> None:
     assert report.bits_per_weight == 16
     assert report.quantized_bytes == report.scale_bytes == 0
     assert not report.tied_lm_head
-    assert "lm_head" in report.kept_16_bit and "model.layers.1.mlp.down_proj" in report.kept_16_bit
+    assert "lm_head" in report.kept_16_bit
+    assert "model.layers.1.mlp.down_proj" in report.kept_16_bit
 
 
 def test_a_tied_head_has_no_bytes_and_no_bits() -> None:
@@ -175,7 +177,8 @@ def test_a_head_that_the_base_ties_stands_for_the_embedding_matrix() -> None:
 def test_without_a_base_nothing_is_claimed_per_weight() -> None:
     tensors = model(gptq)
     report = size_report(tensors, 10**6, None, None, tied=True)
-    assert report.bits_per_weight is None and report.num_parameters is None
+    assert report.bits_per_weight is None
+    assert report.num_parameters is None
     assert all(group.bits_per_weight is None and group.num_parameters is None for group in report.groups)
     assert report.metrics() == {"size/bytes": 1e6}
 
@@ -236,7 +239,11 @@ def test_groups_of_common_names(name: str, group: str) -> None:
 )
 def test_parts_and_groups_always_add_up(quantized, num_plain: int, head: bool) -> None:
     calls = iter(range(10**6))
-    tensors = model(lambda *args: (plain if next(calls) < num_plain else quantized)(*args), head=head)
+
+    def mixed(name, rows, columns):
+        return (plain if next(calls) < num_plain else quantized)(name, rows, columns)
+
+    tensors = model(mixed, head=head)
     report = report_of(tensors, model(plain, head=head), tied=not head)
     parts = (report.quantized_bytes, report.scale_bytes, report.bits16_bytes, report.bits32_bytes, report.other_bytes)
     assert sum(parts) + report.header_bytes == report.num_bytes
