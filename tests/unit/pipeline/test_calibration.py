@@ -1,5 +1,4 @@
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -93,11 +92,6 @@ def test_a_replacement_is_compared_as_well(boolq) -> None:
         pack(texts, encode, calib(1, 17), boolq(*texts))
 
 
-@dataclass
-class WithChat(CalibConfig):
-    chat_template: bool = True
-
-
 @pytest.fixture
 def base(tmp_path: Path) -> Artifact:
     """A folder with a tokenizer that knows a few words."""
@@ -160,7 +154,7 @@ def test_the_key_follows_the_evaluation_items(base, source, tmp_path, boolq) -> 
 
 
 def test_a_chat_template_wraps_every_text(base, source, tmp_path) -> None:
-    config = WithChat("own", [str(source)], num_samples=2, length=17)
+    config = CalibConfig("own", [str(source)], num_samples=2, length=17, chat_template=True)
     store = StageStore(tmp_path / "store")
     with pytest.raises(ConfigError, match=r"(?s)no chat template.*calib\.chat_template=false"):
         calibration_tokens(config, base, store)
