@@ -292,7 +292,10 @@ def collapse(names: Sequence[str]) -> list[str]:
         number = re.search(r"(?<=\.)\d+(?=\.)", name)
         pattern = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
         gathered.setdefault(pattern, []).extend([] if number is None else [int(number[0])])
-    return [pattern.replace("{}", f"{{{ranges(found)}}}") if found else pattern for pattern, found in gathered.items()]
+    shown = {
+        pattern: ranges(found) if len(found) < 2 else f"{{{ranges(found)}}}" for pattern, found in gathered.items()
+    }
+    return [pattern.replace("{}", numbers) for pattern, numbers in shown.items()]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -298,4 +298,5 @@ def test_a_cut_file_is_refused(tmp_path: Path) -> None:
 
 def test_layer_numbers_are_gathered() -> None:
     names = [f"model.layers.{layer}.mlp.up_proj" for layer in (0, 1, 2, 5)] + ["lm_head"]
-    assert collapse(names) == ["model.layers.{0-2,5}.mlp.up_proj", "lm_head"]
+    names.append("model.layers.7.mlp.down_proj")
+    assert collapse(names) == ["model.layers.{0-2,5}.mlp.up_proj", "lm_head", "model.layers.7.mlp.down_proj"]
