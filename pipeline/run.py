@@ -136,7 +136,7 @@ def measure(
 
     stages: dict[str, StageResult] = {}
     with machine_lock(services.home, shared=True):
-        artifact, made = compress(candidate, base, config.calib, config.seed, store, shown, elsewhere)
+        artifact, made = compress(candidate, base, config, plan.plan_hash, store, shown, elsewhere)
     keep("compress", made)
     starting = partial(say, f"{console.label}: starting vLLM's server")
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"

@@ -74,7 +74,7 @@ def calibration_tokens(
     def make(folder: Path) -> Mapping[str, Any]:
         texts = [(source, text) for source in calib.sources for text in source_texts(source, store) if text.strip()]
         encode = chat_encoder(base.path) if chat else plain_encoder(base.path)
-        packed = pack([text for _, text in texts], encode, calib, evaluation)
+        packed = pack([text for _, text in texts], encode, calib, evaluation, [source for source, _ in texts])
         np.save(folder / "tokens.npy", packed.tokens, allow_pickle=False)
         hashes = [sha256(texts[index][1]) for index in packed.used]
         left_out = [
@@ -112,15 +112,26 @@ def calibration_tokens(
 
 
 def pack(
-    texts: Sequence[str], encode: Callable[[str], list[int]], calib: CalibConfig, evaluation: EvaluationSet
+    texts: Sequence[str],
+    encode: Callable[[str], list[int]],
+    calib: CalibConfig,
+    evaluation: EvaluationSet,
+    sources: Sequence[str] = (),
 ) -> Packed:
     """Draw texts in a seeded order, leave out those that share words with an evaluation item, and pack the rest.
+
+    Args:
+        texts: what to draw from.
+        encode: text -> token ids.
+        calib: how much, and the seed.
+        evaluation: the items that must not appear.
+        sources: each text's source: they take turns, so that a set of many texts does not crowd out a smaller one.
 
     Raises:
         ConfigError: there is too little text.
 
     """
-    order = [int(index) for index in np.random.default_rng(calib.seed).permutation(len(texts))]
+    order = turns(np.random.default_rng(calib.seed).permutation(len(texts)), sources)
     wanted = calib.num_samples * calib.length
     encoded: dict[int, list[int]] = {}
     compared: set[int] = set()
@@ -141,6 +152,26 @@ def pack(
     stream = [token for index in used for token in encoded[index]]
     tokens = np.array(stream[:wanted], dtype=np.int64).reshape(calib.num_samples, calib.length)
     return Packed(tokens, tuple(used), left_out, findings)
+
+
+def turns(order: NDArray[np.int64], sources: Sequence[str]) -> list[int]:
+    """A seeded order of text numbers in which the sources take turns while they last.
+
+    >>> turns(np.array([3, 0, 1, 2]), ["a", "a", "a", "b"])
+    [3, 0, 1, 2]
+    >>> turns(np.array([0, 1, 2, 3]), ["a", "a", "a", "b"])
+    [0, 3, 1, 2]
+    """
+    if not sources:
+        return [int(index) for index in order]
+    seen: dict[str, int] = {}
+    keyed: list[tuple[int, int, int]] = []
+    for index in order:
+        source = sources[index]
+        seen[source] = seen.get(source, 0) + 1
+        keyed.append((seen[source], len(keyed), int(index)))
+    first = {source: rank for rank, source in enumerate(dict.fromkeys(sources[index] for index in order))}
+    return [index for _, _, index in sorted(keyed, key=lambda one: (one[0], first[sources[one[2]]]))]
 
 
 def draw(

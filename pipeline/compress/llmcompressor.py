@@ -72,10 +72,17 @@ def allow_unpinned_memory() -> None:
 
 
 def keep_16_bit(model: Any, dtype: Any) -> None:
-    """Give every part that was not quantized the base's own type again; quantized layers keep their float32 scales."""
+    """Give every part that was not quantized the base's own type again.
+
+    So do the scales of weight-only layers, as servers keep them: one for each group is much in float32. Layers whose
+    activations are quantized too have one scale a row, and keep it in float32.
+    """
     for module in model.modules():
-        if getattr(module, "quantization_scheme", None) is None:
+        scheme = getattr(module, "quantization_scheme", None)
+        if scheme is None:
             for parameter in module.parameters(recurse=False):
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.to(dtype)
+        elif scheme.input_activations is None and getattr(module, "weight_scale", None) is not None:
+            module.weight_scale.data = module.weight_scale.data.to(dtype)
     model.config.dtype = dtype

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StoreError
-from common.files import read_json, write_json
+from common.files import read_json, write_atomic, write_json
 from common.process import run_logged
+from evals.quality.embedded import EMBEDDED_TASKS
 from pipeline import registry
 from pipeline.compress.calibration import calibration_tokens
+from pipeline.compress.card import manifest, model_card
+from pipeline.compress.contamination import evaluation_set
+from pipeline.compress.sizes import size_report_of
 from pipeline.environments import ROOT, versions
 from pipeline.models.resolve import checkpoint_digest, folder_artifact, weight_bytes
-from pipeline.schema import CalibConfig
+from pipeline.models.wheels import unpack_datasets
+from pipeline.schema import ModelConfig, RunConfig
 from pipeline.stages import StageResult, StageStore
 from pipeline.types import Artifact, Candidate
 
@@ -26,8 +31,8 @@ from pipeline.types import Artifact, Candidate
 def compress(
     candidate: Candidate,
     base: Artifact,
-    calib: CalibConfig,
-    seed: int,
+    config: RunConfig,
+    plan_hash: str,
     store: StageStore,
     shown: Callable[[str], AbstractContextManager[None]],
     elsewhere: Path | None = None,
@@ -47,13 +52,13 @@ def compress(
         return replace(found_there, method=candidate.method, base_digest=base.digest), None
     if method.compress is None:
         return base, None
-    tokens = calibration_tokens(calib, base, store) if method.needs_calibration else None
+    tokens = calibration(config, base, store) if method.needs_calibration else None
     inputs = {
         "base": base.digest,
         "method": candidate.method,
         "args": candidate.method_args,
         "calibration": None if tokens is None else tokens.result["digest"],
-        "seed": seed,
+        "seed": config.seed,
         "tools": versions(Path(sys.executable), *method.tools),
     }
 
@@ -64,7 +69,7 @@ def compress(
             "output": folder / "model",
             "args": candidate.method_args,
             "calibration": None if tokens is None else tokens.folder / "tokens.npy",
-            "seed": seed,
+            "seed": config.seed,
             "scratch": folder / "scratch" if method.resumable else None,
         }
         shutil.rmtree(folder / "model", ignore_errors=True)
@@ -80,22 +85,45 @@ def compress(
         with shown("compress"):
             run_logged(command, log=folder / "compress.log", env=environment, cwd=folder)
         shutil.rmtree(folder / "scratch", ignore_errors=True)
-        return finish(folder, inputs, None if tokens is None else dict(tokens.result))
+        return finish(folder, inputs, config.model, base, None if tokens is None else dict(tokens.result), plan_hash)
 
     found = store.run("compress", inputs, make, resumable=method.resumable)
     return artifact_of(found, base), found
 
 
-def finish(folder: Path, inputs: Mapping[str, Any], calibration: dict[str, Any] | None) -> dict[str, Any]:
-    """Write the manifest beside the weights and return what the store keeps."""
-    result = {
-        **read_json(folder / "measured.json"),
-        "digest": checkpoint_digest(folder / "model"),
-        "num_bytes": weight_bytes(folder / "model"),
-        "calibration": calibration,
-    }
-    write_json(folder / "model" / "manifest.json", {**inputs, **result})
-    return result
+def calibration(config: RunConfig, base: Artifact, store: StageStore) -> StageResult:
+    """The calibration text. No item of any embedded set is in it, whatever the run's own suite is."""
+    if config.suite.source == "embedded":
+        evaluation = evaluation_set("embedded", list(EMBEDDED_TASKS), unpack_datasets(store))
+    else:
+        evaluation = evaluation_set(config.suite.source, config.suite.tasks, None)
+    return calibration_tokens(config.calib, base, store, evaluation)
+
+
+def finish(
+    folder: Path,
+    inputs: Mapping[str, Any],
+    model: ModelConfig,
+    base: Artifact,
+    calibration: dict[str, Any] | None,
+    plan_hash: str,
+) -> dict[str, Any]:
+    """Write the manifest and the model card beside the weights, and return what the store keeps."""
+    size = size_report_of(folder / "model", base.path)
+    found = manifest(
+        inputs=inputs,
+        measured=read_json(folder / "measured.json"),
+        model=model,
+        base=base,
+        digest=checkpoint_digest(folder / "model"),
+        size=size,
+        config=read_json(folder / "model" / "config.json"),
+        calibration=calibration,
+        plan_hash=plan_hash,
+    )
+    write_json(folder / "model" / "manifest.json", found)
+    write_atomic(folder / "model" / "README.md", model_card(found))
+    return {**found, "size_metrics": size.metrics()}
 
 
 def artifact_of(found: StageResult, base: Artifact) -> Artifact:
@@ -110,6 +138,6 @@ def artifact_of(found: StageResult, base: Artifact) -> Artifact:
         raise StoreError(
             f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again"
         )
-    details = {key: found.result[key] for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration")}
+    details = {key: found.result[key] for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration", "size_metrics")}
     method = str(found.result.get("method", ""))
     return Artifact(folder, str(found.result["digest"]), int(found.result["num_bytes"]), method, base.digest, details)

@@ -34,6 +34,7 @@ def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None =
         **spend_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
+        **measured.artifact.details.get("size_metrics", {}),
     }
     for name in ("wall_s", "peak_host_bytes", "peak_device_bytes"):
         value = measured.artifact.details.get(name)
