@@ -138,6 +138,9 @@ def artifact_of(found: StageResult, base: Artifact) -> Artifact:
         raise StoreError(
             f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again"
         )
-    details = {key: found.result[key] for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration", "size_metrics")}
+    details = {
+        key: found.result[key]
+        for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration", "size_metrics")
+    }
     method = str(found.result.get("method", ""))
     return Artifact(folder, str(found.result["digest"]), int(found.result["num_bytes"]), method, base.digest, details)

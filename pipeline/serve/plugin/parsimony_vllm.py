@@ -2,7 +2,8 @@
 
 vLLM 0.32 multiplies INT4 weights on a CPU only with AVX-512, and INT8 weights with 16-bit activations on no CPU at all.
 There this kernel turns the weights back into the activations' type once, as the model loads. The answers are those of
-the quantized weights; memory and speed are those of plain ones. Found by vLLM through the entry point beside this file
+the quantized weights; memory and speed are those of plain ones. Native GPTQ and AWQ checkpoints may then also be served
+in float32. Found by vLLM through the entry point beside this file
 (`vllm.general_plugins`), because the server gets this folder in its PYTHONPATH. It runs in the serving environment and
 imports nothing else of this product.
 """
@@ -28,6 +29,18 @@ def register() -> None:
     from vllm.model_executor.kernels.linear import register_linear_kernel
 
     register_linear_kernel(kernel_class(), PlatformEnum.CPU, "mp")
+    allow_float32()
+
+
+def allow_float32() -> None:
+    """Let native GPTQ and AWQ checkpoints be served in float32: what a processor without bfloat16 is fastest in."""
+    import torch
+    from vllm.model_executor.layers.quantization.auto_awq import AutoAWQConfig
+    from vllm.model_executor.layers.quantization.auto_gptq import AutoGPTQConfig
+
+    for config in (AutoGPTQConfig, AutoAWQConfig):
+        known = list(config.get_supported_act_dtypes())
+        config.get_supported_act_dtypes = classmethod(lambda cls, known=known: [*known, torch.float32])
 
 
 def kernel_class() -> type:
