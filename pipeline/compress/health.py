@@ -51,7 +51,8 @@ class HealthLimits:
     max_perplexity_ratio: float = 2.0
     """Candidate's perplexity over the base's, on the same tokens."""
     max_local_error: float = 0.7
-    """Relative error of one layer's residual update on the base's own hidden states; a zeroed layer has 1."""
+    """Relative error of one layer's residual update on the base's own hidden states, median over tokens; a zeroed layer
+    has 1."""
     max_ends_error: float = 0.5
     """The same of the embeddings, and of the head's logits."""
 
@@ -63,7 +64,7 @@ class LayerHealth:
     name: str
     """As in the weight files: `model.layers.7`."""
     relative_error: float | None
-    """Norm of the difference of the residual updates over the norm of the base's; None where it is not finite."""
+    """Norm of the updates' difference over the norm of the base's update, median over tokens; None where one is NaN."""
     acts_as: str | None = None
     """The base's layer that this one computes instead of its own, where one was found."""
     acts_as_error: float | None = None
@@ -74,11 +75,11 @@ class HealthReport:
     """What was found of one candidate. Figures that were not measured are None."""
 
     status: str
-    """`measured`, `not checked` (with the reason), or `damaged` (stopped at its files)."""
+    """`measured`, `not checked` (with the reason), or `damaged` (stopped at its files or at loading)."""
     reason: str = ""
     """Why nothing was measured."""
     findings: tuple[Finding, ...] = ()
-    """What the files or the loading showed; figures are judged by `judge`."""
+    """What the files and the loading showed; the figures are for `judge`."""
     device: str = ""
     dtype: str = ""
     num_tokens: int = 0
@@ -149,6 +150,10 @@ class HealthError(UserError):
         lines = [f"  - {finding}" for finding in findings]
         ways = [f"    -> {WAYS_OUT[kind]}" for kind in WAYS_OUT if any(item.kind == kind for item in findings)]
         super().__init__("\n".join([f"the compressed checkpoint {folder} is not healthy:", *lines, *ways]))
+
+
+class NotCheckedError(Exception):
+    """Nothing could be measured on this machine: says why, and nothing about the candidate."""
 
 
 def judge(report: HealthReport, limits: HealthLimits) -> list[Finding]:

@@ -6,7 +6,6 @@ stream on. Shapes: N sequences of length L, V tokens in the vocabulary, H hidden
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.compress.health import LayerHealth
+from pipeline.compress.health import LayerHealth, NotCheckedError
 
 MAX_SUSPECTS = 8
 """Up to so many bad layers are tried in one another's place."""
@@ -42,7 +41,7 @@ def decoder_layers(model: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
             return module
-    raise ValueError(f"no list of {count} decoder layers in {type(model).__name__}")
+    raise NotCheckedError(f"no list of {count} decoder layers in {type(model).__name__}")
 
 
 def layer_names(model: Any) -> list[str]:
@@ -138,22 +137,16 @@ def compare_layers(
     names = layer_names(model)
     straight = list(range(len(names)))
     errors, logits = ForcedPass(base, straight).run(model, token_ids)
-    suspects = [index for index in straight if (error := errors[index]) is not None and error > suspect_above]
-    matches = find_swaps(model, token_ids, base, suspects) if 2 <= len(suspects) <= MAX_SUSPECTS else {}
+    swaps = find_swaps(model, token_ids, base, errors, suspect_above)
     layers = []
     for index, name in enumerate(names):
-        other, error = matches.get(index, (None, None))
-        swapped = other is not None and error is not None and error < min(suspect_above, (errors[index] or 0) / 2)
-        layers.append(
-            LayerHealth(
-                name, errors[index], names[other] if swapped and other is not None else None, error if swapped else None
-            )
-        )
+        other, error = swaps.get(index, (None, None))
+        layers.append(LayerHealth(name, errors[index], None if other is None else names[other], error))
     centred = [values - values.mean(-1, keepdims=True) for values in (logits, base.logits)]
     return {
         "layers": layers,
-        "embedding_error": ratio(own.hidden[0] - base.hidden[0], base.hidden[0]),
-        "head_error": ratio(centred[0] - centred[1], centred[1]) if logits.shape == base.logits.shape else None,
+        "embedding_error": typical(token_errors(own.hidden[0], base.hidden[0])),
+        "head_error": typical(token_errors(*centred)) if logits.shape == base.logits.shape else None,
     }
 
 
@@ -166,15 +159,14 @@ class ForcedPass:
 
     def __init__(self, base: Outputs, source: Sequence[int]) -> None:
         self.base, self.source = base, source
-        self.differences, self.sizes = np.zeros(len(source)), np.zeros(len(source))
+        self.errors: list[list[NDArray[np.float64]]] = [[] for _ in source]
         self.sequence = 0
 
     def run(self, model: Any, token_ids: NDArray[np.int64]) -> tuple[list[float | None], NDArray[np.float32]]:
         """The errors of all layers and what the head makes of the base's last hidden states.
 
         Returns:
-            Per layer the norm of the updates' difference over the norm of the base's update, None where it is not
-            finite; and logits of shape (N, L, V).
+            Per layer the `typical` error of its update against the base's; and logits of shape (N, L, V).
 
         """
         handles = []
@@ -185,9 +177,7 @@ class ForcedPass:
         with hooked(handles):
             for self.sequence, ids in enumerate(token_ids):
                 logits.append(forward(model, ids))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            errors = np.sqrt(self.differences / self.sizes)
-        return [float(error) if np.isfinite(error) else None for error in errors], np.stack(logits)
+        return [typical(np.concatenate(errors)) for errors in self.errors], np.stack(logits)
 
     def _before(self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         given = self._states(self.source[index], hidden_of(args, kwargs))
@@ -195,10 +185,8 @@ class ForcedPass:
 
     def _after(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> Any:
         result = output[0] if isinstance(output, tuple) else output
-        x, y = (self.base.hidden[self.source[index] + step, self.sequence].astype(np.float64) for step in (0, 1))
-        with np.errstate(invalid="ignore", over="ignore"):
-            self.differences[index] += float(((result[0].float().cpu().numpy() - y) ** 2).sum())
-        self.sizes[index] += float(((y - x) ** 2).sum())
+        x, y = (self.base.hidden[self.source[index] + step, self.sequence] for step in (0, 1))
+        self.errors[index].append(token_errors(result[0].float().cpu().numpy(), y, x))
         if index < len(self.source) - 1:
             return output
         last = self._states(index + 1, result)
@@ -211,26 +199,45 @@ class ForcedPass:
 
 
 def find_swaps(
-    model: Any, token_ids: NDArray[np.int64], base: Outputs, suspects: Sequence[int]
+    model: Any, token_ids: NDArray[np.int64], base: Outputs, own: Sequence[float | None], suspect_above: float
 ) -> dict[int, tuple[int, float]]:
-    """For each suspect layer the other suspect whose work it does best, and its error at that.
+    """For suspect layers the other suspect whose work they do well, and their error at that.
 
-    Every pair is tried, in as many passes as there are other suspects.
+    Every pair of suspects is tried, in as many passes as there are suspects less one; more than `MAX_SUSPECTS` are no
+    swap but general damage, and are not tried.
     """
+    suspects = [index for index, error in enumerate(own) if error is not None and error > suspect_above]
     best: dict[int, tuple[int, float]] = {}
-    for shift in range(1, len(suspects)):
-        source = list(range(len(base.hidden) - 1))
+    for shift in range(1, len(suspects) if len(suspects) <= MAX_SUSPECTS else 0):
+        source = list(range(len(own)))
         for place, index in enumerate(suspects):
             source[index] = suspects[(place + shift) % len(suspects)]
         errors, _ = ForcedPass(base, source).run(model, token_ids)
         for index in suspects:
-            error = errors[index]
-            if error is not None and (index not in best or error < best[index][1]):
+            error, bound = errors[index], min(suspect_above, (own[index] or 0.0) / 2)
+            if error is not None and error < best.get(index, (0, bound))[1]:
                 best[index] = (source[index], error)
     return best
 
 
-def ratio(difference: NDArray[np.float32], whole: NDArray[np.float32]) -> float | None:
-    """Norm over norm, in float64; None where it is not finite."""
-    value = float(np.linalg.norm(difference.astype(np.float64)) / np.linalg.norm(whole.astype(np.float64)))
-    return value if math.isfinite(value) else None
+def token_errors(own: NDArray[np.float32], base: NDArray[np.float32], origin: Any = 0.0) -> NDArray[np.float64]:
+    """Norm of own minus base over norm of base minus origin, per token.
+
+    Shapes (..., L, features) give (..., L). NaN where own is not finite.
+    """
+    base64 = base.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.linalg.norm(own.astype(np.float64) - base64, axis=-1)
+    size = np.linalg.norm(base64 - origin, axis=-1)
+    errors = np.where(difference > 0, np.inf, 0.0)
+    np.divide(difference, size, out=errors, where=size > 0)
+    return np.asarray(np.where(np.isfinite(difference), errors, np.nan))
+
+
+def typical(errors: NDArray[np.float64]) -> float | None:
+    """Median over all tokens; None where one is NaN.
+
+    The median, because a few tokens (often the first) carry activations a thousand times larger than all others (Sun et
+    al., arXiv 2402.17762) and would drown these in any sum.
+    """
+    return None if np.isnan(errors).any() else float(np.median(errors))

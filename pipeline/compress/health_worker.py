@@ -23,17 +23,13 @@ from numpy.typing import NDArray
 
 from common.errors import UserError
 from common.files import digest_json, read_json, write_json
-from pipeline.compress.health import MEASURED, NOT_CHECKED, why_not_loadable
+from pipeline.compress.health import DAMAGED, MEASURED, NOT_CHECKED, NotCheckedError, why_not_loadable
 from pipeline.compress.health_compare import Outputs, compare_layers, compare_logits, run
-from pipeline.compress.structure import Finding, read_shards
+from pipeline.compress.structure import Finding, named, read_shards
 
 PROVEN = ("", "compressed-tensors", "gptq")
 """Formats that load here for sure: an error of these is the checkpoint's, an error of others may be the loader's."""
 PACKAGES = ("compressed_tensors", "gptqmodel", "optimum", "accelerate", "bitsandbytes")
-
-
-class NotCheckedError(Exception):
-    """Nothing could be measured on this machine: says why, and nothing about the candidate."""
 
 
 class UnloadableError(Exception):
@@ -58,7 +54,7 @@ def main(job_path: Path, result_path: Path) -> None:
         report = {"status": NOT_CHECKED, "reason": str(reason)}
     except UnloadableError as error:
         finding = Finding("unloadable", str(job["candidate"]), f"transformers cannot load it: {error}")
-        report = {"status": MEASURED, "findings": [finding]}
+        report = {"status": DAMAGED, "reason": "stopped at loading", "findings": [finding]}
     write_json(result_path, {**report, "wall_s": time.monotonic() - started})
 
 
@@ -82,8 +78,15 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
     if not np.isfinite(expected.logits).all():
         raise NotCheckedError(f"the base {base} itself gives NaN or infinite logits: nothing can be compared with it")
     model, missing = load_candidate(candidate, runtime)
-    findings = [Finding("damaged", name, "not in the weight files: it would be random") for name in missing]
     own = run(model, token_ids)
+    findings = []
+    if missing:
+        findings.append(
+            Finding("damaged", "weight files", f"lack what transformers then fills at random: {named(missing)}")
+        )
+    if own.logits.shape != expected.logits.shape:
+        sizes = f"{own.logits.shape[-1]:,} tokens, the base's {expected.logits.shape[-1]:,}"
+        findings.append(Finding("damaged", "vocabulary", f"the candidate's has {sizes}"))
     return {
         "status": MEASURED,
         "findings": findings,
@@ -107,7 +110,7 @@ def runtime_for(base: Path) -> Runtime:
 
 
 def require_memory(base: Path, runtime: Runtime) -> None:
-    """Both models are held unpacked, one after the other, so the base's parameters say what is needed.
+    """One model at a time is held unpacked (and, while it loads, packed too): the base's parameters say what is needed.
 
     Raises:
         NotCheckedError: there is not enough memory.
@@ -117,7 +120,7 @@ def require_memory(base: Path, runtime: Runtime) -> None:
     import torch
 
     shapes = [entry["shape"] for shard in read_shards(base)[0] for entry in shard.tensors.values()]
-    needed = sum(map(math.prod, shapes)) * runtime.dtype.itemsize * 1.15
+    needed = sum(map(math.prod, shapes)) * runtime.dtype.itemsize * 1.3
     free = torch.cuda.mem_get_info()[0] if runtime.device == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise NotCheckedError(

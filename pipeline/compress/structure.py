@@ -115,7 +115,7 @@ def read_shards(folder: Path) -> tuple[list[Shard], list[Finding]]:
         shards.append(shard)
         absent = [name for name, file in listed.items() if file == path.name and name not in shard.tensors]
         if absent:
-            findings.append(Finding("damaged", path.name, f"lacks what {INDEX} says it holds: {_named(absent)}"))
+            findings.append(Finding("damaged", path.name, f"lacks what {INDEX} says it holds: {named(absent)}"))
     return shards, findings
 
 
@@ -186,7 +186,7 @@ def missing_modules(config: Mapping[str, Any], names: set[str], base_names: set[
             findings.append(Finding("damaged", name, "no tensor of this module in any weight file"))
         elif int(match["index"]) not in absent:
             grouped[f"{match['stack']}.{match['index']}"].append(match["rest"])
-    return findings + [Finding("damaged", layer, f"lacks {_named(parts)}") for layer, parts in grouped.items()]
+    return findings + [Finding("damaged", layer, f"lacks {named(parts)}") for layer, parts in grouped.items()]
 
 
 def _needed(config: Mapping[str, Any], count: int, base_names: set[str] | None) -> set[str]:
@@ -243,7 +243,7 @@ def check_values(shards: Iterable[Shard], base: Path | None = None) -> list[Find
             elif all_zero and name in originals and not scan(originals[name], name)[1]:
                 grouped[shard.path.name, layer, "zero throughout, unlike the base"].append(f"'{name}'")
     return [
-        Finding("damaged", f"{layer} in {file}", f"{what}: {_named(names)}")
+        Finding("damaged", f"{layer} in {file}", f"{what}: {named(names)}")
         for (file, layer, what), names in grouped.items()
     ]
 
@@ -311,7 +311,7 @@ def _config(folder: Path) -> dict[str, Any] | Finding:
     return config if isinstance(config, dict) else Finding("damaged", "config.json", "is no JSON object")
 
 
-def _named(names: Iterable[str]) -> str:
+def named(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""

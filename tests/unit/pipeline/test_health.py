@@ -25,7 +25,7 @@ from pipeline.compress.health import (
     require_healthy,
     why_not_loadable,
 )
-from pipeline.compress.health_compare import compare_logits, log_softmax
+from pipeline.compress.health_compare import compare_logits, log_softmax, token_errors, typical
 from pipeline.compress.structure import Finding, check_structure, files_of_layers
 from pipeline.environments import ROOT
 
@@ -373,6 +373,21 @@ def test_one_bad_logit_leaves_no_figures() -> None:
     own[0, 2, 3] = np.nan
     found = compare_logits(base, own, np.zeros((1, 4), np.int64))
     assert found == {"num_tokens": 4, "num_nonfinite_logits": 1}
+
+
+def test_one_huge_token_does_not_hide_the_others() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 8)).astype(np.float32)
+    base = x + rng.normal(size=x.shape).astype(np.float32)
+    base[0] *= 1e6
+    own = x.copy()
+    own[0] = base[0]  # right only where it is huge: a sum over tokens would call it the same
+    assert typical(token_errors(own, base, x)) == pytest.approx(1, abs=1e-5)
+    assert typical(token_errors(base, base, x)) == 0
+    own[7, 3] = np.nan
+    assert typical(token_errors(own, base, x)) is None
+    assert token_errors(x, x, x).tolist() == [0.0] * 50
+    assert np.isinf(token_errors(x + 1, x, x)).all()
 
 
 def test_the_judging_side_loads_no_torch() -> None:
