@@ -108,7 +108,7 @@ def compare_logits(base: NDArray[np.float32], own: NDArray[np.float32], token_id
             rows = slice(start, start + CHUNK_TOKENS)
             p, q = log_softmax(base[sequence, rows]), log_softmax(own[sequence, rows])
             divergence += float((np.exp(p) * (p - q)).sum())
-            same += int((p.argmax(-1) == q.argmax(-1)).sum())
+            same += int((base[sequence, rows].argmax(-1) == own[sequence, rows].argmax(-1)).sum())
             targets = token_ids[sequence, start + 1 : start + 1 + CHUNK_TOKENS]
             for name, logs in (("base_nll_nats", p), ("nll_nats", q)):
                 nll[name] -= float(logs[np.arange(len(targets)), targets].sum())

@@ -274,6 +274,11 @@ def test_each_limit_stops_alone(change: dict, words: list[str]) -> None:
         assert word in str(caught.value)
 
 
+def test_ties_broken_otherwise_do_not_stop() -> None:
+    assert judge(healthy_report(mean_kl_nats=0.001, top1_agreement=0.1), HealthLimits()) == []
+    assert judge(healthy_report(mean_kl_nats=0.1, top1_agreement=0.1), HealthLimits()) != []
+
+
 @pytest.mark.parametrize(
     ("layer", "words"),
     [
@@ -311,11 +316,11 @@ def test_looser_limits_never_add_findings(kl: float, agreement: float, nll: floa
     report = healthy_report(mean_kl_nats=kl, top1_agreement=agreement, nll_nats=nll, layers=layers)
     limits = HealthLimits()
     loose = HealthLimits(
-        limits.max_mean_kl_nats * easier,
-        limits.min_top1_agreement / easier,
-        limits.max_perplexity_ratio * easier,
-        limits.max_local_error * easier,
-        limits.max_ends_error * easier,
+        max_mean_kl_nats=limits.max_mean_kl_nats * easier,
+        min_top1_agreement=limits.min_top1_agreement / easier,
+        max_perplexity_ratio=limits.max_perplexity_ratio * easier,
+        max_local_error=limits.max_local_error * easier,
+        max_ends_error=limits.max_ends_error * easier,
     )
     assert {item.where for item in judge(report, loose)} <= {item.where for item in judge(report, limits)}
     assert len(judge(report, loose)) <= len(judge(report, limits))
