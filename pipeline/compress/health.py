@@ -22,7 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError, UserError
 from common.files import read_json, write_json
 from common.process import run_logged
 from pipeline.compress.structure import Finding, check_structure, files_of_layers
@@ -271,6 +274,7 @@ def run_health(
 
     Raises:
         ToolError: the worker failed for a reason that says nothing about the candidate.
+        ConfigError: the tokens or a folder are not what they must be.
 
     """
     out_folder.mkdir(parents=True, exist_ok=True)
@@ -307,6 +311,7 @@ def measure(
 ) -> HealthReport:
     """`run_health` without the check of the files."""
     limits = limits or HealthLimits()
+    read_tokens(tokens_path, base_folder, num_sequences, length)
     job = {
         "base": base_folder,
         "candidate": candidate_folder,
@@ -329,6 +334,32 @@ def measure(
     command = [python, "-m", "pipeline.compress.health_worker", out_folder / "health-job.json", result]
     run_logged(command, log=out_folder / "health.log", env=environment, cwd=out_folder)
     return report_from({**read_json(result), "layer_files": files_of_layers(candidate_folder)})
+
+
+def read_tokens(path: Path, base: Path, num_sequences: int, length: int) -> NDArray[np.int64]:
+    """The first token ids of the first sequences, shape (N, L).
+
+    Raises:
+        ConfigError: the file does not hold a matrix of token ids of the base's vocabulary.
+
+    """
+    try:
+        tokens = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"health tokens {path}: cannot be read as .npy ({error})") from error
+    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or min(tokens.shape) < 1 or tokens.shape[1] < 2:
+        found = f"{tokens.dtype} of shape {tokens.shape}"
+        raise ConfigError(f"health tokens {path}: {found}; give integers of shape (num_samples, length >= 2)")
+    tokens = np.ascontiguousarray(tokens[:num_sequences, :length], dtype=np.int64)
+    config = read_json(base / "config.json")
+    size = int((config.get("text_config") or config).get("vocab_size") or 2**63 - 1)
+    if tokens.min() < 0 or tokens.max() >= size:
+        outside = tokens.max() if tokens.max() >= size else tokens.min()
+        raise ConfigError(
+            f"health tokens {path}: id {outside} is outside the base's vocabulary of {size:,}; make them "
+            "with the base's tokenizer"
+        )
+    return tokens
 
 
 def report_from(raw: Mapping[str, Any]) -> HealthReport:

@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import UserError
 from common.files import digest_json, read_json, write_json
-from pipeline.compress.health import DAMAGED, MEASURED, NOT_CHECKED, NotCheckedError, why_not_loadable
+from pipeline.compress.health import DAMAGED, MEASURED, NOT_CHECKED, NotCheckedError, read_tokens, why_not_loadable
 from pipeline.compress.health_compare import Outputs, compare_layers, compare_logits, run
 from pipeline.compress.structure import Finding, named, read_shards
 
@@ -72,7 +71,7 @@ def measured(job: Mapping[str, Any]) -> dict[str, Any]:
     if reason := why_not_loadable(read_json(candidate / "config.json"), runtime.device, installed):
         raise NotCheckedError(reason)
     require_memory(base, runtime)
-    token_ids = read_tokens(Path(job["tokens"]), job["num_sequences"], job["length"])
+    token_ids = read_tokens(Path(job["tokens"]), base, job["num_sequences"], job["length"])
     cache = None if job["base_cache"] is None else Path(job["base_cache"])
     expected, reused = base_outputs(base, token_ids, runtime, cache)
     if not np.isfinite(expected.logits).all():
@@ -127,21 +126,6 @@ def require_memory(base: Path, runtime: Runtime) -> None:
             f"one unpacked model in {runtime.dtype} needs {needed / 2**30:.1f} GiB of {runtime.device} memory, "
             f"{free / 2**30:.1f} GiB are free"
         )
-
-
-def read_tokens(path: Path, num_sequences: int, length: int) -> NDArray[np.int64]:
-    """The first token ids of the first sequences, shape (N, L).
-
-    Raises:
-        UserError: the file does not hold a matrix of token ids.
-
-    """
-    tokens = np.load(path, allow_pickle=False)
-    if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer) or tokens.shape[0] < 1 or tokens.shape[1] < 2:
-        raise UserError(
-            f"{path}: expected integers of shape (num_samples, length >= 2), found {tokens.dtype} {tokens.shape}"
-        )
-    return np.ascontiguousarray(tokens[:num_sequences, :length], dtype=np.int64)
 
 
 def base_outputs(

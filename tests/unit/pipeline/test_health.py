@@ -21,6 +21,7 @@ from pipeline.compress.health import (
     HealthReport,
     LayerHealth,
     judge,
+    read_tokens,
     report_from,
     require_healthy,
     why_not_loadable,
@@ -337,6 +338,22 @@ def test_damaged_files_stop_with_all_findings() -> None:
     findings = (Finding("damaged", "a.safetensors", "truncated"), Finding("damaged", "b.safetensors", "is missing"))
     with pytest.raises(HealthError, match=r"(?s)a\.safetensors: truncated.*b\.safetensors: is missing.*remove the dam"):
         require_healthy(HealthReport(health.DAMAGED, "stopped at its files", findings))
+
+
+def test_tokens_are_checked_before_anything_starts(tmp_path: Path, base: Path) -> None:
+    (base / "config.json").write_text('{"vocab_size": 100}')
+    path = tmp_path / "tokens.npy"
+    np.save(path, np.arange(60).reshape(3, 20).astype(np.int32))
+    tokens = read_tokens(path, base, 2, 8)
+    assert tokens.dtype == np.int64
+    assert tokens.tolist() == [list(range(8)), list(range(20, 28))]
+    for bad in (np.zeros((2, 4)), np.zeros(4, int), np.zeros((3, 1), int), np.zeros((0, 4), int), np.full((1, 4), 100)):
+        np.save(path, bad)
+        with pytest.raises(ConfigError, match=r"tokens\.npy"):
+            read_tokens(path, base, 2, 8)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_tokens(path, base, 2, 8)
 
 
 def test_formats_that_cannot_be_loaded_are_named() -> None:
