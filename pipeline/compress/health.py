@@ -44,17 +44,19 @@ WAYS_OUT = {
 class HealthLimits:
     """Beyond these a candidate is broken, not merely worse: quality itself is the gate's to judge.
 
-    The defaults stand between what healthy 4 and 8 bit checkpoints of a 135M model measure and what damaged ones do.
+    The defaults stand between what healthy 4 and 8 bit checkpoints of a 135M model measure and what damaged ones do;
+    larger models lose less. Measured there, in the order of the limits: int8 0.026, 0.86, 1.03, 0.08; gptq (4 bit, groups
+    of 64) 0.28, 0.78, 1.2, 0.24; round to nearest, 4 bit, 0.49, 0.56, 1.5, 0.31.
     """
 
-    max_mean_kl_nats: float = 1.0
+    max_mean_kl_nats: float = 2.0
     """Mean Kullback-Leibler divergence of the next-token distributions, base from candidate, in nats per token."""
-    min_top1_agreement: float = 0.5
+    min_top1_agreement: float = 0.3
     """Share of positions at which both models put the same token first."""
     near_tie_kl_nats: float = 0.02
     """Up to this mean KL the agreement is not judged: the distributions are at most sqrt(KL / 2) apart (Pinsker), so
     another first token is a tie broken otherwise, as in models with random weights."""
-    max_perplexity_ratio: float = 2.0
+    max_perplexity_ratio: float = 4.0
     """Candidate's perplexity over the base's, on the same tokens."""
     max_local_error: float = 0.7
     """Relative error of one layer's residual update on the base's own hidden states, median over tokens; a zeroed layer
