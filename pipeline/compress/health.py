@@ -45,7 +45,7 @@ class HealthLimits:
     """Beyond these a candidate is broken, not merely worse: quality itself is the gate's to judge.
 
     The defaults stand between what healthy 4 and 8 bit checkpoints of a 135M model measure and what damaged ones do;
-    larger models lose less. Measured there (KL, agreement, perplexity ratio, worst layer): int8 0.026, 0.86, 1.03, 0.08;
+    larger models lose less. Measured there (KL, agreement, perplexity, worst layer): int8 0.026, 0.86, 1.03, 0.08;
     gptq, 4 bit in groups of 64, 0.28, 0.78, 1.2, 0.24; round to nearest, the same bits, 0.49, 0.56, 1.5, 0.31.
     """
 
