@@ -5,7 +5,9 @@
     │   ├── ConfigError      a choice or key that does not exist, or a value of the wrong kind
     │   ├── PlanError        the plan's problems, all of them at once
     │   ├── AssetError       a model or data set that cannot be had here
-    │   └── PriceError       a price catalog or a price that breaks the catalog's rules
+    │   ├── PriceError       a price catalog or a price that breaks the catalog's rules
+    │   ├── HealthError      a compressed checkpoint that is broken (pipeline.compress.health)
+    │   └── PublishError     the hub refused, or cannot be reached (pipeline.compress.publish)
     ├── ToolError            a tool that we started (vLLM, lm-eval, ...) failed: last lines of its log, exit 1
     └── StoreError           the stage store holds something that it must not
 

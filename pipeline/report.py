@@ -125,6 +125,23 @@ def run_record(
     )
 
 
+def card_rows(measured: list[Measured]) -> list[dict[str, Any]]:
+    """The candidate's scores beside its baseline's, as the model card shows them."""
+    baseline, candidate = measured[0].quality.tasks, measured[-1].quality.tasks
+    return [
+        {
+            "task": name,
+            "metric": result.metric,
+            "base": baseline[name].estimate.value if name in baseline else None,
+            "value": result.estimate.value,
+            "lo": result.estimate.lo,
+            "hi": result.estimate.hi,
+            "num_items": result.estimate.num_samples,
+        }
+        for name, result in candidate.items()
+    ]
+
+
 def outcomes_csv(result: Any) -> str:
     """A task's items, one row each."""
     import csv

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import AssetError
-from common.files import plain
+from common.files import plain, read_json
 from common.process import run_logged
 from evals.cost import cost_report
 from evals.load.run import run_load
@@ -26,6 +26,9 @@ from evals.quality.run import Suite, run_suite
 from evals.types import LoadReport, Price, QualityReport
 from finops.prices import hardware_of_device, lookup
 from pipeline import report
+from pipeline.compress.card import model_card
+from pipeline.compress.health_stage import check_health
+from pipeline.compress.publish import check_name, publish
 from pipeline.compress.stage import compress
 from pipeline.console import Console, say
 from pipeline.decide import decide, hold_baseline
@@ -39,7 +42,7 @@ from pipeline.record.store import Recorder, revive
 from pipeline.schema import RunConfig
 from pipeline.serve.vllm import ServedModel, baseline_engine, server_environment
 from pipeline.stages import StageResult, StageStore, lock
-from pipeline.types import Artifact, Candidate, Machine, Measured, Plan
+from pipeline.types import Artifact, Candidate, Decision, Machine, Measured, Plan
 
 STAGES = ("compress", "quality", "load")
 
@@ -58,6 +61,8 @@ class Services:
 def run(config: RunConfig) -> None:
     """Plan, measure baseline and candidate, record both, decide, promote."""
     scenario = from_config(config.load)
+    if config.publish.hub is not None:
+        check_name(config.publish.hub)
     machine = planned_machine(config, find_machine())
     engine = planned_engine(config, machine)
     config, elsewhere = without_checkpoint(replace(config, engine=engine))
@@ -104,6 +109,20 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
         services.recorder, run_ids[-1][0], decision, config.model.name, artifact.path, artifact.digest, config.promote
     )
     report.show_result(measured, decision, done, config, services.recorder)
+    if config.publish.hub is not None:
+        say(publish_promoted(measured, decision, config))
+
+
+def publish_promoted(measured: list[Measured], decision: Decision, config: RunConfig) -> str:
+    """Push a promoted artifact to the hub, with its quality in the model card; returns one line on what was done."""
+    repo = str(config.publish.hub)
+    if decision.action != "promote":
+        return f"publish.hub={repo}: nothing was uploaded, the variant is held"
+    artifact = measured[-1].artifact
+    path = artifact.path / "manifest.json"
+    card = model_card(read_json(path), report.card_rows(measured)) if path.exists() else None
+    done = publish(artifact.path, repo, config.publish.private, card=card)
+    return f"published: {done.url} ({done.num_files} files, commit {done.commit[:12]})"
 
 
 def measure(
@@ -137,7 +156,12 @@ def measure(
     stages: dict[str, StageResult] = {}
     with machine_lock(services.home, shared=True):
         artifact, made = compress(candidate, base, config, plan.plan_hash, store, shown, elsewhere)
-    keep("compress", made)
+        keep("compress", made)
+        if artifact is not base:
+            told = partial(say_of, console)
+            health, found = check_health(artifact, base, plan.machine, store, services.home, shown, told)
+            artifact = replace(artifact, details={**artifact.details, "health": health.metrics()})
+            keep("health", found)
     starting = partial(say, f"{console.label}: starting vLLM's server")
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
     with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log, starting) as served:
@@ -323,6 +347,11 @@ def announce(stage: str, event: str) -> None:
     words = {"started": "...", "finished": "done", "waiting": "another run is making it; waiting"}
     if event in words:
         say(f"{stage}: {words[event]}")
+
+
+def say_of(console: Console, text: str) -> None:
+    """Say something of one candidate."""
+    say(f"{console.label}: {text}")
 
 
 def quiet(stage: str, event: str) -> None:

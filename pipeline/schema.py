@@ -166,6 +166,16 @@ class PromoteConfig:
 
 
 @dataclass
+class PublishConfig:
+    """Where a promoted artifact is pushed."""
+
+    hub: str | None = None
+    """Hub repository `owner/name`; null publishes nothing. The token is read from HF_TOKEN alone."""
+    private: bool = True
+    """Whether the repository is private; a public one that exists already is then refused."""
+
+
+@dataclass
 class RunConfig:
     """One run."""
 
@@ -181,6 +191,7 @@ class RunConfig:
     gate: GateConfig = field(default_factory=GateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     promote: PromoteConfig = field(default_factory=PromoteConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
     tags: dict[str, str] = field(default_factory=dict)
     """Cost tags: workload_type, team, environment, and your own."""
     home: str = ""

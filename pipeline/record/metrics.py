@@ -35,6 +35,7 @@ def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None =
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
         **measured.artifact.details.get("size_metrics", {}),
+        **measured.artifact.details.get("health", {}),
     }
     for name in ("wall_s", "peak_host_bytes", "peak_device_bytes"):
         value = measured.artifact.details.get(name)
