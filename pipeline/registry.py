@@ -29,6 +29,7 @@ COMPRESS = {
     "fp8-static": "pipeline.compress.fp8_static",
     "nf4": "pipeline.compress.nf4",
     "llm-int8": "pipeline.compress.llm_int8",
+    "mixed": "pipeline.compress.mixed",
     "as-is": "pipeline.compress.as_is",
 }
 """Compression method -> the module that holds its `METHOD`."""

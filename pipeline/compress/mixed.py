@@ -25,6 +25,7 @@ from common.errors import Problem
 from common.files import write_json
 from pipeline.compress import allocate, llmcompressor
 from pipeline.compress.allocate import FusedGroup, Level, Option
+from pipeline.compress.memory import sequential_memory
 from pipeline.facts import facts_from_folder, tensor_headers
 from pipeline.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
@@ -40,6 +41,8 @@ ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "
 GROUP_SIZES = (32, 64, 128)
 """What the 4-bit kernels of both devices take."""
 MIN_TOKENS = 32
+UNKNOWN_HOST_BYTES = 64 * 2**30
+"""Assumed where a plan is made for another machine."""
 CPU_KERNEL_ROWS = 32
 """vLLM's 4-bit CPU kernel takes output sizes that are multiples of this."""
 
@@ -80,7 +83,8 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
 def max_tokens(facts: ModelFacts, machine: Machine) -> int:
     """Tokens whose float32 hidden states, one for each group and level, take a quarter of the host's memory."""
     num_variants = len(allocate.fused_groups(facts)) * sum(level.weight_bits < 16 for level in allocate.levels(64))
-    return machine.host_memory_bytes // 4 // (num_variants * facts.hidden_size * 4)
+    host_bytes = machine.host_memory_bytes or UNKNOWN_HOST_BYTES
+    return host_bytes // 4 // (num_variants * facts.hidden_size * 4)
 
 
 def check_group_size(args: Args, facts: ModelFacts) -> list[Problem]:
@@ -293,4 +297,5 @@ METHOD = Method(
     needs_calibration=True,
     tools=(*llmcompressor.TOOLS, "scipy"),
     check=check,
+    memory=sequential_memory,
 )

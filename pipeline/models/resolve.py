@@ -21,6 +21,7 @@ from pipeline.types import Artifact, ModelFacts
 
 OFFLINE_DEFAULT = "model=smollm2-135m-q4_1 suite=small need no hub"
 HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja"]
+NOTES = ("manifest.json", "sensitivity.json")
 HUB_TIMEOUT_S = 8.0
 
 
@@ -144,14 +145,14 @@ def folder_artifact(folder: Path, store: StageStore) -> Artifact:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of a checkpoint's files; notes (*.md, manifest.json) are left out."""
+    """SHA-256 over the names and contents of a checkpoint's files; notes (*.md and NOTES) are left out."""
     files = [path for path in sorted(folder.iterdir()) if path.is_file() and is_weighty(path)]
     return digest_json({path.name: digest_file(path) for path in files})
 
 
 def is_weighty(path: Path) -> bool:
     """Whether a file of a checkpoint can change an answer."""
-    return path.suffix != ".md" and path.name != "manifest.json" and not path.name.startswith(".")
+    return path.suffix != ".md" and path.name not in NOTES and not path.name.startswith(".")
 
 
 def _artifact(folder: Path, digest: str) -> Artifact:

@@ -34,7 +34,7 @@ LLAMA = facts_from_shape(
         "max_position_embeddings": 8192,
     },
 )
-CPU_METHODS = {"none", "rtn-int8", "rtn-int4", "int8", "gptq", "gptq-native", "awq"}
+CPU_METHODS = {"none", "rtn-int8", "rtn-int4", "int8", "gptq", "gptq-native", "awq", "int8-weight-only", "mixed"}
 WITHOUT_CPU = {"awq-native", "fp8", "fp8-static", "nf4", "llm-int8"}
 
 
