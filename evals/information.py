@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evals.betting import FloatArray
 from evals.types import ItemOutcome
 
 
@@ -52,7 +53,7 @@ def divergence(candidate: Sequence[ItemOutcome], baseline: Sequence[ItemOutcome]
     return Divergence(max(0.0, float(np.mean(kls))), ratio, len(pairs))
 
 
-def _log_softmax(values: Sequence[float]) -> np.ndarray:
+def _log_softmax(values: Sequence[float]) -> FloatArray:
     array = np.asarray(values, np.float64)
     top = array.max()
     return np.asarray(array - top - np.log(np.exp(array - top).sum()), np.float64)
