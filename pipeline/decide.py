@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,7 @@ def decide(
         "recovery": None if comparison is None else comparison.recovery,
         "usd_per_1k_tokens": candidate.cost.usd_per_1k_tokens,
         "baseline_usd_per_1k_tokens": baseline.cost.usd_per_1k_tokens,
+        "passed": action == "promote",
         "beaten_by": [verdict.beaten_by for verdict in verdicts if verdict.beaten_by],
     }
     reasons = tuple(("passed: " if verdict.passed else "not met: ") + verdict.reason for verdict in verdicts)
@@ -133,7 +134,9 @@ class Contest:
     """All candidates of one baseline, decided together."""
 
     decisions: tuple[Decision, ...]
-    """In the candidates' order."""
+    """In the candidates' order; `promote` for the winner alone."""
+    comparisons: tuple[PairedComparison | None, ...]
+    """How far each candidate is from the baseline, where that is known."""
     winner: int | None
     """Index of the cheapest candidate that may be promoted; None where none may."""
     losses: tuple[Loss, ...]
@@ -143,18 +146,27 @@ class Contest:
 
 def contest(candidates: Sequence[Evidence], baseline: Evidence, gate: GateConfig, seed: int) -> Contest:
     """Decide on several candidates: the cheapest of those that passed wins, ties by label."""
-    decisions = [decide(candidate, baseline, gate, seed)[0] for candidate in candidates]
+    decided = [decide(candidate, baseline, gate, seed) for candidate in candidates]
+    decisions = [decision for decision, _ in decided]
     passed = [index for index, decision in enumerate(decisions) if decision.action == "promote"]
     winner = min(passed, key=lambda index: (_usd(candidates[index]), candidates[index].label), default=None)
-    losses = []
-    for index, decision in enumerate(decisions):
-        if index == winner:
-            continue
-        beaten_by = tuple(decision.evidence["beaten_by"])
-        if not beaten_by and winner is not None:
-            beaten_by = (_beaten_on_price(candidates[index], candidates[winner]),)
-        losses.append(Loss(decision.variant, beaten_by))
-    return Contest(tuple(decisions), winner, tuple(losses), _notes(decisions, gate))
+    for index in passed:
+        if winner is not None and index != winner:
+            decisions[index] = _outbid(decisions[index], _beaten_on_price(candidates[index], candidates[winner]))
+    losses = tuple(
+        Loss(decision.variant, tuple(decision.evidence["beaten_by"]))
+        for index, decision in enumerate(decisions)
+        if index != winner
+    )
+    comparisons = tuple(comparison for _, comparison in decided)
+    return Contest(tuple(decisions), comparisons, winner, losses, _notes(decisions, gate))
+
+
+def _outbid(decision: Decision, beaten_by: str) -> Decision:
+    evidence = {**decision.evidence, "beaten_by": [beaten_by]}
+    return replace(
+        decision, action="hold", reasons=(*decision.reasons, f"not met: beaten by {beaten_by}"), evidence=evidence
+    )
 
 
 def _notes(decisions: Sequence[Decision], gate: GateConfig) -> tuple[str, ...]:

@@ -105,7 +105,7 @@ def make_record(
 
 def _contestants(contest: Contest, candidates: Sequence[Evidence]) -> Iterable[Contestant]:
     for index, (one, decision) in enumerate(zip(candidates, contest.decisions, strict=True)):
-        is_second = decision.action == "promote" and index != contest.winner
+        is_second = bool(decision.evidence.get("passed")) and index != contest.winner
         yield _contestant(one, "passed, but dearer" if is_second else decision.action)
 
 
@@ -229,7 +229,8 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
         parts.append(
             "<p class=small>Difference: candidate minus baseline in points of the score, with a 95% interval that "
             "stays valid although the questions were stopped as soon as the answer was clear. Flips: share of "
-            "questions on which the two differ. Divergence and perplexity are information; nothing is decided by them.</p>"
+            "questions on which the two differ. Divergence and perplexity are information; nothing is decided by "
+            "them.</p>"
         )
     if record.not_evaluated:
         rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())

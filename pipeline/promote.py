@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
     from pipeline.decide import Contest, Evidence
+    from pipeline.decision_page import DecisionRecord
     from pipeline.record.store import Recorder
 
 PREVIOUS = "previous"
@@ -264,9 +265,15 @@ class Standing:
     num_others: int
     """Recorded candidates on other suites, machines or prices, which do not compare with these."""
 
+    def index_of(self, run: Run) -> int:
+        """The place of a run's candidate; a later record of the same candidate stands for it."""
+        return [one.data.tags["candidate_key"] for one in self.candidates].index(run.data.tags["candidate_key"])
 
-def standing(config: RunConfig, recorder: Recorder) -> Standing:
-    """Decide on every recorded candidate of a model that compares with the newest one, under the configured gate.
+
+def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> Standing:
+    """Decide on every recorded candidate of a model that compares with this run, under the configured gate.
+
+    `run_id` is a candidate's run; None takes the newest that stands beside its baseline.
 
     Raises:
         ConfigError: the model has no recorded baseline, or no recorded candidate.
@@ -286,7 +293,8 @@ def standing(config: RunConfig, recorder: Recorder) -> Standing:
         if run.data.tags["role"] == "baseline":
             baselines.setdefault(run.data.tags["comparable"], run)
     candidates = [run for run in runs if run.data.tags["role"] == "candidate"]
-    groups = [run.data.tags["comparable"] for run in candidates if run.data.tags["comparable"] in baselines]
+    asked_for = candidates if run_id is None else [recorder.client.get_run(run_id)]
+    groups = [run.data.tags["comparable"] for run in asked_for if run.data.tags["comparable"] in baselines]
     if not groups:
         raise ConfigError(
             f"model={config.model.name}: no candidate is recorded beside its baseline; run quant=int8 first"
@@ -326,6 +334,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
+    """The decision record on one of the candidates."""
+    from pipeline.decision_page import make_record
+
+    return make_record(config.model.name, found.contest, index, found.evidence, found.baseline_evidence, config.gate)
+
+
 def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
     """Record the decision with the winner's run and promote it; returns one line that says what was done."""
     from pipeline import decision_page
@@ -335,9 +350,7 @@ def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> st
     if winner is None:
         return "registry: unchanged, no candidate passed"
     run = found.candidates[winner]
-    record = decision_page.make_record(
-        config.model.name, found.contest, winner, found.evidence, found.baseline_evidence, config.gate
-    )
+    record = record_of(found, winner, config)
     with staging_folder() as folder:
         decision_page.write(record, folder)
         recorder.annotate(run.info.run_id, tags={"decision": "promote"}, metrics={}, folder=folder)
