@@ -32,6 +32,7 @@ def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None =
         **quality_metrics(measured.quality),
         **load_metrics(measured.load),
         **cost_metrics(measured.cost),
+        **price_metrics(measured.cost),
         **spend_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
@@ -122,6 +123,18 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
         if money is not None:
             metrics |= {name: float(money.value), f"{name}.lo": float(money.lo), f"{name}.hi": float(money.hi)}
     return metrics
+
+
+def price_metrics(report: CostReport) -> dict[str, float]:
+    """What the machine cost per hour and how busy it was taken to be: what re-pricing needs."""
+    price = report.price
+    return {
+        "cost/usd_per_hour": float(price.usd_per_hour),
+        "cost/usd_per_hour.lo": float(price.usd_per_hour_lo),
+        "cost/usd_per_hour.hi": float(price.usd_per_hour_hi),
+        "cost/utilisation": float(report.utilisation),
+        "cost/num_devices": float(price.num_devices),
+    }
 
 
 def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, float]:
