@@ -92,6 +92,8 @@ def run_record(
         "label": candidate.label,
         "role": candidate.role,
         "hardware": plan.price.hardware,
+        "purchase_option": plan.price.purchase_option,
+        "plane": digest_json([settings, config.load])[:16],
         "plan_hash": plan.plan_hash,
         "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
         "artifact_path": str(measured.artifact.path),
@@ -172,7 +174,7 @@ def record_decision(
             write_json(folder / decision_page.RECORD, decision)
         else:
             decision_page.write(page, folder)
-        frontier.draw(config.model.name, recorder.runs(config.model.name), folder)
+        frontier.draw(config.model.name, recorder.runs(config.model.name), folder, recorder.evidence)
         recorder.annotate(
             run_id,
             tags={"decision": decision.action, "reasons": "\n".join(decision.reasons)},
