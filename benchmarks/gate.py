@@ -481,7 +481,7 @@ TABLES = {
     "boundary": (boundary_tables, 1600),
     "power": (power_tables, 400),
     "tests": (fixed_tests_table, 2000),
-    "guided": (guided_tables, 300),
+    "guided": (guided_tables, 600),
 }
 
 

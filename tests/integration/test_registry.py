@@ -1,6 +1,7 @@
 """Decisions applied to a real MLflow store (SQLite): promotion, hold, replacement, rollback, and every refusal."""
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +24,7 @@ from pipeline.promote import (
     standing,
 )
 from pipeline.record.metrics import cost_metrics, quality_metrics
-from pipeline.record.store import Recorder, RunRecord
+from pipeline.record.store import Recorder, RunRecord, connect
 from pipeline.schema import GateConfig, ModelConfig, PromoteConfig, RunConfig, TrackingConfig
 from pipeline.types import Decision
 from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
@@ -33,8 +34,17 @@ PROMOTE = Decision("promote", "int8", ("passed: quality",), {}, {})
 HOLD = Decision("hold", "int8", ("not met: price",), {}, {})
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables and nothing else: MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("empty")
+    connect(TrackingConfig(f"sqlite:///{folder}/mlflow.db"))
+    return folder / "mlflow.db"
+
+
 @pytest.fixture
-def recorder(tmp_path: Path) -> Recorder:
+def recorder(tmp_path: Path, empty_store: Path) -> Recorder:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     return Recorder(TrackingConfig(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts"))
 
 
@@ -92,7 +102,6 @@ def aliases(recorder: Recorder, model: str = "tiny") -> dict[str, str]:
 def test_a_rollback_to_weights_that_changed_is_refused(recorder: Recorder, tmp_path: Path) -> None:
     for name, content in (("a", "{}"), ("b", "{ }")):
         promote(recorder, a_run(recorder), PROMOTE, "tiny", *a_checkpoint(tmp_path / name, content), PromoteConfig())
-    stored = next((tmp_path / "artifacts").glob("*/artifacts/model/config.json"))
     version = recorder.client.get_model_version_by_alias("tiny", PREVIOUS)
     stored = tmp_path / "artifacts" / version.run_id / "artifacts" / "model" / "config.json"
     stored.write_text("{   }")
