@@ -15,6 +15,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -251,10 +252,17 @@ def _saving(decision: Decision) -> str:
         return "What it saves is unknown: a price was not measured."
     share = 1 - float(ours.value / theirs.value)
     verb = "saves" if share >= 0 else "costs"
-    return (
-        f"It {verb} {abs(share):.0%}{'' if share >= 0 else ' more'}: {1000 * ours.value:.4g} USD per million tokens "
-        f"instead of {1000 * theirs.value:.4g}."
-    )
+    more = "" if share >= 0 else " more"
+    figures = f"{_per_million(ours.value)} USD per million tokens instead of {_per_million(theirs.value)}"
+    return f"It {verb} {abs(share):.0%}{more}: {figures}."
+
+
+def _per_million(usd_per_1k_tokens: Decimal) -> str:
+    return f"{1000 * float(usd_per_1k_tokens):.4g}"
+
+
+def _interval(money: Money) -> str:
+    return f"{_per_million(money.value)} [{_per_million(money.lo)}, {_per_million(money.hi)}]"
 
 
 def _contestant_table(contestants: Sequence[Contestant]) -> tuple[Sequence[str], list[list[str]]]:
@@ -264,9 +272,7 @@ def _contestant_table(contestants: Sequence[Contestant]) -> tuple[Sequence[str],
         rows.append(
             [
                 one.variant,
-                MISSING
-                if money is None
-                else f"{1000 * money.value:.4g} [{1000 * money.lo:.3g}, {1000 * money.hi:.3g}]",
+                MISSING if money is None else _interval(money),
                 MISSING if quality is None else f"{quality.value:.1%} [{quality.lo:.1%}, {quality.hi:.1%}]",
                 one.outcome,
             ]
@@ -285,7 +291,7 @@ def _task_table(tasks: Sequence[TaskGate]) -> tuple[Sequence[str], list[list[str
                 one.task,
                 one.decision,
                 "-" if d is None else f"{100 * d.value:+.1f} [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}]",
-                f"{one.delta_points:g}",
+                f"less than {one.delta_points:g}",
                 f"{one.num_items} of {one.num_items_total}, {one.order}",
                 "-" if one.flip_rate is None else f"{one.flip_rate:.1%}",
                 f"{len(one.gained)} / {len(one.lost)}",
