@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 PICTURE, PAGE = "frontier.png", "frontier.html"
 COLOURS = {"frontier": "#0b6e4f", "dominated": "#9a9a9a", "baseline": "#1f4e9c"}
+MAX_BARS = 200
+"""Variants drawn with error bars and names in the picture; of more, the dominated ones are plain dots."""
 MAX_EVIDENCE = 64
 """Runs whose items and load repeats are read for the bootstrap; more are drawn from their intervals alone."""
 EPS_QUALITY, EPS_COST = 0.01, 0.05
@@ -208,7 +210,11 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     drawn = [one for one in shown if one.point.quality is not None and one.point.usd_per_1k_tokens is not None]
-    for one in drawn:
+    is_crowded = len(drawn) > MAX_BARS
+    if is_crowded:
+        figures = [(float(d.point.usd_per_1k_tokens.value), d.point.quality.value) for d in drawn]  # type: ignore[union-attr]
+        axes.scatter([1000 * c for c, _ in figures], [100 * q for _, q in figures], s=4, color=COLOURS["dominated"])
+    for one in drawn if not is_crowded else [d for d in drawn if d.on_frontier or d.point.is_baseline][:MAX_BARS]:
         quality, cost = one.point.quality, one.point.usd_per_1k_tokens
         assert quality is not None
         assert cost is not None
@@ -266,13 +272,14 @@ def main(arguments: list[str]) -> int:
     """Print and draw all recorded variants of a model."""
     from pipeline.cli import command_config
     from pipeline.console import say, table
+    from pipeline.record.plane import plane_runs
     from pipeline.record.store import Recorder
 
     out = next((argument.partition("=")[2] for argument in arguments if argument.startswith("+out=")), "")
     config = command_config([argument for argument in arguments if not argument.startswith("+out=")], __doc__)
     recorder = Recorder(config.tracking)
     model = config.model.name
-    runs = recorder.runs(model)
+    runs = plane_runs(recorder, config.tracking, model)
     if not runs:
         known = recorder.models()
         raise ConfigError(

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,10 +88,15 @@ def _subtitle(shown: Sequence[Shown]) -> str:
 def option_prices(one: Shown) -> dict[str, Triple | None]:
     """USD per hour of the variant's machine under each purchase option; None where the catalog has no offer."""
     tags, metrics = one.run.data.tags, one.run.data.metrics
+    return _catalog_prices(tags.get("hardware", ""), int(metrics.get("cost/num_devices", 1)))
+
+
+@cache
+def _catalog_prices(hardware: str, num_devices: int) -> dict[str, Triple | None]:
     found: dict[str, Triple | None] = {}
     for option in OPTIONS:
         try:
-            price = lookup(tags.get("hardware", ""), option, int(metrics.get("cost/num_devices", 1)))
+            price = lookup(hardware, option, num_devices)
         except PriceError:
             found[option] = None
         else:
@@ -111,6 +117,12 @@ def _probabilities(shown: Sequence[Shown], prices: Sequence[Triple | None], resa
     """Per variant, the share of draws on the frontier under other prices; None where it has no such price."""
     if all(price is None for price in prices):
         return [None] * len(shown)
+    moves = {
+        None if price is None or (before := per_hour_of(one)) is None else (price[0] / before[0], *price, *before)
+        for one, price in zip(shown, prices, strict=True)
+    }
+    if len(moves) == 1 and None not in moves:
+        return [one.probability for one in shown]  # one factor for all: nobody overtakes anybody
     points, repeats = [], {}
     for one, price in zip(shown, prices, strict=True):
         name, money, before = one.point.name, one.point.usd_per_1k_tokens, per_hour_of(one)
