@@ -10,9 +10,10 @@ The simulation runs the code of the gate itself (evals/betting.py), with a leadi
 
     {"variant": "int8", "task": "piqa", "items": [{"item_id": 0, "score": 1.0, "loglikelihoods": [-3.1, -4]}, ...]}
 
-The variant "baseline" (`--baseline NAME`) is what the others are compared with; its margins (best minus second of
-`loglikelihoods`) guide the guided order. `score` may be null (not scored: the worst case). An item may carry
-"num_tokens", its cost; then the guide uses it.
+or the `evidence.json` of a recorded run (an MLflow artifact; its label is the variant, and all its tasks are read). The
+variant "baseline" (`--baseline NAME`; `none` for recorded runs) is what the others are compared with; its margins (best
+minus second of `loglikelihoods`) guide the guided order. `score` may be null (not scored: the worst case). An item may
+carry "num_tokens", its cost; then the guide uses it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import datetime
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -392,12 +394,26 @@ def read_answers(folder: Path) -> dict[tuple[str, str], dict[int, dict]]:
     for path in sorted(folder.glob("*.json")):
         data = json.loads(path.read_text())
         try:
-            answers[data["variant"], data["task"]] = {item["item_id"]: item for item in data["items"]}
+            for variant, task, items in _sets_of_items(data):
+                answers[variant, task] = {item["item_id"]: item for item in items}
         except (KeyError, TypeError) as error:
             raise SystemExit(f"{path}: not in the format of --answers (see --help): {error!r}") from error
     if not answers:
         raise SystemExit(f"{folder}: no *.json; the format is in --help")
     return answers
+
+
+def _sets_of_items(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
+    """(variant, task, items) of one file, in either form. A stopped run holds no answers to every item: left out."""
+    if "quality" not in data:
+        yield data["variant"], data["task"], data["items"]
+        return
+    for task, result in data["quality"]["tasks"].items():
+        drawing = result.get("drawing")
+        if drawing is None or len(drawing["item_ids"]) == len(result["items"]):
+            yield data["label"], task, result["items"]
+        else:
+            print(f"left out: {data['label']} on {task} was stopped early; run it with gate=full", file=sys.stderr)
 
 
 def margin(item: dict) -> float | None:
@@ -423,7 +439,7 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
         base = answers[baseline, task]
         ids = sorted(items.keys() & base.keys())
         d = differences([items[i]["score"] for i in ids], [base[i]["score"] for i in ids])
-        costs = [base[i]["num_tokens"] for i in ids] if all("num_tokens" in base[i] for i in ids) else None
+        costs = [base[i]["num_tokens"] for i in ids] if all(base[i].get("num_tokens") for i in ids) else None
         for delta in (0.02, 0.03, 0.05):
             guide = guide_weights([margin(base[i]) for i in ids], delta, costs)
             uniform = run_gate(d, delta, rng, num_runs=num_runs)
@@ -481,7 +497,7 @@ TABLES = {
     "boundary": (boundary_tables, 1600),
     "power": (power_tables, 400),
     "tests": (fixed_tests_table, 2000),
-    "guided": (guided_tables, 300),
+    "guided": (guided_tables, 600),
 }
 
 

@@ -221,15 +221,26 @@ class Gate:
         return Course(
             np.concatenate([p.log_accept for p in self._paths]),
             np.concatenate([p.log_reject for p in self._paths]),
-            self._estimates(),
+            self._estimates(np.concatenate(self._blocks)),
         )
 
-    def _estimates(self) -> FloatArray:
+    def flip_rate(self) -> float:
+        """The estimated share of all N items on which the two models differ.
+
+        Raises ValueError before the first item.
+        """
+        return float(self._estimates(np.abs(self._seen()))[-1])
+
+    def _seen(self) -> FloatArray:
+        if not self._blocks:
+            raise ValueError("no item has been fed yet: there is nothing to estimate")
+        return np.concatenate(self._blocks)
+
+    def _estimates(self, d: FloatArray) -> FloatArray:
         """The estimated mean of all D after each item: the sample mean, or for a guided order a weighted mean.
 
         S_{t-1} / N + Z_t has the right mean for each t; their weights 1 / R_t^2 are its precision up to a factor.
         """
-        d = np.concatenate(self._blocks)
         if self.is_uniform:
             return np.asarray(np.cumsum(d) / np.arange(1, d.size + 1), np.float64)
         part = self._schedule.block(0, d.size)
@@ -245,11 +256,9 @@ class Gate:
 
         Raises ValueError before the first item.
         """
-        if not self._blocks:
-            raise ValueError("no item has been fed yet: there is no difference to estimate")
-        d = np.concatenate(self._blocks)
+        d = self._seen()
         lo, hi = betting.confidence_bounds(d, self._schedule, 1 - confidence)
-        value = min(max(float(self._estimates()[-1]), lo), hi)
+        value = min(max(float(self._estimates(d)[-1]), lo), hi)
         method = f"confidence sequence {confidence:.0%}, valid at any stopping time"
         if d.size == self.num_items:
             lo = hi = value

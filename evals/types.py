@@ -15,6 +15,7 @@ from finops.prices import Price
 __all__ = [  # Price lives with the catalog, which must not import this room
     "Attribution",
     "CostReport",
+    "Drawing",
     "Estimate",
     "ItemOutcome",
     "LoadPoint",
@@ -78,6 +79,26 @@ class ItemOutcome:
     answer: str = ""
     """What the model chose or wrote."""
     reason: str = ""
+    num_tokens: int | None = None
+    """Prompt and answer tokens of the item's requests: what it costs to ask; None where they were not counted."""
+    question: str = ""
+    """The end of the prompt, kept for items on which the candidate differs from its baseline."""
+    choices: tuple[str, ...] = ()
+    """The answer choices' texts, kept with `question`."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """The order in which a task's items are asked, drawn before the candidate's first answer."""
+
+    order: str
+    """`uniform` or `guided`."""
+    item_ids: tuple[int, ...]
+    """All N items, in the order of drawing; the first ones were asked."""
+    weights: tuple[float, ...] = ()
+    """With which the items were drawn, in the same order; empty for the uniform order."""
+    predicted_flips: tuple[float, ...] = ()
+    """Predicted flip probabilities up to a factor, in the same order; empty for the uniform order."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +113,18 @@ class TaskResult:
     """Items in the whole evaluation split; more than `items` where a subset was asked."""
     settings_digest: str
     """SHA-256 of everything but the model: equal digests mean that two results may be compared item by item."""
+    drawing: Drawing | None = None
+    """Where a gate could end the evaluation early; None: every item was asked."""
+
+    @property
+    def num_items_planned(self) -> int:
+        """Items of the suite, of which `len(items)` were asked."""
+        return len(self.items) if self.drawing is None else len(self.drawing.item_ids)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned item was asked."""
+        return len(self.items) == self.num_items_planned
 
 
 @dataclass(frozen=True)
@@ -101,6 +134,8 @@ class QualityReport:
     tasks: dict[str, TaskResult]
     meaningless: str = ""
     """Why the scores say nothing (random weights); empty where they do."""
+    not_evaluated: dict[str, str] = field(default_factory=dict)
+    """Tasks of the suite of which no item was asked, each with its reason."""
 
 
 @dataclass(frozen=True)

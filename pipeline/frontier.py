@@ -3,59 +3,108 @@
     python -m pipeline.frontier model=smollm2-135m-q4_1            print the table, write frontier.png and frontier.html
     python -m pipeline.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
 
-A run without a measured price or quality is listed, but never on the frontier: missing is never free.
+The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
+a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
+same questions under the same load stand on one plane; those of the newest run's plane are shown.
 """
 
 from __future__ import annotations
 
-import html
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.errors import ConfigError, closest
 from common.files import write_atomic
-from evals.frontier import non_dominated
+from evals.frontier import Frontier, Resamples, analyse
 from evals.types import Estimate, Money, Point
 from pipeline.environments import ROOT
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+    from pipeline.decide import Evidence
+
 PICTURE, PAGE = "frontier.png", "frontier.html"
 COLOURS = {"frontier": "#0b6e4f", "dominated": "#9a9a9a", "baseline": "#1f4e9c"}
+MAX_BARS = 200
+"""Variants drawn with error bars and names in the picture; of more, the dominated ones are plain dots."""
+MAX_EVIDENCE = 64
+"""Runs whose items and load repeats are read for the bootstrap; more are drawn from their intervals alone."""
+EPS_QUALITY, EPS_COST = 0.01, 0.05
+"""Nearly as good: within one point. Cheaper by a share that matters: 5%."""
+SEED = 0
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One variant as the picture shows it."""
+    """One variant as picture, page and table show it."""
 
     point: Point
+    run: Run
     on_frontier: bool
+    probability: float | None
+    """Share of bootstrap draws in which it is on the frontier."""
+    confident: bool
+    """In the set that holds the true frontier with 95% confidence."""
+    beaten_by: str
+    """A variant that is nearly as good and cheaper; empty where there is none."""
     decision: str
     size_mib: float | None
     output_tok_per_s: float | None
 
 
-def shown_points(runs: Sequence[Run]) -> list[Shown]:
-    """The recorded variants with the frontier marked, cheapest first."""
-    points = [point_of(run) for run in runs]
-    marks = non_dominated(points)
+def on_one_plane(runs: Sequence[Run]) -> list[Run]:
+    """The runs that answered the newest run's questions under its load. Runs are newest first."""
+    if not runs:
+        return []
+    plane = runs[0].data.tags.get("plane")
+    return [run for run in runs if run.data.tags.get("plane") == plane]
+
+
+def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:
+    """The recorded variants with the frontier marked, cheapest first.
+
+    Without resamples each variant is drawn from its own interval.
+    """
+    points = unique_points(runs)
+    found = analyse(points, np.random.default_rng(SEED), resamples)
+    beaten = beaten_by(points)
     shown = [
-        Shown(
-            point,
-            bool(mark),
-            run.data.tags.get("decision", "baseline" if point.is_baseline else "-"),
-            None if "size/bytes" not in run.data.metrics else run.data.metrics["size/bytes"] / 2**20,
-            next((value for name, value in run.data.metrics.items() if is_headline_speed(name)), None),
-        )
-        for run, point, mark in zip(runs, points, marks, strict=True)
+        _shown(point, run, found, index, beaten[index])
+        for index, (point, run) in enumerate(zip(points, runs, strict=True))
     ]
     return sorted(
         shown, key=lambda one: one.point.usd_per_1k_tokens.value if one.point.usd_per_1k_tokens else Decimal("Inf")
+    )
+
+
+def beaten_by(points: Sequence[Point]) -> list[str]:
+    """Per point, the name of the best one that is nearly as good and cheaper; empty where none is."""
+    from evals.frontier import epsilon_beaten_by
+
+    found = epsilon_beaten_by(points, EPS_QUALITY, EPS_COST)
+    return ["" if index is None else points[index].name for index in found]
+
+
+def _shown(point: Point, run: Run, found: Frontier, index: int, beaten: str) -> Shown:
+    metrics = run.data.metrics
+    return Shown(
+        point=point,
+        run=run,
+        on_frontier=found.on_frontier[index],
+        probability=found.probability[index],
+        confident=found.confident[index],
+        beaten_by=beaten,
+        decision=run.data.tags.get("decision", "baseline" if point.is_baseline else "-"),
+        size_mib=None if "size/bytes" not in metrics else metrics["size/bytes"] / 2**20,
+        output_tok_per_s=next((value for name, value in metrics.items() if is_headline_speed(name)), None),
     )
 
 
@@ -63,6 +112,19 @@ def is_headline_speed(name: str) -> bool:
     """Whether a metric is `load/<scenario>/output_tok_per_s`."""
     parts = name.split("/")
     return len(parts) == 3 and parts[0] == "load" and parts[2] == "output_tok_per_s"
+
+
+def unique_points(runs: Sequence[Run]) -> list[Point]:
+    """The runs as points; names that occur twice get their hardware, and then the run's id, behind them."""
+    points = [point_of(run) for run in runs]
+    hardware = [f"@{run.data.tags.get('hardware', '?')}" for run in runs]
+    for suffixes in (hardware, [f"#{run.info.run_id[:6]}" for run in runs]):
+        counts = Counter(point.name for point in points)
+        points = [
+            replace(point, name=point.name + suffix) if counts[point.name] > 1 else point
+            for point, suffix in zip(points, suffixes, strict=True)
+        ]
+    return points
 
 
 def point_of(run: Run) -> Point:
@@ -79,22 +141,67 @@ def point_of(run: Run) -> Point:
     return Point(tags.get("label", run.info.run_id), quality, cost, tags.get("role") == "baseline", notes)
 
 
-def draw(model: str, runs: Sequence[Run], folder: Path) -> None:
-    """Write the picture and the page into a folder."""
-    shown = shown_points(runs)
+def resamples_of(runs: Sequence[Run], evidence_of: Callable[[str], Evidence]) -> Resamples:
+    """Item scores and load repeats of the measured runs, for a bootstrap that is paired by item.
+
+    Scores only of runs in which every item was asked, of one set of items: a stopped run's items are no random sample,
+    so it is drawn from its confidence sequence.
+    """
+    measured = [
+        (point, run)
+        for point, run in zip(unique_points(runs), runs, strict=True)
+        if point.quality is not None and point.usd_per_1k_tokens is not None
+    ]
+    if len(measured) > MAX_EVIDENCE:
+        return Resamples()
+    scores: dict[str, dict[str, list[float | None]]] = {}
+    costs: dict[str, list[float]] = {}
+    asked: dict[str, tuple[int, ...]] | None = None
+    for point, run in measured:
+        evidence = evidence_of(run.info.run_id)
+        tasks = evidence.quality.tasks
+        if all(result.is_complete for result in tasks.values()):
+            by_id = {name: {item.item_id: item.score for item in result.items} for name, result in tasks.items()}
+            ids = {name: tuple(sorted(known)) for name, known in by_id.items()}
+            asked = asked or ids
+            if ids == asked:
+                scores[point.name] = {name: [known[i] for i in ids[name]] for name, known in by_id.items()}
+        repeats = repeat_costs(evidence)
+        if len(repeats) > 1:
+            costs[point.name] = repeats
+    return Resamples(scores, costs)
+
+
+def repeat_costs(evidence: Evidence) -> list[float]:
+    """USD per 1k tokens as each repeat at saturation gives it; empty where the price rests on a latency objective."""
+    from evals.load.summary import saturating_point
+
+    point, money = saturating_point(evidence.load), evidence.cost.usd_per_1k_tokens
+    if point is None or money is None or evidence.load.theta_slo is not None:
+        return []
+    rates = [rate for repeat in point.repeats if (rate := repeat.get("total_tok_per_s"))]
+    return [float(money.value) * float(np.mean(rates)) / rate for rate in rates]
+
+
+def draw(
+    model: str, runs: Sequence[Run], folder: Path, evidence_of: Callable[[str], Evidence] | None = None
+) -> list[Shown]:
+    """Write the picture and the page into a folder; returns what they show."""
+    from pipeline.frontier_page import page
+
+    runs = on_one_plane(runs)
+    resamples = Resamples() if evidence_of is None else resamples_of(runs, evidence_of)
+    shown = shown_points(runs, resamples)
     import io
 
     import matplotlib as mpl
 
     mpl.use("agg")
-    mpl.rcParams["svg.hashsalt"] = model
-    figure = _figure(model, shown)
-    picture, vector = io.BytesIO(), io.StringIO()
-    figure.savefig(picture, format="png", dpi=150)
-    figure.savefig(vector, format="svg", metadata={"Date": None})
+    picture = io.BytesIO()
+    _figure(model, shown).savefig(picture, format="png", dpi=150)
     write_atomic(folder / PICTURE, picture.getvalue())
-    svg = vector.getvalue()
-    write_atomic(folder / PAGE, page(model, shown, svg[svg.index("<svg") :]))
+    write_atomic(folder / PAGE, page(model, shown, resamples))
+    return shown
 
 
 def _figure(model: str, shown: Sequence[Shown]) -> Any:
@@ -103,26 +210,31 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     drawn = [one for one in shown if one.point.quality is not None and one.point.usd_per_1k_tokens is not None]
-    for one in drawn:
+    is_crowded = len(drawn) > MAX_BARS
+    if is_crowded:
+        figures = [(float(d.point.usd_per_1k_tokens.value), d.point.quality.value) for d in drawn]  # type: ignore[union-attr]
+        axes.scatter([1000 * c for c, _ in figures], [100 * q for _, q in figures], s=4, color=COLOURS["dominated"])
+    for one in drawn if not is_crowded else [d for d in drawn if d.on_frontier or d.point.is_baseline][:MAX_BARS]:
         quality, cost = one.point.quality, one.point.usd_per_1k_tokens
         assert quality is not None
         assert cost is not None
         kind = "baseline" if one.point.is_baseline else "frontier" if one.on_frontier else "dominated"
-        x, y = float(cost.value), quality.value * 100
+        x, y = 1000 * float(cost.value), quality.value * 100
         axes.errorbar(
             x,
             y,
-            xerr=[[x - float(cost.lo)], [float(cost.hi) - x]],
+            xerr=[[x - 1000 * float(cost.lo)], [1000 * float(cost.hi) - x]],
             yerr=[[y - quality.lo * 100], [quality.hi * 100 - y]],
             fmt="D" if one.point.is_baseline else "o",
             color=COLOURS[kind],
             capsize=3,
             markersize=8,
         )
-        axes.annotate(one.point.name, (x, y), textcoords="offset points", xytext=(9, 7), fontsize=11)
+        chance = "" if one.probability is None else f" ({one.probability:.0%})"
+        axes.annotate(one.point.name + chance, (x, y), textcoords="offset points", xytext=(9, 7), fontsize=10)
     line = [one.point for one in drawn if one.on_frontier]
     if len(line) > 1:
-        xs = [float(point.usd_per_1k_tokens.value) for point in line if point.usd_per_1k_tokens]
+        xs = [1000 * float(point.usd_per_1k_tokens.value) for point in line if point.usd_per_1k_tokens]
         ys = [point.quality.value * 100 for point in line if point.quality]
         axes.plot(xs, ys, color=COLOURS["frontier"], linewidth=1, linestyle="--", zorder=0)
     if drawn:
@@ -130,48 +242,28 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
         axes.margins(0.15)
     else:
         axes.text(0.5, 0.5, "no variant has both a quality and a price", ha="center", transform=axes.transAxes)
-    axes.set_title(f"{model}: cost and quality")
-    axes.set_xlabel("USD per 1,000 tokens (log scale; at the declared utilisation)")
-    axes.set_ylabel("mean accuracy, %")
+    axes.set_title(f"{model}: cost and quality (in brackets: share of draws on the frontier)", fontsize=11)
+    axes.set_xlabel("USD per million tokens (log scale; at the declared utilisation)")
+    axes.set_ylabel("mean score, %")
     axes.grid(visible=True, which="both", alpha=0.25)
     return figure
 
 
-def page(model: str, shown: Sequence[Shown], svg: str) -> str:
-    """One self-contained HTML page: the picture and its table."""
-    header = ("variant", "mean accuracy", "USD per 1k tokens", "size", "output tok/s", "on the frontier", "decision")
-    head = "".join(f"<th>{name}</th>" for name in header)
-    body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row(one))}</tr>" for one in shown)
-    title = html.escape(model)
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: cost and quality</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem; color: #1c1c1c; }}
-svg {{ width: 100%; height: auto; }} .scroll {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; white-space: nowrap; }} th, td {{ padding: .35rem .7rem; text-align: left; }}
-th {{ border-bottom: 2px solid #444; }} td {{ border-bottom: 1px solid #ddd; }}
-</style></head><body>
-<h1>{title}: cost and quality</h1>
-{svg}
-<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
-<p>Bars are 95% intervals; a price's bar holds its repeats and the price range of the machine. Diamond: the baseline.
-A variant without a measured price or quality is never on the frontier.</p>
-</body></html>
-"""
+HEADER = ("variant", "mean score", "USD per 1k tokens", "size", "output tok/s", "frontier", "decision")
 
 
 def row(one: Shown) -> tuple[str, ...]:
     """A variant's line in the table."""
     from pipeline.report import MISSING, estimate_text, money_text
 
+    chance = "" if one.probability is None else f", {one.probability:.0%}"
     return (
         one.point.name,
         estimate_text(one.point.quality),
         money_text(one.point.usd_per_1k_tokens),
         MISSING if one.size_mib is None else f"{one.size_mib:.0f} MiB",
         MISSING if one.output_tok_per_s is None else f"{one.output_tok_per_s:.0f}",
-        "yes" if one.on_frontier else "no",
+        ("yes" if one.on_frontier else "no") + chance,
         one.decision,
     )
 
@@ -180,22 +272,24 @@ def main(arguments: list[str]) -> int:
     """Print and draw all recorded variants of a model."""
     from pipeline.cli import command_config
     from pipeline.console import say, table
+    from pipeline.record.plane import plane_runs
     from pipeline.record.store import Recorder
 
     out = next((argument.partition("=")[2] for argument in arguments if argument.startswith("+out=")), "")
     config = command_config([argument for argument in arguments if not argument.startswith("+out=")], __doc__)
     recorder = Recorder(config.tracking)
     model = config.model.name
-    runs = recorder.runs(model)
+    runs = plane_runs(recorder, config.tracking, model)
     if not runs:
         known = recorder.models()
         raise ConfigError(
             f"model={model}: no run is recorded{closest(model, known)}; recorded: {', '.join(known) or 'none'}"
         )
     folder = Path(out) if out else ROOT / "mlruns" / "frontier" / model
-    draw(model, runs, folder)
-    header = ("variant", "mean accuracy", "USD per 1k tokens", "size", "output tok/s", "frontier", "decision")
-    table(f"{model}: {len(runs)} recorded variants", header, [row(one) for one in shown_points(runs)])
+    shown = draw(model, runs, folder, recorder.evidence)
+    table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
+    if len(shown) < len(runs):
+        say(f"not shown: {len(runs) - len(shown)} runs on other questions or another load")
     say(f"picture: {folder / PICTURE}\npage:    {folder / PAGE}")
     return 0
 

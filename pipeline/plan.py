@@ -8,6 +8,7 @@ from typing import Any
 from common.errors import PlanError, Problem, closest
 from common.files import digest_json
 from evals.quality.embedded import EMBEDDED_TASKS
+from evals.sequential import ORDERS
 from evals.types import Price
 from pipeline import registry
 from pipeline.compress.fp8 import FP8_CAPABILITY
@@ -56,6 +57,7 @@ def make_plan(
         *method.check(args, facts, machine),
         *_check_numbers(config),
         *_check_suite(config),
+        *_check_gate(config),
         *_check_engine(config, facts, machine),
         *_check_kv_cache(config, machine),
         *_check_split(method, config, machine),
@@ -191,8 +193,13 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("suite.num_fewshot", lambda value: value is None or value >= 0, "null, or at least 0"),
     ("calib.num_samples", lambda value: value >= 1, "at least 1"),
     ("calib.length", lambda value: value >= 16, "at least 16"),
-    ("gate.min_recovery", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    ("gate.delta_points", lambda value: 0 <= value < 100, "at least 0, below 100 (2 is 2 points of the score)"),
     ("gate.alpha", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
+    ("gate.beta", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
+    ("gate.num_candidates", lambda value: value >= 1, "at least 1"),
+    ("gate.max_items", lambda value: value is None or value >= 1, "null, or at least 1"),
+    ("gate.block_items", lambda value: value >= 1, "at least 1"),
+    ("gate.max_age_days", lambda value: value > 0, "above 0"),
     ("gate.num_resamples", lambda value: value >= 100, "at least 100"),
     ("gate.utilisation", lambda value: 0 < value <= 1, "above 0, at most 1"),
     ("gate.slo_ttft_p99_s", lambda value: value is None or value > 0, "null, or above 0"),
@@ -235,6 +242,26 @@ def _check_suite(config: RunConfig) -> list[Problem]:
                     f"'{task}' is not embedded{closest(task, EMBEDDED_TASKS)}; embedded: {', '.join(EMBEDDED_TASKS)}"
                 )
                 problems.append(Problem("suite.tasks", message, ("suite=hub for the hub's tasks",)))
+    return problems
+
+
+def _check_gate(config: RunConfig) -> list[Problem]:
+    """The order is known, and every task that the gate names is one of the suite's."""
+    gate, tasks = config.gate, config.suite.tasks
+    problems = []
+    if gate.order not in ORDERS:
+        problems.append(Problem("gate.order", f"'{gate.order}' is not one of {', '.join(ORDERS)}"))
+    if gate.tasks is not None and not gate.tasks:
+        problems.append(Problem("gate.tasks", "no task decides, so nothing could be promoted", ("gate.tasks=null",)))
+    named = [("gate.tasks", task) for task in gate.tasks or ()]
+    named += [("gate.task_delta_points", task) for task in gate.task_delta_points]
+    for key, task in named:
+        if task not in tasks:
+            known = f"the suite's tasks: {', '.join(tasks)}"
+            problems.append(Problem(key, f"'{task}' is not in the suite{closest(task, tasks)}; {known}"))
+    for task, points in gate.task_delta_points.items():
+        if not 0 <= points < 100:
+            problems.append(Problem(f"gate.task_delta_points.{task}", f"{points} is not at least 0 and below 100"))
     return problems
 
 

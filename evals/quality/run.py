@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from common.errors import ToolError
 from common.files import digest_json, read_json, write_atomic, write_json
 from common.process import run_logged
+from evals.gate import Decision
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
+from evals.quality.interview import revive_drawing
+from evals.sequential import (
+    GateRule,
+    SequentialEvaluation,
+    draw_orders,
+    estimate_after_stopping,
+    replay,
+    scores_of,
+)
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
 
@@ -24,43 +35,113 @@ class Suite:
     """The questions and how they are asked: equal suites make two targets comparable item by item."""
 
     source: str
-    """`embedded` or `hub`."""
+    """`embedded`, `hub`, or `files` (lm-eval task files of your own, see `files`)."""
     tasks: Sequence[str]
     num_items: int | None
     num_fewshot: int | None
     num_concurrent: int
     apply_chat_template: bool
     seed: int
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """Task name -> lm-eval task file, for `source=files`."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What an evaluation works with, whatever it asks."""
+
+    python: Path
+    """Interpreter of the environment that holds lm-eval."""
+    answers: Path
+    """The answer cache's file; answers that it holds are not asked again."""
+    embedded_data: Path | None
+    """The unpacked `hf_datasets/` folder, for `source=embedded`."""
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+    """Called with the items asked so far and the items that will be asked at most."""
 
 
 def run_suite(
     target: Target,
     suite: Suite,
     folder: Path,
+    tools: Tools,
     *,
-    python: Path,
-    answers: Path,
-    embedded_data: Path | None,
     meaningless: str = "",
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    first_items: int | None = None,
 ) -> QualityReport:
-    """Evaluate every task of a suite.
+    """Ask every item of a suite.
 
     Args:
         target: the served model.
         suite: what to ask.
         folder: where the task files, the log and the raw result go.
-        python: interpreter of the environment that holds lm-eval.
-        answers: the answer cache's file; answers that it holds are not asked again.
-        embedded_data: the unpacked `hf_datasets/` folder, for `source=embedded`.
+        tools: lm-eval's environment, the answer cache, the data.
         meaningless: why the scores say nothing, if they do not.
-        on_progress: called with requests answered and requests in all, per task.
+        first_items: ask only so many items of each task, the first of its seeded uniform order; more later on cost
+            only the new ones.
 
     Raises:
         ToolError: lm-eval failed; the message ends with its log.
 
     """
-    tasks = [_task_spec(name, suite, folder, python, embedded_data) for name in suite.tasks]
+    raw = _run_worker(target, suite, folder, tools, {"first_items": first_items})
+    return report(raw["tasks"], suite, meaningless)
+
+
+@dataclass(frozen=True)
+class GatedReports:
+    """What a gated evaluation leaves: the candidate's report, and the baseline's, which may have been extended."""
+
+    candidate: QualityReport
+    baseline: QualityReport
+
+
+def run_gated_suite(
+    target: Target,
+    suite: Suite,
+    folder: Path,
+    tools: Tools,
+    *,
+    baseline: QualityReport,
+    rule: GateRule,
+    extend_baseline: Callable[[int], QualityReport] | None = None,
+    meaningless: str = "",
+) -> GatedReports:
+    """Ask a candidate block by block until its gates have decided.
+
+    Args:
+        target: the served candidate.
+        suite: as the baseline was asked.
+        folder: where the task files, the log and the raw result go.
+        tools: lm-eval's environment, the answer cache, the data.
+        baseline: the baseline's report on this suite.
+        rule: margins, levels, order.
+        extend_baseline: asks the baseline the first n items of each task and returns its report; needed where the
+            baseline has not answered every item. n at least doubles each time.
+        meaningless: why the scores say nothing, if they do not.
+
+    Raises:
+        ConfigError: the rule names a task that is not in the suite.
+        ToolError: lm-eval failed, or the baseline's answers ran out and nobody extends them.
+
+    """
+    while True:
+        drawings = draw_orders(baseline.tasks, rule, suite.seed)
+        scores = {
+            task: baseline_scores for task, baseline_scores in scores_of(baseline.tasks).items() if task in drawings
+        }
+        gate = {"rule": asdict(rule), "drawings": drawings, "baseline": scores}
+        raw = _run_worker(target, suite, folder, tools, {"gate": gate})
+        needed = max(raw["items_needed"].values(), default=0)
+        if not needed:
+            return GatedReports(gated_report(raw["tasks"], suite, baseline, rule, meaningless), baseline)
+        if extend_baseline is None:
+            raise ToolError(f"the baseline answered too few items: {raw['items_needed']} are needed")
+        baseline = extend_baseline(max(needed, 2 * max(len(result.items) for result in baseline.tasks.values())))
+
+
+def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, Any]) -> dict[str, Any]:
+    tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
         "target": target,
         "tasks": tasks,
@@ -69,28 +150,50 @@ def run_suite(
         "num_concurrent": suite.num_concurrent,
         "apply_chat_template": suite.apply_chat_template,
         "seed": suite.seed,
-        "answers": answers,
+        "answers": tools.answers,
+        **mode,
     }
     write_json(folder / "job.json", job)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "OPENAI_API_KEY": "none"}
-    environment["HF_DATASETS_CACHE"] = str(answers.parent / "datasets")
+    environment["HF_DATASETS_CACHE"] = str(tools.answers.parent / "datasets")
     if suite.source == "embedded":
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
     def on_line(line: str) -> None:
         if line.startswith("PROGRESS "):
             _, done, total = line.split()
-            on_progress(int(done), int(total))
+            tools.on_progress(int(done), int(total))
 
     result = folder / "outcomes.json"
-    command: list[str | Path] = [python, "-m", "evals.quality.worker", folder / "job.json", result]
+    command: list[str | Path] = [tools.python, "-m", "evals.quality.worker", folder / "job.json", result]
     run_logged(command, log=folder / "lm_eval.log", env=environment, cwd=folder, on_line=on_line)
-    return report(read_json(result), suite, meaningless)
+    return dict(read_json(result))
 
 
-def report(outcomes: dict[str, Any], suite: Suite, meaningless: str = "") -> QualityReport:
+def report(outcomes: Mapping[str, Any], suite: Suite, meaningless: str = "") -> QualityReport:
     """The worker's outcomes as a report. Pure."""
     return QualityReport({name: _task_result(name, raw, suite) for name, raw in outcomes.items()}, meaningless)
+
+
+def gated_report(
+    outcomes: Mapping[str, Any], suite: Suite, baseline: QualityReport, rule: GateRule, meaningless: str = ""
+) -> QualityReport:
+    """The report of an evaluation that may have stopped: what was not asked is named, intervals hold at any stop."""
+    tasks = {name: _task_result(name, raw, suite) for name, raw in outcomes.items() if raw["items"]}
+    evaluation = replay(tasks, baseline.tasks, rule)
+    for name, result in tasks.items():
+        if not result.is_complete:
+            estimate = estimate_after_stopping(result, baseline.tasks[name], evaluation.gates[name])
+            tasks[name] = replace(result, estimate=estimate)
+    reason = _ended_by(evaluation)
+    return QualityReport(tasks, meaningless, {name: reason for name in outcomes if name not in tasks})
+
+
+def _ended_by(evaluation: SequentialEvaluation) -> str:
+    combined = evaluation.combined
+    if combined.decision in (Decision.FAIL, Decision.FUTILE):
+        return f"not evaluated: {combined.because} had ended the evaluation ({combined.decision})"
+    return "not evaluated"
 
 
 def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
@@ -102,6 +205,9 @@ def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
             target=item["target"],
             answer=item["answer"],
             reason=item["reason"],
+            num_tokens=item["num_tokens"],
+            question=item.get("question", ""),
+            choices=tuple(item.get("choices", ())),
         )
         for item in raw["items"]
     )
@@ -114,21 +220,25 @@ def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
         "prompts": raw["prompts_digest"],
         "suite": {"num_concurrent": suite.num_concurrent, "apply_chat_template": suite.apply_chat_template},
     }
+    drawing = raw.get("drawing")
     return TaskResult(
         task=name,
         metric=raw["metric"],
         estimate=mean_estimate([item.score for item in items]),
+        drawing=None if drawing is None else revive_drawing(drawing),
         items=items,
         num_items_total=raw["num_items_total"],
         settings_digest=digest_json(settings),
     )
 
 
-def _task_spec(name: str, suite: Suite, folder: Path, python: Path, embedded_data: Path | None) -> dict[str, str]:
-    if suite.source != "embedded" or embedded_data is None:
+def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> dict[str, str]:
+    if suite.source == "files":
+        return {"name": name, "path": str(suite.files[name])}
+    if suite.source != "embedded" or tools.embedded_data is None:
         return {"name": name}
     assert name in EMBEDDED_TASKS
-    stock = next(python.parent.parent.glob("lib/python3*/site-packages/lm_eval/tasks"))
+    stock = next(tools.python.parent.parent.glob("lib/python3*/site-packages/lm_eval/tasks"))
     path = folder / "tasks" / f"{name}.yaml"
-    write_atomic(path, yaml.safe_dump(task_config(name, embedded_data, stock), sort_keys=False))
+    write_atomic(path, yaml.safe_dump(task_config(name, tools.embedded_data, stock), sort_keys=False))
     return {"name": name, "path": str(path)}

@@ -1,8 +1,8 @@
 """The process that asks lm-eval's questions: `python -m evals.quality.worker JOB.json RESULT.json`.
 
-Task definitions, prompts, requests and scores are lm-eval's own (`simple_evaluate`); ours are the choice of items, the
-answer cache between lm-eval and the server, and what is kept of every item. Progress goes to standard output as lines
-`PROGRESS done total`.
+Task definitions, prompts, requests and scores are lm-eval's own (`simple_evaluate`, called once with all tasks). Ours
+is what stands between lm-eval and the server: which items are asked, in which order and how many (`interview`), the
+answer cache, and what is kept of every item. Progress goes to standard output as lines `PROGRESS done total`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ import numpy as np
 
 from common.files import digest_json, read_json, write_json
 from evals.quality.answers import AnswerCache, request_digest
+from evals.quality.interview import ItemId, make_interview
+from evals.quality.model import cached_model, primary_metric, score_in_unit
 
-BLOCK = 128
-"""Requests sent between two writes of the answer cache."""
+TEXT_CHARS = 400
+"""Characters kept of a question's end, and of each answer choice."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,11 @@ class NamedTask:
     sizes: list[int]
     """Items in each leaf's evaluation split."""
 
+    @property
+    def starts(self) -> list[int]:
+        """Item id of each leaf's first item."""
+        return [0, *itertools.accumulate(self.sizes)][:-1]
+
 
 def main(job_path: Path, result_path: Path) -> None:
     """Evaluate all tasks of a job and write their outcomes."""
@@ -41,9 +48,9 @@ def main(job_path: Path, result_path: Path) -> None:
     tasks = [load_task(spec) for spec in job["tasks"]]
     chosen = {task.name: choose_items(task, job["num_items"], job["seed"]) for task in tasks}
     with AnswerCache(Path(job["answers"]), job["target"]["digest"]) as cache:
-        model = cached_model(job, cache)
-        outcomes = {task.name: evaluate(task, chosen[task.name], model, job) for task in tasks}
-    write_json(result_path, outcomes)
+        interview = make_interview(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
+        model = cached_model(job, cache, interview, places(tasks, chosen))
+        write_json(result_path, evaluate(tasks, chosen, model, job))
 
 
 def load_task(spec: dict[str, str]) -> NamedTask:
@@ -63,18 +70,35 @@ def choose_items(task: NamedTask, num_items: int | None, seed: int) -> list[list
         return [list(range(size)) for size in task.sizes]
     generator = np.random.default_rng([seed, int(digest_json(task.name)[:8], 16)])
     picked = np.sort(generator.choice(total, size=num_items, replace=False))
-    starts = np.cumsum([0, *task.sizes])
     return [
-        [int(index - start) for index in picked[(picked >= start) & (picked < end)]]
-        for start, end in itertools.pairwise(starts.tolist())
+        [int(index - start) for index in picked[(picked >= start) & (picked < start + size)]]
+        for start, size in zip(task.starts, task.sizes, strict=True)
     ]
 
 
-def evaluate(task: NamedTask, chosen: list[list[int]], model: Any, job: dict[str, Any]) -> dict[str, Any]:
-    """Score one named task and return its metrics and its items."""
+def item_ids(task: NamedTask, chosen: list[list[int]]) -> list[int]:
+    """The chosen items' ids: indices into the leaves' evaluation splits, one after another."""
+    return [start + index for start, ids in zip(task.starts, chosen, strict=True) for index in ids]
+
+
+def places(
+    tasks: Iterable[NamedTask], chosen: Mapping[str, list[list[int]]]
+) -> dict[str, tuple[Any, str, list[ItemId]]]:
+    """Per leaf name: lm-eval's task, the name it was asked for by, and the item id of each of lm-eval's `doc_id`s."""
+    return {
+        leaf.task_name: (leaf, task.name, [start + index for index in ids])
+        for task in tasks
+        for leaf, start, ids in zip(task.leaves, task.starts, chosen[task.name], strict=True)
+    }
+
+
+def evaluate(
+    tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], model: Any, job: dict[str, Any]
+) -> dict[str, Any]:
+    """Ask, score, and return the outcomes per task."""
     from lm_eval import simple_evaluate
 
-    asked = [(leaf, ids) for leaf, ids in zip(task.leaves, chosen, strict=True) if ids]
+    asked = [(leaf, ids) for task in tasks for leaf, ids in zip(task.leaves, chosen[task.name], strict=True) if ids]
     results = simple_evaluate(
         model=model,
         tasks=[leaf for leaf, _ in asked],
@@ -86,58 +110,71 @@ def evaluate(task: NamedTask, chosen: list[list[int]], model: Any, job: dict[str
         log_samples=True,
     )
     assert results is not None
-    starts = dict(zip([leaf.task_name for leaf in task.leaves], np.cumsum([0, *task.sizes]).tolist(), strict=False))
-    items: list[dict[str, Any]] = []
-    prompts: list[Any] = []
-    metric, filter_name = primary_metric(asked[0][0], results["samples"][asked[0][0].task_name][0])
-    for leaf, _ in asked:
-        samples = [one for one in results["samples"][leaf.task_name] if one["filter"] == filter_name]
+    outcomes = {task.name: outcome_of(task, results, model) for task in tasks}
+    return {"tasks": outcomes, "items_needed": model.interview.items_needed}
+
+
+def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
+    """One task's items and settings. lm-eval's own figures are kept where every item was asked."""
+    leaves = [leaf for leaf in task.leaves if leaf.task_name in results["samples"]]
+    first = leaves[0].task_name
+    sample = results["samples"][first][0]
+    metric, filter_name = primary_metric(leaves[0], sample["metrics"]), sample["filter"]
+    asked = model.interview.asked(task.name)
+    items: dict[int, dict[str, Any]] = {}
+    prompts: list[list[str]] = []
+    for leaf, start in zip(task.leaves, task.starts, strict=True):
+        samples = [one for one in results["samples"].get(leaf.task_name, ()) if one["filter"] == filter_name]
         for sample in sorted(samples, key=lambda one: one["doc_id"]):
-            items.append(item_of(sample, starts[leaf.task_name], metric, model.failures))
+            item_id = start + int(sample["doc_id"])
             prompts.append([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]])
-    leaf_results = {leaf.task_name: numbers(results["results"][leaf.task_name]) for leaf, _ in asked}
+            if item_id in asked:
+                items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
+                if model.interview.is_flip(task.name, item_id, items[item_id]["score"]):
+                    items[item_id] |= texts_of(sample)
+    is_complete = len(items) == len(prompts)
     return {
         "metric": metric,
         "filter": filter_name,
-        "items": items,
+        "items": [items[item_id] for item_id in asked],
+        "drawing": model.interview.drawing(task.name),
         "num_items_total": sum(task.sizes),
-        "lm_eval": leaf_results,
+        "lm_eval": {leaf.task_name: numbers(results["results"][leaf.task_name]) for leaf in leaves if is_complete},
         "prompts_digest": digest_json(prompts),
-        "num_fewshot": results["n-shot"].get(asked[0][0].task_name),
-        "version": results["versions"].get(asked[0][0].task_name),
+        "num_fewshot": results["n-shot"].get(first),
+        "version": results["versions"].get(first),
     }
 
 
-def primary_metric(task: Any, sample: dict[str, Any]) -> tuple[str, str]:
-    """The task's first metric and first filter: what its items are scored by."""
-    listed = [entry["metric"] for entry in task.config.metric_list or []]
-    names = [name if isinstance(name, str) else name.__name__ for name in listed]
-    metric = next((name for name in names if name in sample["metrics"]), sample["metrics"][0])
-    return metric, sample["filter"]
-
-
-def item_of(sample: dict[str, Any], start: int, metric: str, failures: dict[str, str]) -> dict[str, Any]:
+def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any]:
     """What is kept of one item, in the form of `evals.types.ItemOutcome`."""
     responses = sample["filtered_resps"]
     is_loglikelihood = bool(responses) and isinstance(responses[0], (tuple, list))
     scores = [float(response[0]) for response in responses] if is_loglikelihood else []
     kind = "loglikelihood" if is_loglikelihood else "generate_until"
-    reasons = [failures[key] for key in (request_digest(kind, args) for args in sample["arguments"]) if key in failures]
-    score = None if reasons else float(sample[metric])
+    keys = [request_digest(kind, args) for args in sample["arguments"]]
+    reasons = [model.failures[key] for key in keys if key in model.failures]
     answer = str(int(np.argmax(scores))) if is_loglikelihood and not reasons else "" if reasons else str(responses[0])
     target = sample["target"]
     return {
-        "item_id": start + int(sample["doc_id"]),
-        "score": score,
+        "score": None if reasons else score_in_unit(sample, metric),
         "loglikelihoods": scores if all(math.isfinite(one) for one in scores) else [],
         "target": target if isinstance(target, int) else str(target),
         "answer": answer,
         "reason": reasons[0] if reasons else "",
+        "num_tokens": None if reasons else model.num_tokens(kind, sample),
         "all_metrics": {name: float(sample[name]) for name in sample["metrics"] if is_number(sample[name])},
     }
 
 
-def numbers(results: dict[str, Any]) -> dict[str, float]:
+def texts_of(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What a person needs to judge an item on which two models differ."""
+    arguments = sample["arguments"]
+    choices = [args[1].strip()[:TEXT_CHARS] for args in arguments if isinstance(args[1], str)]
+    return {"question": arguments[0][0][-TEXT_CHARS:].strip(), "choices": choices}
+
+
+def numbers(results: Mapping[str, Any]) -> dict[str, float]:
     """The numeric entries of lm-eval's own result table."""
     return {key: value for key, value in results.items() if is_number(value)}
 
@@ -145,81 +182,6 @@ def numbers(results: dict[str, Any]) -> dict[str, float]:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def cached_model(job: dict[str, Any], cache: AnswerCache) -> Any:
-    """lm-eval's `local-completions` model with the answer cache in front of its requests."""
-    from lm_eval.models.openai_completions import LocalCompletionsAPI
-
-    class CachedCompletions(LocalCompletionsAPI):  # type: ignore[misc]
-        failures: dict[str, str] = {}  # noqa: RUF012
-        done = 0
-
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            ask = super().loglikelihood
-            answers = self._answer(
-                "loglikelihood", requests, lambda part: ask(part, disable_tqdm=True), (math.nan, False)
-            )
-            return [tuple(answer) for answer in answers]
-
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            ask = super().generate_until
-            return self._answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True), "")
-
-        def _answer(
-            self, kind: str, requests: list[Any], ask: Callable[[list[Any]], list[Any]], failed: Any
-        ) -> list[Any]:
-            keys = [request_digest(kind, request.args) for request in requests]
-            known = cache.get(keys)
-            missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
-            todo = list(missing.items())
-            progress(len(known), len(known) + len(todo))
-            for start in range(0, len(todo), BLOCK):
-                block = todo[start : start + BLOCK]
-                fresh = self._ask_block(block, ask)
-                cache.put(fresh)
-                known.update(fresh)
-                progress(len(known), len(missing) + len(known) - len(missing.keys() & known.keys()))
-            return [known.get(key, failed) for key in keys]
-
-        def _ask_block(self, block: list[tuple[str, Any]], ask: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
-            try:
-                return dict(zip([key for key, _ in block], ask([request for _, request in block]), strict=True))
-            except Exception as error:
-                if len(block) == 1:
-                    self.failures[block[0][0]] = f"the server gave no answer: {root_cause(error)}"
-                    return {}
-                answers: dict[str, Any] = {}
-                for one in block:
-                    answers.update(self._ask_block([one], ask))
-                if not answers:
-                    raise
-                return answers
-
-    target = job["target"]
-    return CachedCompletions(
-        model=target["model_name"],
-        base_url=f"{target['url']}/v1/completions",
-        tokenizer=target["tokenizer"],
-        tokenizer_backend="huggingface",
-        tokenized_requests=False,
-        num_concurrent=job["num_concurrent"],
-        max_length=target["engine"]["max_model_len"],
-        max_retries=3,
-    )
-
-
-def root_cause(error: BaseException) -> str:
-    """The first line of the error behind an error, without addresses."""
-    attempt = getattr(error, "last_attempt", None)
-    inner = attempt.exception() if attempt is not None else error
-    return f"{type(inner).__name__}: {str(inner).splitlines()[0] if str(inner) else ''}"
-
-
-def progress(done: int, total: int) -> None:
-    """Tell the parent process how far we are."""
-    sys.stdout.write(f"PROGRESS {done} {total}\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

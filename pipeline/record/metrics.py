@@ -5,12 +5,13 @@ A figure that was not measured has no metric: missing is never zero.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from decimal import Decimal
 
 from evals.cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
-from pipeline.decide import headline_point, mean_quality
+from pipeline.decide import TaskGate, headline_point, mean_quality
 from pipeline.types import Measured
 
 LOAD_METRICS = (
@@ -31,6 +32,7 @@ def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None =
         **quality_metrics(measured.quality),
         **load_metrics(measured.load),
         **cost_metrics(measured.cost),
+        **price_metrics(measured.cost),
         **spend_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
@@ -60,13 +62,34 @@ def quality_metrics(report: QualityReport) -> dict[str, float]:
 
 
 def comparison_metrics(comparison: PairedComparison | None) -> dict[str, float]:
-    """`quality/recovery` and the share of flips per task."""
-    if comparison is None:
+    """`quality/recovery` with its interval."""
+    if comparison is None or comparison.recovery is None:
         return {}
-    metrics = {} if comparison.recovery is None else _with_interval("quality/recovery", comparison.recovery)
-    for name, flips in comparison.flips.items():
-        if flips.rate is not None:
-            metrics[f"quality/{name}/flip_rate"] = flips.rate
+    return _with_interval("quality/recovery", comparison.recovery)
+
+
+def gate_metrics(tasks: Iterable[TaskGate]) -> dict[str, float]:
+    """`gate/<task>/...`: the difference in points, items used, e-values; `quality/<task>/flip_rate`, `/kl_nats`.
+
+    A certain answer has no e-value, and a task that was not evaluated has nothing.
+    """
+    metrics: dict[str, float] = {}
+    for task in tasks:
+        figures: dict[str, float | None] = {
+            f"gate/{task.task}/num_items": float(task.num_items),
+            f"gate/{task.task}/num_items_total": float(task.num_items_total),
+            f"gate/{task.task}/log_e_pass": task.log_e_pass,
+            f"gate/{task.task}/log_e_fail": task.log_e_fail,
+            f"quality/{task.task}/flip_rate": task.flip_rate,
+        }
+        if task.difference is not None:
+            d = task.difference
+            points = Estimate(100 * d.value, 100 * d.lo, 100 * d.hi, d.num_samples)
+            figures.update(_with_interval(f"gate/{task.task}/difference_points", points))
+        if task.divergence is not None:
+            figures[f"quality/{task.task}/kl_nats"] = task.divergence.kl_nats
+            figures[f"quality/{task.task}/answer_perplexity_ratio"] = task.divergence.answer_perplexity_ratio
+        metrics.update({name: value for name, value in figures.items() if value is not None})
     return metrics
 
 
@@ -100,6 +123,18 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
         if money is not None:
             metrics |= {name: float(money.value), f"{name}.lo": float(money.lo), f"{name}.hi": float(money.hi)}
     return metrics
+
+
+def price_metrics(report: CostReport) -> dict[str, float]:
+    """What the machine cost per hour and how busy it was taken to be: what re-pricing needs."""
+    price = report.price
+    return {
+        "cost/usd_per_hour": float(price.usd_per_hour),
+        "cost/usd_per_hour.lo": float(price.usd_per_hour_lo),
+        "cost/usd_per_hour.hi": float(price.usd_per_hour_hi),
+        "cost/utilisation": float(report.utilisation),
+        "cost/num_devices": float(price.num_devices),
+    }
 
 
 def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, float]:

@@ -176,7 +176,7 @@ def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, t
 def test_deciding_again_under_another_gate_changes_the_registry_only_by_a_promotion(
     finished, workplace: Workplace
 ) -> None:
-    ended = workplace.run("gate.min_recovery=0.01", module="pipeline.promote")
+    ended = workplace.run("gate.delta_points=99", module="pipeline.promote")
     assert ended.returncode == 0, ended.stderr
     versions = recorder(workplace).client.search_model_versions(f"name = '{MODEL}'")
     if "int8: promote" in ended.stdout:

@@ -1,14 +1,33 @@
-"""Promotion against a real MLflow store: first version, replacement, the former one kept, refusals."""
+"""Decisions applied to a real MLflow store (SQLite): promotion, hold, replacement, rollback, and every refusal."""
 
+import json
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.errors import ConfigError
-from pipeline.promote import PREVIOUS, promote, require_artifact
-from pipeline.record.store import Recorder
-from pipeline.schema import PromoteConfig, TrackingConfig
+from evals.types import QualityReport
+from pipeline.decide import Evidence
+from pipeline.models.resolve import checkpoint_digest
+from pipeline.promote import (
+    PREVIOUS,
+    PromotionRefusedError,
+    Subject,
+    promote,
+    promote_winner,
+    require_artifact,
+    rollback,
+    standing,
+)
+from pipeline.record.metrics import cost_metrics, quality_metrics
+from pipeline.record.store import Recorder, RunRecord, connect
+from pipeline.schema import GateConfig, ModelConfig, PromoteConfig, RunConfig, TrackingConfig
 from pipeline.types import Decision
+from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
 
 pytestmark = pytest.mark.integration
 PROMOTE = Decision("promote", "int8", ("passed: quality",), {}, {})
@@ -16,15 +35,23 @@ HOLD = Decision("hold", "int8", ("not met: price",), {}, {})
 
 
 @pytest.fixture(scope="module")
-def recorder(tmp_path_factory: pytest.TempPathFactory) -> Recorder:
-    folder = tmp_path_factory.mktemp("tracking")
-    return Recorder(TrackingConfig(f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts"))
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables and nothing else: MLflow takes seconds to make one."""
+    folder = tmp_path_factory.mktemp("empty")
+    connect(TrackingConfig(f"sqlite:///{folder}/mlflow.db"))
+    return folder / "mlflow.db"
 
 
-def a_checkpoint(folder: Path, content: str) -> Path:
+@pytest.fixture
+def recorder(tmp_path: Path, empty_store: Path) -> Recorder:
+    shutil.copyfile(empty_store, tmp_path / "mlflow.db")
+    return Recorder(TrackingConfig(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts"))
+
+
+def a_checkpoint(folder: Path, content: str) -> tuple[Path, str]:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(content)
-    return folder
+    return folder, checkpoint_digest(folder)
 
 
 def a_run(recorder: Recorder) -> str:
@@ -34,31 +61,175 @@ def a_run(recorder: Recorder) -> str:
 def test_the_registrys_whole_life(recorder: Recorder, tmp_path: Path) -> None:
     client = recorder.client
     first, second = a_checkpoint(tmp_path / "a", "{}"), a_checkpoint(tmp_path / "b", "{ }")
-    held = promote(recorder, a_run(recorder), HOLD, "tiny", first, "digest-a", PromoteConfig())
+    held = promote(recorder, a_run(recorder), HOLD, "tiny", *first, PromoteConfig())
     assert held == "registry: unchanged"
-    off = promote(recorder, a_run(recorder), PROMOTE, "tiny", first, "digest-a", PromoteConfig(enabled=False))
+    off = promote(recorder, a_run(recorder), PROMOTE, "tiny", *first, PromoteConfig(enabled=False))
     assert "enabled=false" in off
     assert not client.search_registered_models()
+    with pytest.raises(PromotionRefusedError, match="nothing to go back to: no version is registered"):
+        rollback(recorder, "tiny", "champion")
 
-    said = promote(recorder, a_run(recorder), PROMOTE, "tiny", first, "digest-a", PromoteConfig())
+    said = promote(recorder, a_run(recorder), PROMOTE, "tiny", *first, PromoteConfig())
     assert "version 1 is now 'champion'" in said
     champion = client.get_model_version_by_alias("tiny", "champion")
-    assert champion.tags["digest"] == "digest-a"
+    assert champion.tags["digest"] == first[1]
+    assert champion.tags["decision_page"].endswith("decision.html")
     assert client.download_artifacts(champion.run_id, "model/config.json", str(tmp_path))
+    with pytest.raises(PromotionRefusedError, match="only version 1 was 'champion'"):
+        rollback(recorder, "tiny", "champion")
 
-    again = promote(recorder, a_run(recorder), PROMOTE, "tiny", first, "digest-a", PromoteConfig())
+    again = promote(recorder, a_run(recorder), PROMOTE, "tiny", *first, PromoteConfig())
     assert "already" in again
     assert len(client.search_model_versions("name = 'tiny'")) == 1
 
-    replaced = promote(recorder, a_run(recorder), PROMOTE, "tiny", second, "digest-b", PromoteConfig())
+    replaced = promote(recorder, a_run(recorder), PROMOTE, "tiny", *second, PromoteConfig())
     assert "version 2 is now 'champion'; version 1 keeps 'previous'" in replaced
-    assert str(client.get_model_version_by_alias("tiny", "champion").version) == "2"
-    assert str(client.get_model_version_by_alias("tiny", PREVIOUS).version) == "1"
+    assert aliases(recorder) == {"champion": "2", PREVIOUS: "1"}
+
+    back = rollback(recorder, "tiny", "champion")
+    assert back == "registry: tiny version 1 is 'champion' again; version 2 keeps 'previous'"
+    assert aliases(recorder) == {"champion": "1", PREVIOUS: "2"}
+    rollback(recorder, "tiny", "champion")
+    assert aliases(recorder) == {"champion": "2", PREVIOUS: "1"}
 
 
-def test_a_changed_or_missing_checkpoint_is_refused(tmp_path: Path) -> None:
-    folder = a_checkpoint(tmp_path / "c", "{}")
-    with pytest.raises(ConfigError, match="has changed since it was measured"):
-        require_artifact(folder, "another digest")
-    with pytest.raises(ConfigError, match="is gone"):
+def aliases(recorder: Recorder, model: str = "tiny") -> dict[str, str]:
+    return {
+        name: str(recorder.client.get_model_version_by_alias(model, name).version) for name in ("champion", PREVIOUS)
+    }
+
+
+def test_a_rollback_to_weights_that_changed_is_refused(recorder: Recorder, tmp_path: Path) -> None:
+    for name, content in (("a", "{}"), ("b", "{ }")):
+        promote(recorder, a_run(recorder), PROMOTE, "tiny", *a_checkpoint(tmp_path / name, content), PromoteConfig())
+    version = recorder.client.get_model_version_by_alias("tiny", PREVIOUS)
+    stored = tmp_path / "artifacts" / version.run_id / "artifacts" / "model" / "config.json"
+    stored.write_text("{   }")
+    with pytest.raises(PromotionRefusedError, match="version 1 of tiny has changed since it was measured"):
+        rollback(recorder, "tiny", "champion")
+    assert aliases(recorder) == {"champion": "2", PREVIOUS: "1"}
+
+
+def test_a_changed_or_missing_checkpoint_is_refused(recorder: Recorder, tmp_path: Path) -> None:
+    folder, digest = a_checkpoint(tmp_path / "c", "{}")
+    with pytest.raises(PromotionRefusedError, match="is gone"):
         require_artifact(tmp_path / "nowhere", "digest")
+    (folder / "config.json").write_text("{ 1 }")
+    with pytest.raises(PromotionRefusedError, match="has changed since it was measured"):
+        promote(recorder, a_run(recorder), PROMOTE, "tiny", folder, digest, PromoteConfig())
+    assert not recorder.client.search_registered_models()
+
+
+def test_old_evidence_is_refused_and_the_oldest_run_counts(recorder: Recorder, tmp_path: Path) -> None:
+    checkpoint = a_checkpoint(tmp_path / "d", "{}")
+    decision = replace(PROMOTE, rule=vars(GateConfig(max_age_days=30)))
+    now = datetime.now(UTC)
+    old = recorder.client.create_run(
+        recorder.experiment_id, start_time=int((now - timedelta(days=31)).timestamp() * 1000)
+    )
+    with pytest.raises(PromotionRefusedError, match=r"31\.0 days old .*gate\.max_age_days=30") as refused:
+        promote(
+            recorder, a_run(recorder), decision, "tiny", *checkpoint, PromoteConfig(), evidence_runs=[old.info.run_id]
+        )
+    assert refused.value.exit_code == 2
+    assert not recorder.client.search_registered_models()
+    later = now + timedelta(days=29)
+    assert "is now 'champion'" in promote(
+        recorder, a_run(recorder), decision, "tiny", *checkpoint, PromoteConfig(), now=later
+    )
+
+
+def test_an_approval_is_needed_where_it_is_asked_for(recorder: Recorder, tmp_path: Path) -> None:
+    folder, digest = a_checkpoint(tmp_path / "e", "{}")
+    asked: list[Subject] = []
+
+    def approvals(subject: Subject) -> str | None:
+        asked.append(subject)
+        return "maria" if len(asked) > 1 else None
+
+    settings = PromoteConfig(require_approval=True)
+    with pytest.raises(PromotionRefusedError, match="require_approval=true: nobody has approved 'int8'"):
+        promote(recorder, a_run(recorder), PROMOTE, "tiny", folder, digest, settings)
+    run_id = a_run(recorder)
+    with pytest.raises(PromotionRefusedError, match="nobody has approved"):
+        promote(recorder, run_id, PROMOTE, "tiny", folder, digest, settings, approvals=approvals)
+    promote(recorder, run_id, PROMOTE, "tiny", folder, digest, settings, approvals=approvals)
+    assert asked[-1] == Subject("tiny", "int8", digest, run_id)
+    assert recorder.client.get_model_version_by_alias("tiny", "champion").tags["approved_by"] == "maria"
+
+
+def record(recorder: Recorder, tmp_path: Path, label: str, scores: list[float], usd: str, suite: str = "same") -> str:
+    """A measured run as the pipeline records it."""
+    quality = QualityReport({"arc_easy": task(scores, suite)})
+    priced = cost(usd)
+    folder, digest = a_checkpoint(tmp_path / f"{label}-{suite}", json.dumps(label))
+    tags: dict[str, Any] = {
+        "model": "tiny",
+        "label": label,
+        "role": "baseline" if label == "none" else "candidate",
+        "comparable": suite,
+        "candidate_key": f"{label}-{suite}",
+        "artifact_path": str(folder),
+        "artifact_digest": digest,
+    }
+    evidence = Evidence(label, quality, load(), priced)
+    metrics = quality_metrics(quality) | cost_metrics(priced)
+    return recorder.record(RunRecord(f"{label}-{suite}", label, tags, {}, metrics, {}, {}, {"load": 1.0}, evidence))[0]
+
+
+def a_config(**gate: Any) -> RunConfig:
+    return RunConfig(model=ModelConfig(name="tiny"), gate=GateConfig(num_resamples=500, **gate))
+
+
+def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record(
+    recorder: Recorder, tmp_path: Path
+) -> None:
+    record(recorder, tmp_path, "none", GOOD, "1", "older suite")
+    record(recorder, tmp_path, "fp8", GOOD, "0.1", "older suite")
+    for label, scores, usd in (
+        ("none", GOOD, "1"),
+        ("int8", GOOD, "0.6"),
+        ("awq", WORSE, "0.2"),
+        ("gptq", GOOD, "0.5"),
+    ):
+        record(recorder, tmp_path, label, scores, usd)
+    config = a_config()
+    found = standing(config, recorder)
+    assert found.num_others == 1
+    assert {run.data.tags["label"] for run in found.candidates} == {"int8", "awq", "gptq"}
+    said = promote_winner(found, config, recorder)
+    assert "tiny version 1 is now 'champion'" in said
+    champion = recorder.client.get_model_version_by_alias("tiny", "champion")
+    assert champion.tags["variant"] == "gptq"
+    assert champion.tags["evidence_runs"].split(",") == [champion.run_id, found.baseline.info.run_id]
+    names = {item.path for item in recorder.client.list_artifacts(champion.run_id)}
+    assert {"decision.json", "decision.html", "gate.png", "model"} <= names
+    kept = json.loads(
+        Path(recorder.client.download_artifacts(champion.run_id, "decision.json", str(tmp_path))).read_text()
+    )
+    assert {loss["variant"] for loss in kept["losses"]} == {"int8", "awq"}
+    # A stricter gate holds everything and leaves the registry as it is.
+    assert "no candidate passed" in promote_winner(standing(a_config(delta_points=0.0), recorder), config, recorder)
+    assert aliases_of(recorder) == ["1"]
+
+
+def aliases_of(recorder: Recorder) -> list[str]:
+    return [str(version.version) for version in recorder.client.search_model_versions("name = 'tiny'")]
+
+
+def test_a_run_stands_beside_its_own_baseline(recorder: Recorder, tmp_path: Path) -> None:
+    record(recorder, tmp_path, "none", GOOD, "1", "older suite")
+    old = record(recorder, tmp_path, "fp8", GOOD, "0.1", "older suite")
+    record(recorder, tmp_path, "none", GOOD, "1")
+    record(recorder, tmp_path, "int8", GOOD, "0.6")
+    found = standing(a_config(), recorder, old)
+    assert [run.data.tags["label"] for run in found.candidates] == ["fp8"]
+    assert found.index_of(recorder.client.get_run(old)) == 0
+
+
+def test_without_records_the_message_says_what_to_do(recorder: Recorder, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run is recorded"):
+        standing(a_config(), recorder)
+    record(recorder, tmp_path, "none", GOOD, "1")
+    with pytest.raises(ConfigError, match="no candidate is recorded beside its baseline; run quant=int8 first"):
+        standing(a_config(), recorder)

@@ -1,23 +1,43 @@
+"""The decision rule: the gate on every task, the price, the SLO; the cheapest wins and every loser says to whom."""
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.files import plain
+from evals.sequential import SequentialEvaluation, estimate_after_stopping, uniform_drawing
 from evals.stats import mean_estimate
 from evals.types import CostReport, ItemOutcome, LoadPoint, LoadReport, Money, Price, QualityReport, TaskResult
-from pipeline.decide import Evidence, decide, mean_quality
+from pipeline.decide import Evidence, contest, decide, gates_of, mean_quality, rule_of
+from pipeline.decision_page import make_record, write
+from pipeline.record.metrics import comparison_metrics, gate_metrics
+from pipeline.record.store import revive
 from pipeline.schema import GateConfig
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")
-GATE = GateConfig(min_recovery=0.95, num_resamples=2000)
+GATE = GateConfig(num_resamples=2000)
+
+
+def task(scores: list[float | None], digest: str = "same") -> TaskResult:
+    items = tuple(
+        ItemOutcome(
+            index, score, (-1.0, -2.0 - index % 3), 0, "0" if score else "1", question="Why?", choices=("a", "b")
+        )
+        for index, score in enumerate(scores)
+    )
+    return TaskResult("arc_easy", "acc", mean_estimate(scores), items, len(items), digest)
 
 
 def quality(scores: list[float | None], meaningless: str = "", digest: str = "same") -> QualityReport:
-    items = tuple(ItemOutcome(index, score) for index, score in enumerate(scores))
-    task = TaskResult("arc_easy", "acc", mean_estimate(scores), items, len(items), digest)
-    return QualityReport({"arc_easy": task}, meaningless)
+    return QualityReport({"arc_easy": task(scores, digest)}, meaningless)
 
 
 def cost(usd: str | None) -> CostReport:
@@ -31,26 +51,40 @@ def load(ttft_p99_s: float | None = 0.1) -> LoadReport:
     return LoadReport("quick", (point,))
 
 
-def evidence(scores: list[float | None], usd: str | None = "1", **more: object) -> Evidence:
+def evidence(scores: list[float | None], usd: str | None = "1", label: str = "variant", **more: object) -> Evidence:
     ttft = more.pop("ttft", 0.1)
-    return Evidence("variant", quality(scores, **more), load(ttft), cost(usd))
+    return Evidence(label, quality(scores, **more), load(ttft), cost(usd))
 
 
 GOOD = [1.0, 0.0, 1.0, 1.0] * 200
+WORSE = [0.0 if index % 5 == 0 else score for index, score in enumerate(GOOD)]
 
 
 def test_as_good_and_cheaper_is_promoted() -> None:
     decision, comparison = decide(evidence(GOOD, "0.5"), evidence(GOOD, "1"), GATE, seed=0)
     assert decision.action == "promote"
     assert comparison is not None
+    assert comparison.recovery.value == 1
     assert all(reason.startswith("passed") for reason in decision.reasons)
+    assert "not worse by 2 points or more (by all items)" in decision.reasons[0]
+    assert decision.evidence["beaten_by"] == []
 
 
 def test_much_worse_is_held_with_its_figures() -> None:
-    worse = [0.0 if index % 5 == 0 else score for index, score in enumerate(GOOD)]
-    decision, _ = decide(evidence(worse, "0.5"), evidence(GOOD, "1"), GATE, seed=0)
+    decision, _ = decide(evidence(WORSE, "0.5"), evidence(GOOD, "1"), GATE, seed=0)
     assert decision.action == "hold"
-    assert "recovery 80" in decision.reasons[0]
+    assert "arc_easy: -15.0 points" in decision.reasons[0]
+    assert "800 of 800 items: worse by 2 points or more" in decision.reasons[0]
+    assert "the baseline on arc_easy: -15.0 points" in decision.evidence["beaten_by"][0]
+
+
+def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
+    baseline = [1.0] * 100
+    tie, inside = [0.0, 0.0] + [1.0] * 98, [0.0] + [1.0] * 99
+    assert decide(evidence(tie, "0.5"), evidence(baseline), GATE, seed=0)[0].action == "hold"
+    assert decide(evidence(inside, "0.5"), evidence(baseline), GATE, seed=0)[0].action == "promote"
+    wider = replace(GATE, task_delta_points={"arc_easy": 2.5})
+    assert decide(evidence(tie, "0.5"), evidence(baseline), wider, seed=0)[0].action == "promote"
 
 
 def test_dearer_is_held() -> None:
@@ -58,6 +92,7 @@ def test_dearer_is_held() -> None:
     assert decision.action == "hold"
     assert "not cheaper" in decision.reasons[1]
     assert "+20.0%" in decision.reasons[1]
+    assert decision.evidence["beaten_by"] == ["the baseline on price: 1.2 against 1 USD per 1k tokens (+20.0%)"]
 
 
 def test_a_missing_price_is_never_free() -> None:
@@ -77,27 +112,175 @@ def test_other_questions_cannot_be_compared() -> None:
     assert comparison is None
 
 
+def test_tasks_outside_the_gate_do_not_decide() -> None:
+    both = {"arc_easy": task(GOOD), "piqa": task(GOOD)}
+    bad = {"arc_easy": task(GOOD), "piqa": task(WORSE)}
+    base = Evidence("none", QualityReport(both), load(), cost("1"))
+    candidate = Evidence("int8", QualityReport(bad), load(), cost("0.5"))
+    assert decide(candidate, base, GATE, seed=0)[0].action == "hold"
+    assert decide(candidate, base, replace(GATE, tasks=["arc_easy"]), seed=0)[0].action == "promote"
+
+
 @pytest.mark.parametrize(("ttft", "action"), [(0.1, "promote"), (0.9, "hold"), (None, "hold")])
 def test_the_slo_must_hold_where_one_is_given(ttft: float | None, action: str) -> None:
-    gate = GateConfig(num_resamples=2000, slo_ttft_p99_s=0.5)
+    gate = replace(GATE, slo_ttft_p99_s=0.5)
     decision, _ = decide(evidence(GOOD, "0.5", ttft=ttft), evidence(GOOD, "1"), gate, seed=0)
     assert decision.action == action
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.3), st.integers(20, 300))
 @settings(max_examples=40, deadline=None)
-def test_a_promotion_always_has_a_lower_end_above_the_limit(seed: int, flip: float, num_items: int) -> None:
+def test_a_promotion_by_all_items_always_loses_less_than_the_margin(seed: int, flip: float, num_items: int) -> None:
     rng = np.random.default_rng(seed)
     baseline = (rng.random(num_items) < 0.7).astype(float)
     candidate = np.where(rng.random(num_items) < flip, 1 - baseline, baseline)
-    if not baseline.any():
-        return
-    gate = GateConfig(num_resamples=500)
+    gate = replace(GATE, num_resamples=500)
     ours, theirs = evidence(candidate.tolist(), "0.5"), evidence(baseline.tolist(), "1")
-    decision, comparison = decide(ours, theirs, gate, seed=seed)
-    recovery = None if comparison is None else comparison.recovery
-    assert (decision.action == "promote") == (recovery is not None and recovery.lo >= gate.min_recovery)
-    assert decision == decide(ours, theirs, gate, seed=seed)[0], "the same seed gave another decision"
+    decision, _ = decide(ours, theirs, gate, seed=seed)
+    num_lost = round(float((baseline - candidate).sum()))
+    assert (decision.action == "promote") == (100 * num_lost < 2 * num_items)
+    assert plain(decision) == plain(decide(ours, theirs, gate, seed=seed)[0]), "the same seed gave another decision"
+
+
+def test_the_cheapest_that_passed_wins_and_the_others_say_to_whom() -> None:
+    candidates = [
+        evidence(GOOD, "0.6", "int8"),
+        evidence(WORSE, "0.2", "awq"),
+        evidence(GOOD, "0.5", "gptq"),
+        evidence(GOOD, "0.3", "slow", ttft=0.9),
+    ]
+    gate = replace(GATE, slo_ttft_p99_s=0.5)
+    found = contest(candidates, evidence(GOOD, "1", "none"), gate, seed=0)
+    assert found.winner == 2
+    assert [decision.action for decision in found.decisions] == ["hold", "hold", "promote", "hold"]
+    losses = {loss.variant: loss.beaten_by for loss in found.losses}
+    assert losses["int8"] == ("'gptq', which passed too, on price: 0.5 against 0.6 USD per 1k tokens: 20.0% dearer",)
+    assert losses["awq"][0].startswith("the baseline on arc_easy: -15.0 points")
+    assert losses["slow"] == ("the SLO: ttft_p99_s 0.9 s breaks the limit of 0.5 s, 80% over it",)
+    assert "4 candidates competed, gate.num_candidates=1" in found.notes[0]
+    assert "up to 20%" in found.notes[0]
+    assert found.notes[1].endswith("(e-BH): int8, gptq, slow")
+    declared = contest(candidates, evidence(GOOD, "1", "none"), replace(gate, num_candidates=4), seed=0)
+    assert declared.notes == ()
+    assert rule_of(replace(gate, num_candidates=4), ["arc_easy"]).alpha == gate.alpha / 4
+
+
+def test_nobody_wins_where_nobody_passed() -> None:
+    found = contest([evidence(WORSE, "0.2")], evidence(GOOD, "1"), GATE, seed=0)
+    assert found.winner is None
+    assert len(found.losses) == 1
+
+
+def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> tuple[Evidence, Evidence]:
+    """A candidate whose evaluation stopped, beside a baseline with every item."""
+    base = {name: task(GOOD) for name in ("arc_easy", "piqa")}
+    gate = replace(GATE, delta_points=5.0, order="uniform")
+    rule = rule_of(gate, list(base))
+    drawings = {name: uniform_drawing(name, range(800), 0) for name in base}
+    known = {name: {item.item_id: item.score for item in result.items} for name, result in base.items()}
+    evaluation = SequentialEvaluation(drawings, known, rule)
+
+    def answer(name: str, item_id: int) -> float:
+        right = known[name][item_id]
+        if name == "piqa" and fails:
+            return 0.0
+        return 1 - right if flip_every and item_id % flip_every == 0 else right
+
+    while (block := evaluation.next_block()) is not None:
+        evaluation.feed(block.task, [answer(block.task, item_id) for item_id in block.item_ids])
+    tasks = {}
+    for name, drawing in drawings.items():
+        ids = drawing.item_ids[: evaluation.gates[name].state.num_items]
+        if not ids:
+            continue
+        by_id = {item.item_id: item for item in base[name].items}
+        items = tuple(replace(by_id[item_id], score=answer(name, item_id)) for item_id in ids)
+        estimate = mean_estimate([item.score for item in items])
+        stopped = TaskResult(name, "acc", estimate, items, 800, "same", drawing)
+        tasks[name] = replace(stopped, estimate=estimate_after_stopping(stopped, base[name], evaluation.gates[name]))
+    missing = {name: "not evaluated" for name in base if name not in tasks}
+    candidate = Evidence("int8", QualityReport(tasks, "", missing), load(), cost("0.5"))
+    return candidate, Evidence("none", QualityReport(base), load(), cost("1"))
+
+
+def test_a_stopped_evaluation_decides_and_says_how_much_it_asked() -> None:
+    candidate, baseline = stopped_evidence(flip_every=50)
+    gate = replace(GATE, delta_points=5.0)
+    decision, comparison = decide(candidate, baseline, gate, seed=0)
+    assert decision.action == "promote", decision.reasons
+    assert re.search(r"\d+ of 800 items: not worse by 5 points or more \(shown at 0.05 error", decision.reasons[0])
+    assert comparison is not None
+    assert "confidence sequences" in comparison.recovery.method
+    assert comparison.recovery.lo <= 0.73 / 0.75 <= comparison.recovery.hi, "the recovery over all 800 items"
+    metrics = gate_metrics(decision.evidence["tasks"].values()) | comparison_metrics(comparison)
+    assert metrics["gate/piqa/num_items"] < metrics["gate/piqa/num_items_total"] == 800
+    assert metrics["gate/piqa/log_e_pass"] >= np.log(20)
+    assert metrics["gate/piqa/difference_points.lo"] > -10
+    assert 0 <= metrics["quality/piqa/flip_rate"] < 0.1
+    assert metrics["quality/piqa/kl_nats"] == 0
+    assert "quality/recovery.lo" in metrics
+
+
+def test_a_task_that_was_never_asked_is_named_and_has_no_figures() -> None:
+    candidate, baseline = stopped_evidence(fails=True)
+    cut = replace(
+        candidate, quality=QualityReport({"piqa": candidate.quality.tasks["piqa"]}, "", {"arc_easy": "not evaluated"})
+    )
+    decision, comparison = decide(cut, baseline, replace(GATE, delta_points=5.0), seed=0)
+    assert decision.action == "hold"
+    assert comparison is None
+    assert mean_quality(cut.quality) is None
+    assert "not met: quality: arc_easy: not evaluated, because piqa had ended the evaluation" in decision.reasons
+    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence["tasks"].values()))
+
+
+def test_the_evidence_survives_its_json_form() -> None:
+    candidate, baseline = stopped_evidence(flip_every=50)
+    back = replace(candidate, quality=revive(QualityReport, json.loads(json.dumps(plain(candidate.quality)))))
+    assert back.quality == candidate.quality
+    gate = replace(GATE, delta_points=5.0)
+    assert plain(decide(back, baseline, gate, 0)[0]) == plain(decide(candidate, baseline, gate, 0)[0])
+
+
+def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> None:
+    candidate, baseline = stopped_evidence(flip_every=50)
+    dear = replace(candidate, label="<dear>", cost=cost("0.9"))
+    gate = replace(GATE, delta_points=5.0)
+    found = contest([candidate, dear], baseline, gate, seed=0)
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    write(make_record("tiny", found, 0, [candidate, dear], baseline, gate, now), tmp_path)
+    record = json.loads((tmp_path / "decision.json").read_text())
+    assert record["decision"]["action"] == "promote"
+    assert record["decision"]["rule"]["delta_points"] == 5.0
+    assert record["losses"][0]["variant"] == "<dear>"
+    assert "'int8', which passed too" in record["losses"][0]["beaten_by"][0]
+    assert record["decided_at"] == "2026-11-01T00:00:00+00:00"
+    page = (tmp_path / "decision.html").read_text()
+    for words in (
+        "Promote &#x27;int8&#x27;",
+        "saves 50%",
+        "with a chance of at most 0.05",
+        "&lt;dear&gt;</b> was beaten by",
+        "passed, but dearer",
+        "data:image/png;base64,",
+        "Why?",
+    ):
+        assert words in page, words
+    assert "<dear>" not in page
+    assert "http" not in page.replace("http-equiv", ""), "the page must need no network"
+    assert (tmp_path / "gate.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_record_of_random_weights_promises_nothing(tmp_path: Path) -> None:
+    candidate, baseline = evidence(GOOD, "0.5", meaningless="random weights"), evidence(GOOD, "1")
+    found = contest([candidate], baseline, GATE, seed=0)
+    write(make_record("tiny", found, 0, [candidate], baseline, GATE), tmp_path)
+    assert "Hold: &#x27;variant&#x27; is not promoted" in (tmp_path / "decision.html").read_text()
+
+
+def test_gates_of_other_suites_are_none() -> None:
+    assert gates_of(quality(GOOD, digest="x"), quality(GOOD), GATE) is None
+    assert gates_of(quality(GOOD), quality(GOOD), replace(GATE, tasks=["boolq"])) is None
 
 
 def test_mean_quality_is_missing_where_scores_mean_nothing() -> None:

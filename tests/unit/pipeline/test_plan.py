@@ -161,3 +161,23 @@ def test_more_layers_mean_more_parameters(layers: int, more: int) -> None:
 def test_a_shape_without_an_entry_names_it() -> None:
     with pytest.raises(ConfigError, match="vocab_size"):
         facts_from_shape("x", {key: value for key, value in SHAPE.items() if key != "vocab_size"})
+
+
+def test_a_gate_that_names_what_is_not_there_is_refused() -> None:
+    gate = GateConfig(
+        delta_points=-1, order="sideways", tasks=["piqq"], task_delta_points={"arc_easy": 100}, num_candidates=0
+    )
+    found = problems_of(a_config(gate=gate))
+    assert "'piqq' is not in the suite; did you mean 'piqa'?" in found["gate.tasks"]
+    assert "not one of guided, uniform" in found["gate.order"]
+    assert set(found) == {
+        "gate.delta_points",
+        "gate.num_candidates",
+        "gate.order",
+        "gate.tasks",
+        "gate.task_delta_points.arc_easy",
+    }
+
+
+def test_a_gate_without_a_task_is_refused() -> None:
+    assert "nothing could be promoted" in problems_of(a_config(gate=GateConfig(tasks=[])))["gate.tasks"]

@@ -1,0 +1,49 @@
+"""The real-answer table of benchmarks/gate.py, from both kinds of recorded files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.gate import answers_tables, read_answers
+from common.files import write_json
+from evals.stats import mean_estimate
+from evals.types import Drawing, ItemOutcome, QualityReport, TaskResult
+
+
+def evidence(label: str, scores: list[float], drawing: Drawing | None = None) -> dict:
+    items = tuple(ItemOutcome(i, score, (-1.0, -1.5 - i % 7), 0, num_tokens=20 + i) for i, score in enumerate(scores))
+    task = TaskResult("piqa", "acc", mean_estimate(scores), items, 400, "d", drawing)
+    return {"label": label, "quality": QualityReport({"piqa": task})}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    good = [1.0, 0.0, 1.0] * 100
+    write_json(tmp_path / "none.json", evidence("none", good))
+    write_json(tmp_path / "int8.json", evidence("int8", [1 - s if i % 60 == 0 else s for i, s in enumerate(good)]))
+    stopped = Drawing("uniform", tuple(range(300)))
+    write_json(tmp_path / "awq.json", evidence("awq", good[:60], stopped))
+    items = [{"item_id": i, "score": 0.0 if i % 3 == 0 else s} for i, s in enumerate(good)]
+    (tmp_path / "rtn.json").write_text(json.dumps({"variant": "rtn", "task": "piqa", "items": items}))
+    return tmp_path
+
+
+def test_recorded_runs_and_plain_files_are_read_and_stopped_runs_left_out(folder: Path, capsys) -> None:
+    assert set(read_answers(folder)) == {("none", "piqa"), ("int8", "piqa"), ("rtn", "piqa")}
+    assert "left out: awq on piqa was stopped early" in capsys.readouterr().err
+
+
+def test_the_table_has_a_row_per_variant_and_margin(folder: Path) -> None:
+    lines = list(answers_tables(folder, "none", np.random.default_rng(0), 10))
+    rows = [line.split(" | ") for line in lines if line.startswith(("| int8", "| rtn"))]
+    assert len(rows) == 6
+    assert [row[6] for row in rows] == ["pass"] * 3 + ["fail"] * 3
+    assert all(row[2] == "300" for row in rows)
+    assert float(rows[3][3]) < -30
+
+
+def test_a_missing_baseline_is_named(folder: Path) -> None:
+    with pytest.raises(SystemExit, match="no answers of the variant 'baseline' on piqa"):
+        list(answers_tables(folder, "baseline", np.random.default_rng(0), 1))
