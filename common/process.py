@@ -103,9 +103,12 @@ def run_logged(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     on_line: Callable[[str], None] | None = None,
+    meanwhile: Callable[[], object] | None = None,
     timeout_s: float | None = None,
 ) -> None:
     """Run a command to its end, its output in `log`; `on_line` sees every line of output soon after it was written.
+
+    `meanwhile` is called once the command has been started, and ends it if it raises.
 
     Raises:
         ToolError: it failed, or ran longer than `timeout_s`; the message holds the log's last lines.
@@ -116,6 +119,8 @@ def run_logged(
     reader = LogReader(log)
     started = time.monotonic()
     with ChildProcess(command, log=log, env=env, cwd=cwd) as child:
+        if meanwhile is not None:
+            meanwhile()
         while True:
             code = child.poll()
             if on_line is not None:

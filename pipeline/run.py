@@ -119,7 +119,7 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
         )
     except PromotionRefusedError as error:
         decision = replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
-        done = f"registry: unchanged, the promotion is refused"
+        done = "registry: unchanged, the promotion is refused"
     report.show_result(measured, decision, comparison, done, config, recorder)
     if config.publish.hub is not None:
         say(publish_promoted(measured, decision, config))
@@ -231,10 +231,10 @@ def quality(
         "tools": versions(Path(sys.executable), "lm-eval", "transformers"),
     }
 
-    tools = Tools(Path(sys.executable), home / "answers.sqlite", data, console.advance)
+    tools = Tools(Path(sys.executable), home / "answers.sqlite", data, console.advance, served.wait)
 
     def make(folder: Path) -> Mapping[str, Any]:
-        target = served.target()
+        target = served.launch()
         with shown("quality"), machine_lock(home, shared=True):
             if baseline is None or rule is None:
                 outcome = run_suite(target, asked, folder, tools, meaningless=plan.meaningless_quality)

@@ -58,6 +58,8 @@ class Tools:
     """The unpacked `hf_datasets/` folder, for `source=embedded`."""
     on_progress: Callable[[int, int], None] = lambda done, total: None
     """Called with the items asked so far and the items that will be asked at most."""
+    meanwhile: Callable[[], object] | None = None
+    """Called while lm-eval starts: the target may be launched and not answer yet."""
 
 
 def run_suite(
@@ -166,7 +168,9 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
 
     result = folder / "outcomes.json"
     command: list[str | Path] = [tools.python, "-m", "evals.quality.worker", folder / "job.json", result]
-    run_logged(command, log=folder / "lm_eval.log", env=environment, cwd=folder, on_line=on_line)
+    run_logged(
+        command, log=folder / "lm_eval.log", env=environment, cwd=folder, on_line=on_line, meanwhile=tools.meanwhile
+    )
     return dict(read_json(result))
 
 

@@ -10,6 +10,9 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +53,20 @@ def main(job_path: Path, result_path: Path) -> None:
     with AnswerCache(Path(job["answers"]), job["target"]["digest"]) as cache:
         interview = make_interview(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
         model = cached_model(job, cache, interview, places(tasks, chosen))
+        wait_until_it_answers(job["target"]["url"])
         write_json(result_path, evaluate(tasks, chosen, model, job))
+
+
+def wait_until_it_answers(url: str) -> None:
+    """Wait for the server, which may still be starting; who started us ends us when it does not."""
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except urllib.error.HTTPError:
+            return  # it answers; what it says to a question is for lm-eval
+        except OSError:
+            time.sleep(0.2)
 
 
 def load_task(spec: dict[str, str]) -> NamedTask:

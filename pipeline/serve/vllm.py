@@ -52,6 +52,7 @@ class ServedModel(AbstractContextManager["ServedModel"]):
         self._on_start = on_start
         self._child: ChildProcess | None = None
         self._target: Target | None = None
+        self._started = 0.0
         self.startup_s: float | None = None
 
     @property
@@ -60,25 +61,42 @@ class ServedModel(AbstractContextManager["ServedModel"]):
         return target_digest(self._artifact, self._engine, self._machine, self._python)
 
     def target(self) -> Target:
-        """The served model, started if need be.
+        """The served model, started if need be, and answering.
 
         Raises:
             ToolError: the server died, or did not answer in time; the message ends with its log's last lines.
 
         """
+        target = self.launch()
+        self.wait()
+        return target
+
+    def launch(self) -> Target:
+        """The served model, started if need be; it answers after `wait`."""
         if self._target is None:
             self._on_start()
-            started = time.monotonic()
+            self._started = time.monotonic()
             port = free_port()
             command = server_command(self._artifact, self._engine, self._machine, self._python, port)
             environment = server_environment(self._engine, self._machine)
             self._child = ChildProcess(command, log=self.log, env=environment)
             url = f"http://{LOOPBACK}:{port}"
-            wait_until_ready(self._child, url, self._engine.startup_timeout_s)
-            self.startup_s = time.monotonic() - started
             settings = engine_settings(self._engine)
             self._target = Target(url, MODEL_NAME, self._artifact.path, settings, self.digest)
         return self._target
+
+    def wait(self) -> None:
+        """Wait until a launched server answers.
+
+        Raises:
+            ToolError: the server died, or did not answer in time; the message ends with its log's last lines.
+
+        """
+        assert self._child is not None, "launch it first"
+        assert self._target is not None, "launch it first"
+        if self.startup_s is None:
+            wait_until_ready(self._child, self._target.url, self._engine.startup_timeout_s)
+            self.startup_s = time.monotonic() - self._started
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
