@@ -88,9 +88,7 @@ class CheckpointStore:
             raise CheckpointError(f"distill.spot.url={url}: {error}\n  -> {way}") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
-    def write(
-        self, step: int, files: Mapping[str, Mapping[str, Tensor] | bytes], meta: Mapping[str, Any]
-    ) -> Written:
+    def write(self, step: int, files: Mapping[str, Mapping[str, Tensor] | bytes], meta: Mapping[str, Any]) -> Written:
         """Write one checkpoint, then remove those that are older than the last `keep`.
 
         Args:

@@ -1,13 +1,13 @@
 """What distillation can be told, and what can be seen to be wrong with it before anything is loaded. Pure.
 
-    python -m pipeline model=smollm2-135m-q4_1 distill=depth-third quant=int8
-    python -m pipeline distill=depth-third distill.student.drop_layers=[14,15,16] distill.train.num_steps=200
+python -m pipeline model=smollm2-135m-q4_1 distill=depth-third quant=int8
+python -m pipeline distill=depth-third distill.student.drop_layers=[14,15,16] distill.train.num_steps=200
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from common.errors import Problem, closest
@@ -168,6 +168,15 @@ class DistillConfig:
         return self.objective.divergence != "none" or self.objective.hidden_weight > 0
 
 
+def config_from(values: Mapping[str, Any]) -> DistillConfig:
+    """The configuration that `common.files.plain` made JSON of."""
+    parts = {item.name: item.default_factory for item in fields(DistillConfig) if item.default_factory is not MISSING}
+    return DistillConfig(
+        name=values["name"],
+        **{name: part(**values[name]) for name, part in parts.items()},  # type: ignore[arg-type]
+    )
+
+
 RANGES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("student.drop_fraction", lambda value: value is None or 0 < value < 1, "null, or between 0 and 1"),
     ("objective.divergence_weight", lambda value: value >= 0, "at least 0"),
@@ -294,9 +303,7 @@ def _check_layers(student: StudentConfig, facts: ModelFacts) -> list[Problem]:
     problems = []
     outside = [layer for layer in layers if not 0 <= layer < facts.num_layers]
     if outside:
-        message = (
-            f"layer {', '.join(map(str, outside))} does not exist; '{facts.name}' has layers 0 to {facts.num_layers - 1}"
-        )
+        message = f"layer {', '.join(map(str, outside))} does not exist; '{facts.name}' has layers 0 to {facts.num_layers - 1}"
         problems.append(Problem(key, message))
     if len(set(layers)) < len(layers):
         problems.append(Problem(key, f"a layer is listed twice: {layers}"))
@@ -324,6 +331,9 @@ def _check_choices(config: DistillConfig) -> list[Problem]:
     if total == 0:
         ways = ("distill.objective.cross_entropy_weight=1 for plain fine-tuning",)
         problems.append(Problem("distill.objective", "every weight is 0: there is nothing to minimise", ways))
+    if config.data.mode == "on_policy" and config.train.fsdp:
+        message = "a sharded student cannot write sequences"
+        problems.append(Problem("distill.data.mode", message, ('distill.train.fsdp=""', "distill.data.mode=text")))
     if config.teacher.mode == "cached":
         if objective.hidden_weight > 0:
             message = "hidden states are not in the teacher's cache"

@@ -126,9 +126,7 @@ def _table(path: Path) -> Any:
             return pa.ipc.open_file(source).read_all()
 
 
-def pack_rows(
-    texts: Sequence[str], tokenizer: Any, data: DistillDataConfig, end: int
-) -> tuple[NDArray[np.int32], int]:
+def pack_rows(texts: Sequence[str], tokenizer: Any, data: DistillDataConfig, end: int) -> tuple[NDArray[np.int32], int]:
     """Pack texts, drawn in a seeded order: int32 (num_rows, length + 1), and how many texts were used.
 
     Raises:

@@ -113,7 +113,9 @@ class DistillModule(nn.Module):
 
         """
         found = self.student.base_model(
-            input_ids=input_ids, use_cache=False, output_hidden_states=bool(self._matches) and teacher_states is not None
+            input_ids=input_ids,
+            use_cache=False,
+            output_hidden_states=bool(self._matches) and teacher_states is not None,
         )
         hidden = found.last_hidden_state.flatten(0, 1)
         head = self.student.get_output_embeddings().weight
@@ -124,9 +126,7 @@ class DistillModule(nn.Module):
             # Families pad their output embeddings differently: the shared vocabulary comes first in both.
             vocab_size = min(len(head), len(teacher_head))
             head = head[:vocab_size]
-            teacher = LiveTeacher(
-                teacher_hidden.flatten(0, 1), teacher_head, vocab_size, self._objective.temperature
-            )
+            teacher = LiveTeacher(teacher_hidden.flatten(0, 1), teacher_head, vocab_size, self._objective.temperature)
         elif teacher_index is not None and teacher_values is not None:
             teacher = CachedTeacher(teacher_index.flatten(0, 1), teacher_values.flatten(0, 1))
         flat_labels = labels.flatten()

@@ -188,5 +188,7 @@ def test_only_a_chunk_of_logits_exists_at_once() -> None:
             return super().__call__(logits, labels, teacher)
 
     hidden = torch.randn(N, D, requires_grad=True)
-    losses.chunked_loss(hidden, torch.randn(V, D), torch.zeros(N, dtype=torch.long), Spy("none", 0, 1, 0.5, 1.0), None, 4)
+    losses.chunked_loss(
+        hidden, torch.randn(V, D), torch.zeros(N, dtype=torch.long), Spy("none", 0, 1, 0.5, 1.0), None, 4
+    )
     assert seen == [(4, V), (4, V), (4, V), (1, V)]
