@@ -83,7 +83,7 @@ class CheckpointStore:
         try:
             self._fs, self._root = url_to_fs(url)
         except (ImportError, ValueError) as error:
-            package = REMOTE_PACKAGES.get(url.split("://")[0])
+            package = REMOTE_PACKAGES.get(url.split("://", maxsplit=1)[0])
             way = f"install {package} into the pipeline environment" if package else "give a folder, s3:// or gs://"
             raise CheckpointError(f"distill.spot.url={url}: {error}\n  -> {way}") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
@@ -312,7 +312,8 @@ class BackgroundWriter:
             error, self._error = self._error, None
             last = f"step {self.written[-1].step}" if self.written else "none of this attempt"
             raise CheckpointError(
-                f"distill.spot.url={self._store.url}: a checkpoint could not be written ({error}); last good one: {last}"
+                f"distill.spot.url={self._store.url}: a checkpoint could not be written ({error}); "
+                f"last good one: {last}"
             ) from error
 
     def _write(self, step: int, files: Mapping[str, Any], meta: Mapping[str, Any]) -> None:

@@ -64,8 +64,8 @@ class DistillDataConfig:
     """`text` (as it is), `teacher` (continuations that the teacher writes first, served by vLLM), or `on_policy` (the
     student continues each text's opening, and the teacher scores it)."""
     sources: list[str] = field(default_factory=list)
-    """Text files (.txt), tables with a `text` column (.jsonl, .parquet, .arrow), or sets of passages: squad, coqa, drop,
-    lambada."""
+    """Text files (.txt), tables with a `text` column (.jsonl, .parquet, .arrow), or sets of passages: squad, coqa,
+    drop, lambada."""
     length: int = 512
     """Tokens in each sequence; texts are packed together, never padded."""
     max_tokens: int | None = None
@@ -303,7 +303,8 @@ def _check_layers(student: StudentConfig, facts: ModelFacts) -> list[Problem]:
     problems = []
     outside = [layer for layer in layers if not 0 <= layer < facts.num_layers]
     if outside:
-        message = f"layer {', '.join(map(str, outside))} does not exist; '{facts.name}' has layers 0 to {facts.num_layers - 1}"
+        listed = ", ".join(map(str, outside))
+        message = f"layer {listed} does not exist; '{facts.name}' has layers 0 to {facts.num_layers - 1}"
         problems.append(Problem(key, message))
     if len(set(layers)) < len(layers):
         problems.append(Problem(key, f"a layer is listed twice: {layers}"))
@@ -374,8 +375,8 @@ def _check_processes(config: DistillConfig, machine: Machine) -> list[Problem]:
     problems = []
     if machine.device == "cuda" and train.num_processes > machine.num_devices:
         message = f"{train.num_processes} GPUs are asked for, this machine has {machine.num_devices}"
-        ways = (f"distill.train.num_processes={machine.num_devices}",)
-        problems.append(Problem("distill.train.num_processes", message, ways))
+        way = f"distill.train.num_processes={machine.num_devices}"
+        problems.append(Problem("distill.train.num_processes", message, (way,)))
     if train.fsdp and train.num_processes < 2:
         ways = ('distill.train.fsdp=""', "distill.train.num_processes=2")
         problems.append(Problem("distill.train.fsdp", "one process has nothing to shard over", ways))

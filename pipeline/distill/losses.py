@@ -254,7 +254,7 @@ _CHUNKED: Any = None
 def _make_function() -> Any:
     import torch
 
-    class ChunkedLoss(torch.autograd.Function):
+    class ChunkedLoss(torch.autograd.Function):  # type: ignore[misc]
         """Loss and gradients in one pass over the tokens."""
 
         @staticmethod
@@ -303,7 +303,7 @@ def _make_function() -> Any:
 
 
 def _accumulate(total: Tensor, gradient: Tensor, rows: Tensor) -> None:
-    """total (V, D) += gradient (n, V)^T rows (n, D), in the total's type."""
+    """Total (V, D) += gradient (n, V)^T rows (n, D), in the total's type."""
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.T, rows)
     else:

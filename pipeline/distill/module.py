@@ -46,9 +46,9 @@ class Teacher:
         self.head: Tensor = model.get_output_embeddings().weight
         self._with_states = with_states
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def __call__(self, input_ids: Tensor) -> dict[str, Any]:
-        """Its side of a batch (B, L): `teacher_hidden` (B, L, E) and, if asked for, `teacher_states`, each (B, L, E)."""
+        """Its side of a batch (B, L): `teacher_hidden` and, if asked for, `teacher_states`; each (B, L, E)."""
         found = self.model.base_model(input_ids=input_ids, use_cache=False, output_hidden_states=self._with_states)
         side: dict[str, Any] = {"teacher_hidden": found.last_hidden_state}
         if self._with_states:
@@ -56,7 +56,7 @@ class Teacher:
         return side
 
 
-class DistillModule(nn.Module):
+class DistillModule(nn.Module):  # type: ignore[misc]
     """A student and what it minimises.
 
     `forward` returns the sum over learnt tokens, in nats (plus the weighted hidden-state error, per token).

@@ -2,8 +2,8 @@
 
 Model FLOPs of a token (PaLM, arXiv 2204.02311, appendix B): 6 per weight that is multiplied and 12 per layer, position
 and attention width for the student's forward and backward pass, and a third of that for a live teacher's forward pass.
-Recomputed activations do not count. The peak is the data sheet's dense figure where the GPU is known, else the fastest of
-a few large matrix products on this machine.
+Recomputed activations do not count. The peak is the data sheet's dense figure where the GPU is known, else the fastest
+of a few large matrix products on this machine.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def flops_per_token(model: Any, length: int, *, backward: bool) -> float:
     config = model.config
     embedding = model.get_input_embeddings().weight.numel()
     tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    weights = sum(parameter.numel() for parameter in model.parameters()) - (0 if tied else embedding)
+    weights = int(sum(parameter.numel() for parameter in model.parameters())) - (0 if tied else int(embedding))
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    attention = config.num_hidden_layers * length * config.num_attention_heads * head_dim
+    attention = int(config.num_hidden_layers * length * config.num_attention_heads * head_dim)
     return (6.0 * weights + 12.0 * attention) if backward else (2.0 * weights + 4.0 * attention)
 
 

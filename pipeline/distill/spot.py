@@ -95,8 +95,9 @@ def grace_problem(spot: SpotConfig, num_parameters: int, bytes_per_s: float) -> 
     needed_s = num_parameters * ADAM_BYTES / bytes_per_s
     if not spot.save_on_sigterm or needed_s < spot.grace_s:
         return None
+    mib = num_parameters * ADAM_BYTES / 2**20
     message = (
-        f"{spot.grace_s:.3g} s is shorter than a checkpoint takes: {num_parameters * ADAM_BYTES / 2**20:.0f} MiB at the "
+        f"{spot.grace_s:.3g} s is shorter than a checkpoint takes: {mib:.0f} MiB at the "
         f"{bytes_per_s / 2**20:.0f} MiB/s that were measured are about {needed_s:.2g} s"
     )
     ways = (
@@ -186,7 +187,7 @@ class Books:
 
     @property
     def current(self) -> Attempt:
-        """This process's attempt."""
+        """The attempt of this process."""
         return self.attempts[-1]
 
     @property
@@ -195,7 +196,7 @@ class Books:
         return self.useful_before_s + (time.monotonic() - self._training_since)
 
     def begin(self) -> None:
-        """The first step is about to run: from here on time is useful. A restart's loading is lost with what it lost."""
+        """The first step is about to run: from here on time is useful; a restart's loading is lost work."""
         now = time.monotonic()
         self._training_since = self.started if len(self.attempts) == 1 else now
         if len(self.attempts) > 1:
@@ -220,7 +221,7 @@ class Books:
         self._thread.start()
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
-        """A heartbeat that cannot be written loses precision, not work: the checkpoint writer is the one to complain."""
+        """A heartbeat that cannot be written loses precision, not work; a checkpoint that cannot will complain."""
         import contextlib
 
         with contextlib.suppress(OSError):

@@ -65,7 +65,8 @@ class Effects:
     on_line: Callable[[str], None] = lambda line: None
     """Sees every line of the training's log."""
     generate: Callable[[DistillConfig, Artifact, StageResult], StageResult] | None = None
-    """Serves the teacher and lets it write the sequences (`distill.data.mode=teacher`); see `generate.py`."""
+    """Lets the served teacher write the sequences (`distill.data.mode=teacher`): `generate.teacher_writes`, with its
+    engine, machine and interpreter bound."""
 
 
 def distill_stage(

@@ -1,11 +1,11 @@
 """Cutting a student from a model: whole layers by block influence, neurons and heads by activation.
 
-Depth: ShortGPT (arXiv 2403.03853). A layer's block influence is 1 - cos(its input, its output), averaged over the tokens
-of a calibration text: a layer that hardly turns its input does little. The least influential layers go.
+Depth: ShortGPT (arXiv 2403.03853). A layer's block influence is 1 - cos(its input, its output), averaged over the
+tokens of a calibration text: a layer that hardly turns its input does little. The least influential layers go.
 
-Width: Minitron (arXiv 2407.14679, section 2.2). A neuron's importance is the size of its activation, a head's the norm of
-its output: mean over sequences of the L2 norm over positions. Query heads go with their key-value head, so that grouped
-attention stays whole. Each layer ranks its own; all layers keep equally many.
+Width: Minitron (arXiv 2407.14679, section 2.2). A neuron's importance is the size of its activation, a head's the norm
+of its output: mean over sequences of the L2 norm over positions. Query heads go with their key-value head, so that
+grouped attention stays whole. Each layer ranks its own; all layers keep equally many.
 
     python -m pipeline.distill.worker student JOB.json RESULT.json
 """

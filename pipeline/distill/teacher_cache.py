@@ -1,8 +1,8 @@
 """What the teacher says of every token, written once for many students: its top log-probabilities and the tail's mass.
 
-A token's record: the K likeliest token ids, sorted by id and stored as gaps in byte planes (the low bytes are noise, the
-high ones nearly constant, and each plane is Huffman-coded by zlib); K log-probabilities in 8 bit, companded by a square
-root so that likely tokens are the most exact; and the tail's log-mass in 16 bit. At K = 128 and 49,152 tokens that is
+A token's record: the K likeliest token ids, sorted by id and stored as gaps in byte planes (the low bytes are noise,
+the high ones nearly constant, and each plane is Huffman-coded by zlib); K log-probabilities in 8 bit, companded by a
+square root so that likely tokens are the most exact; and the tail's log-mass in 16 bit. At K = 128 of 49,152 tokens it takes
 under 300 bytes. Reading rescales the top so that top and tail sum to one.
 
     shard-00000.bin     the records of SHARD_ROWS packed sequences, one compressed block per sequence
@@ -37,7 +37,7 @@ LEVELS = 255
 
 @dataclass(frozen=True)
 class CacheError:
-    """How far the cache is from the teacher's full distribution p, per token in nats; means over the tokens looked at."""
+    """How far the cache is from the teacher's full distribution p: nats per token, means over the tokens looked at."""
 
     kl_rounding: float
     """KL of the exact top and tail from the stored ones: what 8 bits cost."""
@@ -211,13 +211,11 @@ def cache_error(logits: Any, stored: tuple[NDArray[np.int32], NDArray[np.float32
 def mean_error(errors: Sequence[CacheError]) -> CacheError:
     """Means weighted by tokens."""
     weights = [error.num_tokens for error in errors]
-    return CacheError(
-        *(
-            float(np.average([getattr(error, name) for error in errors], weights=weights))
-            for name in ("kl_rounding", "kl_total", "tail_mass")
-        ),
-        num_tokens=sum(weights),
-    )
+    means = {
+        name: float(np.average([getattr(error, name) for error in errors], weights=weights))
+        for name in ("kl_rounding", "kl_total", "tail_mass")
+    }
+    return CacheError(**means, num_tokens=sum(weights))
 
 
 class TeacherCache:

@@ -4,9 +4,9 @@ The Trainer keeps what it does well: processes and sharding (accelerate), accumu
 the loss, the checkpoint's form (no pickles, see `checkpoint`), and the log.
 
 What makes a resume exact: the samples are a function of the step alone; model, moments, schedule and every random
-generator are put back; the generators are put back at the first step, after the data loader has drawn from them. SIGTERM
-ends a single process inside a step, where nothing but gradients is half done; the checkpoint then holds the generators as
-they were when that step began. With several processes all agree at the end of each step.
+generator are put back; the generators are put back at the first step, after the data loader has drawn from them.
+SIGTERM ends a single process inside a step, where nothing but gradients is half done; the checkpoint then holds the
+generators as they were when that step began. With several processes all agree at the end of each step.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class DivergedError(ParsimonyError):
     """The loss is not a number, or has run away; the message names the last good checkpoint."""
 
 
-class DistillTrainer(Trainer):
+class DistillTrainer(Trainer):  # type: ignore[misc]
     """Trainer with a teacher beside the student."""
 
     def __init__(
@@ -117,7 +117,7 @@ class DistillTrainer(Trainer):
         self._window_loss = loss.detach() if self._window_loss is None else self._window_loss + loss.detach()
         return (loss, {}) if return_outputs else loss
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _rollout(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The student writes on after each text's opening (GKD); tokens after its end-of-sequence are not learnt."""
         data = self._distill.data
@@ -226,8 +226,9 @@ class DistillTrainer(Trainer):
         last = self._writer.written[-1].step if self._writer.written else self._books.current.resumed_step
         good = f"step {last}" if last else "none"
         what = f"has grown to {loss:.4g}, over {factor:g} times its lowest ({lowest:.4g})"
+        what = what if math.isfinite(loss) else "is not a number"
         raise DivergedError(
-            f"the loss {what if math.isfinite(loss) else 'is not a number'} at step {step}; last good checkpoint: {good}\n"
+            f"the loss {what} at step {step}; last good checkpoint: {good}\n"
             "  -> a lower distill.train.learning_rate\n  -> a longer distill.train.warmup_fraction"
         )
 
@@ -240,7 +241,7 @@ class DistillTrainer(Trainer):
     def save_now(self, generators: dict[str, Any]) -> None:
         """Take a checkpoint of the last whole step, with these random states; every process takes part."""
         step = self.state.global_step
-        if step == 0 or step == self._saved_step:
+        if step in (0, self._saved_step):
             return
         if self._window_loss is not None and not torch.isfinite(self._window_loss).all():
             self._check_loss(float("nan"), step)
@@ -325,7 +326,7 @@ class DistillTrainer(Trainer):
         self._saved_step = state["step"]
 
 
-class _Steps(TrainerCallback):
+class _Steps(TrainerCallback):  # type: ignore[misc]
     """Tells the trainer when optimizer steps begin and end."""
 
     def __init__(self, trainer: DistillTrainer) -> None:

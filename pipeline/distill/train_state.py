@@ -1,8 +1,8 @@
 """All that a training run is at a step, as tensors and JSON: taken in a moment, written beside the training, put back.
 
-Replicated students are read directly: one copy into buffers that are kept (pinned on a GPU's host), which is all that the
-training waits for. Sharded ones (FSDP) go through torch's own `distributed.checkpoint.state_dict`, gathered on the first
-process.
+Replicated students are read directly: one copy into buffers that are kept (pinned on a GPU's host), which is all that
+the training waits for. Sharded ones (FSDP) go through torch's own `distributed.checkpoint.state_dict`, gathered on the
+first process.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     student   cut the student from the teacher          cache   let the teacher read the text, keep what it says
     train     train the student; started again, it goes on from its newest checkpoint
 
-With several GPUs `train` runs in as many processes, below `python -m torch.distributed.run`. Exit code 143: SIGTERM ended
-the training, a checkpoint is written.
+With several GPUs `train` runs in as many processes, below `python -m torch.distributed.run`. Exit code 143: SIGTERM
+ended the training, a checkpoint is written.
 """
 
 from __future__ import annotations

@@ -147,7 +147,7 @@ def test_the_same_vocabulary_split_differently_is_refused(tiny: Path, tmp_path: 
 
 
 def test_a_folder_without_weights_and_a_quantized_one_are_refused(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(students.StudentError, match="no config.json"):
+    with pytest.raises(students.StudentError, match=r"no config\.json"):
         students.check_given_student(tiny, tmp_path / "nothing")
     quantized = write_model(tmp_path / "quantized", num_layers=1)
     import json

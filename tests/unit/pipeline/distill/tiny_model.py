@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-WORDS = "the a of to and in cat dog sees runs red blue one two three house tree over under with".split()
+TEXT = "the a of to and in cat dog sees runs red blue one two three house tree over under with"
+WORDS = TEXT.split()
 VOCAB = 128
 
 
