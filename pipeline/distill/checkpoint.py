@@ -76,8 +76,8 @@ class CheckpointStore:
             CheckpointError: the URL's kind is not known here; names the package that knows it.
 
         """
-        from fsspec.core import url_to_fs
-        from fsspec.implementations.local import LocalFileSystem
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
 
         self.url, self.keep = url, keep
         try:

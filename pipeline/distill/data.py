@@ -114,8 +114,8 @@ def source_texts(source: str, store: StageStore) -> list[str]:
 
 
 def _table(path: Path) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     if path.suffix == ".parquet":
         return pq.read_table(path)

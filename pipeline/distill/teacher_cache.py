@@ -2,8 +2,8 @@
 
 A token's record: the K likeliest token ids, sorted by id and stored as gaps in byte planes (the low bytes are noise,
 the high ones nearly constant, and each plane is Huffman-coded by zlib); K log-probabilities in 8 bit, companded by a
-square root so that likely tokens are the most exact; and the tail's log-mass in 16 bit. At K = 128 of 49,152 tokens it takes
-under 300 bytes. Reading rescales the top so that top and tail sum to one.
+square root so that likely tokens are the most exact; and the tail's log-mass in 16 bit: under 300 bytes at K = 128 of
+49,152 tokens. Reading rescales the top so that top and tail sum to one.
 
     shard-00000.bin     the records of SHARD_ROWS packed sequences, one compressed block per sequence
     shard-00000.json    where each block starts, and the shard's SHA-256: written last
@@ -257,7 +257,8 @@ def _squeeze(data: bytes) -> bytes:
 
 def _compand(log_probs: NDArray[np.float32]) -> NDArray[np.uint8]:
     share = np.sqrt(np.clip(log_probs, LOWEST, 0.0) / LOWEST)
-    return np.rint(share * LEVELS).astype(np.uint8)
+    levels: NDArray[np.uint8] = np.rint(share * LEVELS).astype(np.uint8)
+    return levels
 
 
 def _expand(levels: NDArray[np.uint8]) -> NDArray[np.float32]:
