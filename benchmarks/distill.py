@@ -1,6 +1,6 @@
 r"""Distillation measured: its step against a plain loop, checkpoints, the cached teacher; and what it wins in quality.
 
-    python -m benchmarks.distill speed --model FOLDER --text FILE --work FOLDER --out benchmarks/results/distill-speed.md
+    python -m benchmarks.distill speed --model FOLDER --text FILE --work FOLDER --out benchmarks/results/distill.md
     python -m benchmarks.distill quality --model FOLDER --text TRAIN.txt --eval-text TEST.txt --work FOLDER \
         --out benchmarks/results/distill-quality.md
 
@@ -12,8 +12,8 @@ module, loss, optimizer and clipping; (2) a step beside the live teacher against
 a checkpoint every 50 steps against one without.
 
 `quality` gives distillation and plain fine-tuning the same budget of processor time (`--budget-s` x cores, by default
-20 minutes), from the same student, on the same text in the same order, at the same learning rate. The number of steps of
-each comes from a calibration of its processor seconds per step. Perplexity is over windows of the evaluation texts;
+20 minutes), from the same student, on the same text in the same order, at the same learning rate. The number of steps
+of each comes from a calibration of its processor seconds per step. Perplexity is over windows of the evaluation texts;
 ARC-Easy and PIQA come from lm-eval behind vLLM, as in every run. Intervals are 95% bootstrap intervals, the last row's
 are paired.
 
@@ -193,7 +193,7 @@ def step_times(
             ends.append(time.perf_counter())
 
     trainer.add_callback(Clock())
-    run_training(trainer, StopSignal(25), None)
+    run_training(trainer, None)
     ends.append(time.perf_counter())
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return list(np.diff(ends)[1:])

@@ -54,6 +54,12 @@ class Bill:
     usd_per_hour: Decimal | None = None
     """None: not known; costs are then left out, never zero."""
 
+    def usd(self, seconds: float | None) -> Decimal | None:
+        """What this time costs; None where either is not known."""
+        if seconds is None or self.usd_per_hour is None:
+            return None
+        return Decimal(str(seconds)) * self.usd_per_hour / 3600
+
 
 @dataclass(frozen=True)
 class Effects:
@@ -97,7 +103,7 @@ def distill_stage(
     store = effects.store
     found = store.find("distill", store.key("distill", plan))
     if found is None:
-        preflight(base, config, digest_json(plan), plan)
+        preflight(base, config, digest_json(plan), plan, store.root / "distill")
     student, cut = make_student_stage(base, config, calib, effects)
     rows = training_rows(config.data, base, store)
     if config.data.mode == "teacher":
@@ -125,7 +131,7 @@ def distill_stage(
         }
         with effects.shown("distill"):
             run_worker("train", job, folder, config, effects.on_line)
-        return _finish(folder, plan, student, rows, cache)
+        return _finish(folder, plan, student, cut, rows, cache, bill)
 
     made = store.run("distill", plan, make, resumable=True)
     return student_artifact(made, base), made
@@ -160,8 +166,10 @@ def needs_calibration(config: DistillConfig) -> bool:
     )
 
 
-def preflight(base: Artifact, config: DistillConfig, plan_hash: str, plan: Mapping[str, Any]) -> None:
+def preflight(base: Artifact, config: DistillConfig, plan_hash: str, plan: Mapping[str, Any], own_place: Path) -> None:
     """Look at everything that can be wrong outside the configuration itself, before the teacher is loaded.
+
+    `own_place` is where checkpoints go without a URL.
 
     Raises:
         PlanError: a problem with the grace period.
@@ -179,12 +187,10 @@ def preflight(base: Artifact, config: DistillConfig, plan_hash: str, plan: Mappi
         num_parameters = facts_from_folder("student", folder).num_parameters
     else:
         num_parameters = student_parameters(config.student, facts)
-    url = config.spot.url
-    if url is None:
-        return
-    store = CheckpointStore(url, config.spot.keep)
-    speed = store.probe(PROBE_BYTES)
-    store.check_plan(plan_hash, plan)
+    places = CheckpointStore(config.spot.url or str(own_place), config.spot.keep)
+    speed = places.probe(PROBE_BYTES)
+    if config.spot.url is not None:
+        places.check_plan(plan_hash, plan)
     problem = grace_problem(config.spot, num_parameters, speed)
     if problem is not None:
         raise PlanError([problem])
@@ -358,7 +364,9 @@ def distill_metrics(result: Mapping[str, Any]) -> dict[str, float]:
             "lost_steps",
             "lost_usd",
             "spot_coverage",
+            "making_wall_s",
             "teacher_wall_s",
+            "teacher_usd",
         )
         if result.get(name) is not None
     }
@@ -386,17 +394,28 @@ def _finish_student(folder: Path, inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    folder: Path, plan: Mapping[str, Any], student: Artifact, rows: StageResult, cache: StageResult | None
+    folder: Path,
+    plan: Mapping[str, Any],
+    student: Artifact,
+    cut: StageResult | None,
+    rows: StageResult,
+    cache: StageResult | None,
+    bill: Bill,
 ) -> dict[str, Any]:
     model = folder / "model"
+    measured = read_json(folder / "measured.json")
+    teacher_wall_s = cache.wall_s if cache is not None else rows.wall_s if rows.stage == "teacher-text" else None
+    making = [measured["train_wall_s"], teacher_wall_s, None if cut is None else cut.wall_s]
     result = {
-        **read_json(folder / "measured.json"),
+        **measured,
+        "making_wall_s": sum(seconds for seconds in making if seconds is not None),
         "digest": checkpoint_digest(model),
         "num_bytes": weight_bytes(model),
         "student": student.digest,
         "rows": rows.result,
         "teacher_cache": None if cache is None else {k: cache.result[k] for k in ("bytes_per_token", "error", "top_k")},
-        "teacher_wall_s": None if cache is None else cache.wall_s,
+        "teacher_wall_s": teacher_wall_s,
+        "teacher_usd": bill.usd(teacher_wall_s),
     }
     short = {key: value for key, value in result.items() if key != "curve"}
     write_json(model / "manifest.json", {"method": "distill", **plan, **short})
@@ -412,6 +431,6 @@ def _checked_artifact(made: StageResult, base: Artifact, method: str) -> Artifac
         raise StoreError(f"the stored checkpoint {folder} has been changed: remove {made.folder} and run again")
     details = {key: made.result[key] for key in ("wall_s", "peak_host_bytes", "peak_device_bytes")}
     if method == "distill":
-        details["wall_s"] = made.result["train_wall_s"]
+        details["wall_s"] = made.result["making_wall_s"]
         details["distill"] = distill_metrics(made.result)
     return Artifact(folder, str(made.result["digest"]), int(made.result["num_bytes"]), method, base.digest, details)

@@ -288,7 +288,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             self.save_now(generators)
         self._writer.wait()
         last = self._writer.written[-1].step if self._writer.written else self._books.current.resumed_step
-        return f"SIGTERM at step {self.state.global_step}: checkpoint of step {last} is written"
+        kept = f"checkpoint of step {last} is written" if last else "no step was done, there is no checkpoint"
+        return f"SIGTERM at step {self.state.global_step}: {kept}"
 
     def weights(self) -> dict[str, Tensor]:
         """The student's weights by its own names; every process takes part, the first one gets them."""
@@ -390,7 +391,7 @@ def training_arguments(config: DistillConfig, seed: int, work: Path) -> Training
     return TrainingArguments(**settings)
 
 
-def run_training(trainer: DistillTrainer, stop: StopSignal, found: Checkpoint | None) -> None:
+def run_training(trainer: DistillTrainer, found: Checkpoint | None) -> None:
     """Train to the end, from the checkpoint that was found.
 
     Raises:

@@ -9,6 +9,7 @@ ended the training, a checkpoint is written.
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -118,7 +119,7 @@ def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
         end_token=job["end_token"],
     )
     try:
-        run_training(trainer, stop, found)
+        run_training(trainer, found)
     except BaseException:
         if first:
             books.beat(trainer.state.global_step, ended="sigterm" if stop.received else "failed", wait=True)
@@ -225,7 +226,8 @@ def main(task: str, job_path: Path, result_path: Path) -> int:
     except ParsimonyError as error:
         sys.stdout.write(f"{error}\n")
         sys.stdout.flush()
-        write_json(result_path.with_suffix(".error.json"), {"kind": type(error).__name__, "message": str(error)})
+        if os.environ.get("RANK", "0") == "0":  # the first process knows which checkpoint is written
+            write_json(result_path.with_suffix(".error.json"), {"kind": type(error).__name__, "message": str(error)})
         return error.exit_code
     if result is not None:
         wall_s = time.monotonic() - STARTED

@@ -72,4 +72,4 @@ def test_parts_that_are_there_are_not_asked_again(tmp_path: Path, monkeypatch: p
         generate.write_parts(10, write, tmp_path)
     found = generate.write_parts(10, write, tmp_path)
     assert found.tolist() == [[number, 2 * number] for number in range(10)]
-    assert sorted(asked) == [*range(10), 8, 9]
+    assert sorted(asked) == sorted([*range(10), 8, 9])
