@@ -141,6 +141,11 @@ class Objective:
         """Whether the teacher's distribution is needed."""
         return self.divergence != "none" and self.divergence_weight > 0
 
+    @property
+    def uses_logits(self) -> bool:
+        """Whether the student's distribution matters at all."""
+        return self.uses_teacher or self.cross_entropy_weight > 0
+
     def __call__(self, logits: Tensor, labels: Tensor, teacher: TeacherChunk | None) -> Tensor:
         """The sum over the chunk's learnt tokens, in nats: a scalar.
 

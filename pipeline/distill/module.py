@@ -130,7 +130,9 @@ class DistillModule(nn.Module):  # type: ignore[misc]
         elif teacher_index is not None and teacher_values is not None:
             teacher = CachedTeacher(teacher_index.flatten(0, 1), teacher_values.flatten(0, 1))
         flat_labels = labels.flatten()
-        loss = chunked_loss(hidden, head, flat_labels, self._objective, teacher, self._chunk_tokens)
+        loss = hidden.new_zeros((), dtype=torch.float32)
+        if self._objective.uses_logits:
+            loss = chunked_loss(hidden, head, flat_labels, self._objective, teacher, self._chunk_tokens)
         if self._matches and teacher_states is not None:
             loss = loss + self._hidden_weight * self._hidden_loss(found.hidden_states, teacher_states, flat_labels)
         return {"loss": loss}
