@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+LOWEST_LOG = -1e4
+"""Stands for the logarithm of zero, whose product with zero is zero."""
 IGNORED = -100
 """Label of a token that is not learnt."""
 
@@ -120,10 +122,7 @@ def bucket_log_probs(logits: Tensor, index: Tensor, temperature: float = 1.0) ->
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:
     """KL(a || b) in nats, (N,). A probability of exactly zero under `a` adds nothing."""
-    import torch
-
-    terms = a.exp() * (a - b)
-    return torch.where(a == float("-inf"), torch.zeros_like(terms), terms).sum(dim=-1)
+    return (a.exp() * (a.clamp_min(LOWEST_LOG) - b)).sum(dim=-1)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ from pipeline.types import Artifact
 
 TOOLS = ("transformers", "torch", "accelerate")
 POLL_S = 0.2
+PROGRESS = ("step ", "sequence ", "going on ", "checkpoint ")
+"""How the lines begin that people see."""
 EXIT_MARGIN_S = 5.0
 """Seconds beyond the grace period until a worker that does not end is killed."""
 
@@ -69,7 +71,7 @@ class Effects:
     shown: Callable[[str], AbstractContextManager[None]]
     """Entered with a stage's name while it works."""
     on_line: Callable[[str], None] = lambda line: None
-    """Sees every line of the training's log."""
+    """Sees the lines of the log that tell of progress."""
     generate: Callable[[DistillConfig, Artifact, StageResult], StageResult] | None = None
     """Lets the served teacher write the sequences (`distill.data.mode=teacher`): `generate.teacher_writes`, with its
     engine, machine and interpreter bound."""
@@ -101,17 +103,15 @@ def distill_stage(
     """
     plan = what_decides(base, config, calib, seed)
     store = effects.store
-    found = store.find("distill", store.key("distill", plan))
-    if found is None:
-        preflight(base, config, digest_json(plan), plan, store.root / "distill")
-    student, cut = make_student_stage(base, config, calib, effects)
-    rows = training_rows(config.data, base, store)
-    if config.data.mode == "teacher":
-        assert effects.generate is not None, "distill.data.mode=teacher needs a served teacher"
-        rows = effects.generate(config, base, rows)
-    cache = teacher_cache_stage(base, config, rows, effects)
 
     def make(folder: Path) -> Mapping[str, Any]:
+        preflight(base, config, digest_json(plan), plan, store.root / "distill")
+        student, cut = make_student_stage(base, config, calib, effects)
+        rows = training_rows(config.data, base, store)
+        if config.data.mode == "teacher":
+            assert effects.generate is not None, "distill.data.mode=teacher needs a served teacher"
+            rows = effects.generate(config, base, rows)
+        cache = teacher_cache_stage(base, config, rows, effects)
         job = {
             "teacher": base.path,
             "student": student.path,
@@ -292,11 +292,9 @@ def run_worker(
         ChildProcess(command, log=log, env=environment, cwd=folder, grace_s=grace_s) as child,
     ):
         while (code := child.poll()) is None:
-            for line in reader.new_lines():
-                on_line(line)
+            tell(reader, on_line)
             time.sleep(POLL_S)
-    for line in reader.new_lines():
-        on_line(line)
+    tell(reader, on_line)
     if code == 0:
         return
     error = read_json(error_file) if error_file.exists() else None
@@ -306,6 +304,13 @@ def run_worker(
         raise ToolError(f"distillation stopped: {error['message']}")
     hint = " (out of memory?)" if code == 128 + signal.SIGKILL else ""
     raise ToolError(f"pipeline.distill.worker {task} failed with exit code {code}{hint}", log)
+
+
+def tell(reader: LogReader, on_line: Callable[[str], None]) -> None:
+    """Pass on the new lines of progress; the libraries' own lines stay in the log."""
+    for line in reader.new_lines():
+        if line.startswith(PROGRESS):
+            on_line(line)
 
 
 def worker_command(task: str, folder: Path, num_processes: int) -> list[str | Path]:

@@ -87,6 +87,7 @@ def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
     first = arguments.process_index == 0
     say = print_line if first else lambda _: None
     store = CheckpointStore(job["url"], config.spot.keep)
+    store.check_plan(job["plan_hash"], job["plan"])
     found, skipped = store.newest(work / f"resume-{arguments.process_index}")
     for one in skipped:
         say(f"checkpoint {one.name} is skipped: {one.reason}")
