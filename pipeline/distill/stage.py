@@ -9,43 +9,27 @@ distill       the training: interrupted, the same command goes on from the newes
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from common.errors import PlanError, Problem, StoreError, ToolError
-from common.files import digest_file, digest_json, plain, read_json, write_json
-from common.process import ChildProcess, LogReader
+from common.errors import StoreError
+from common.files import digest_json, read_json, write_json
 from pipeline.compress.calibration import calibration_tokens, end_token
-from pipeline.distill.checkpoint import CheckpointStore
-from pipeline.distill.config import DistillConfig, num_dropped, student_parameters
-from pipeline.distill.data import check_sources, training_rows
-from pipeline.distill.spot import PROBE_BYTES, InterruptedTrainingError, grace_problem
-from pipeline.distill.students import check_given_student
-from pipeline.environments import ROOT, versions
-from pipeline.facts import facts_from_folder
+from pipeline.distill.config import DistillConfig
+from pipeline.distill.data import training_rows
+from pipeline.distill.preflight import TOOLS, needs_calibration, preflight, what_decides
+from pipeline.distill.process import run_worker
+from pipeline.environments import versions
 from pipeline.models.resolve import checkpoint_digest, folder_artifact, weight_bytes
-from pipeline.models.wheels import CONTEXTS
 from pipeline.schema import CalibConfig
 from pipeline.stages import StageResult, StageStore
 from pipeline.types import Artifact
-
-TOOLS = ("transformers", "torch", "accelerate")
-POLL_S = 0.2
-PROGRESS = ("step ", "sequence ", "going on ", "checkpoint ")
-"""How the lines begin that people see."""
-EXIT_MARGIN_S = 5.0
-"""Seconds beyond the grace period until a worker that does not end is killed."""
 
 
 @dataclass(frozen=True)
@@ -137,75 +121,6 @@ def distill_stage(
     return student_artifact(made, base), made
 
 
-def what_decides(base: Artifact, config: DistillConfig, calib: CalibConfig, seed: int) -> dict[str, Any]:
-    """All that decides the student's weights; its hash names the run and its checkpoints."""
-    settings = {key: value for key, value in plain(config).items() if key not in ("name", "spot")}
-    given = config.student.path
-    settings["data"]["sources"] = [
-        source if source in CONTEXTS or not Path(source).is_file() else digest_file(Path(source))
-        for source in config.data.sources
-    ]
-    if given is not None:
-        folder = Path(given)
-        settings["student"]["path"] = checkpoint_digest(folder) if folder.is_dir() else given
-    return {
-        "base": base.digest,
-        "distill": settings,
-        "calib": plain(calib) if needs_calibration(config) else None,
-        "seed": seed,
-        "tools": versions(Path(sys.executable), *TOOLS),
-    }
-
-
-def needs_calibration(config: DistillConfig) -> bool:
-    """Whether the cut is measured on text."""
-    student = config.student
-    measured_depth = student.drop_layers is None and student.drop_fraction is not None
-    return student.path is None and (
-        measured_depth or student.intermediate_size is not None or student.num_kv_heads is not None
-    )
-
-
-def preflight(base: Artifact, config: DistillConfig, plan_hash: str, plan: Mapping[str, Any], own_place: Path) -> None:
-    """Look at everything that can be wrong outside the configuration itself, before the teacher is loaded.
-
-    `own_place` is where checkpoints go without a URL.
-
-    Raises:
-        PlanError: a problem with the grace period.
-        UserError: the text, the student or the place for checkpoints will not do.
-
-    """
-    check_sources(config.data.sources)
-    facts = facts_from_folder("teacher", base.path)
-    problems = _check_cut(config, facts.num_layers)
-    if problems:
-        raise PlanError(problems)
-    if config.student.path is not None:
-        folder = Path(config.student.path)
-        check_given_student(base.path, folder)
-        num_parameters = facts_from_folder("student", folder).num_parameters
-    else:
-        num_parameters = student_parameters(config.student, facts)
-    places = CheckpointStore(config.spot.url or str(own_place), config.spot.keep)
-    speed = places.probe(PROBE_BYTES)
-    if config.spot.url is not None:
-        places.check_plan(plan_hash, plan)
-    problem = grace_problem(config.spot, num_parameters, speed)
-    if problem is not None:
-        raise PlanError([problem])
-
-
-def _check_cut(config: DistillConfig, num_layers: int) -> list[Problem]:
-    """The layers, against the checkpoint itself: the plan may have known only the configured shape."""
-    student = config.student
-    outside = [layer for layer in student.drop_layers or [] if not 0 <= layer < num_layers]
-    if outside or num_dropped(student, num_layers) >= num_layers:
-        message = f"{outside or student.drop_layers} of a model with layers 0 to {num_layers - 1}"
-        return [Problem("distill.student.drop_layers", message)]
-    return []
-
-
 def make_student_stage(
     base: Artifact, config: DistillConfig, calib: CalibConfig, effects: Effects
 ) -> tuple[Artifact, StageResult | None]:
@@ -262,84 +177,6 @@ def teacher_cache_stage(
         return dict(read_json(folder / "measured.json"))
 
     return effects.store.run("teacher-cache", inputs, make, resumable=True)
-
-
-def run_worker(
-    task: str,
-    job: Mapping[str, Any],
-    folder: Path,
-    config: DistillConfig,
-    on_line: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Run a task in a process of its own. SIGTERM reaches it, and it has its grace period to write a checkpoint.
-
-    Raises:
-        InterruptedTrainingError: SIGTERM ended it.
-        ToolError: it failed; the message ends with its log.
-
-    """
-    write_json(folder / "job.json", job)
-    error_file = folder / "measured.error.json"
-    error_file.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    log = folder / f"{task}.log"
-    log.touch()
-    reader = LogReader(log)
-    command = worker_command(task, folder, config.train.num_processes)
-    grace_s = config.spot.grace_s + EXIT_MARGIN_S
-    with (
-        _sigterm_raises(),
-        ChildProcess(command, log=log, env=environment, cwd=folder, grace_s=grace_s) as child,
-    ):
-        while (code := child.poll()) is None:
-            tell(reader, on_line)
-            time.sleep(POLL_S)
-    tell(reader, on_line)
-    if code == 0:
-        return
-    error = read_json(error_file) if error_file.exists() else None
-    if error is not None and error["kind"] == InterruptedTrainingError.__name__:
-        raise InterruptedTrainingError(f"{error['message']}; the same command goes on from there")
-    if error is not None:
-        raise ToolError(f"distillation stopped: {error['message']}")
-    hint = " (out of memory?)" if code == 128 + signal.SIGKILL else ""
-    raise ToolError(f"pipeline.distill.worker {task} failed with exit code {code}{hint}", log)
-
-
-def tell(reader: LogReader, on_line: Callable[[str], None]) -> None:
-    """Pass on the new lines of progress; the libraries' own lines stay in the log."""
-    for line in reader.new_lines():
-        if line.startswith(PROGRESS):
-            on_line(line)
-
-
-def worker_command(task: str, folder: Path, num_processes: int) -> list[str | Path]:
-    """The worker's command line; several processes run below torch's launcher."""
-    program: list[str | Path] = ["-m", "pipeline.distill.worker", task, folder / "job.json", folder / "measured.json"]
-    if task != "train" or num_processes == 1:
-        return [sys.executable, *program]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return [sys.executable, *launcher, *program]
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM unwinds this process, so that it waits until the worker has written its checkpoint."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise InterruptedTrainingError(
-            "SIGTERM: the training had its grace period for a checkpoint; the same command goes on from there"
-        )
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def student_artifact(made: StageResult, base: Artifact) -> Artifact:

@@ -20,6 +20,7 @@ from common.files import digest_file, read_json, write_json
 from pipeline.distill import stage
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.config import DistillConfig, StudentConfig
+from pipeline.distill.process import worker_command
 from pipeline.distill.stage import Bill, Effects, distill_metrics, distill_stage, training_curve
 from pipeline.environments import ROOT
 from pipeline.models.resolve import folder_artifact
@@ -148,7 +149,7 @@ def run_train(
 
     student = write_model(folder / "student", num_layers=2, seed=1)
     job = jobs.write_job(folder / "job", teacher, student, config, dropped_layers=None)
-    command = stage.worker_command("train", job.parent, config.train.num_processes)
+    command = worker_command("train", job.parent, config.train.num_processes)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("ab") as log:
         while True:
@@ -172,6 +173,7 @@ from pathlib import Path
 from common.files import read_json
 from pipeline.cli import run_command
 from pipeline.distill.config import config_from
+from pipeline.distill.process import worker_command
 from pipeline.distill.stage import Bill, Effects, distill_stage
 from pipeline.models.resolve import folder_artifact
 from pipeline.schema import CalibConfig
@@ -258,7 +260,7 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(teacher: Path,
     )
     student = write_model(tmp_path / "student", num_layers=2, seed=1)
     job = jobs.write_job(tmp_path / "job", teacher, student, config)
-    command = stage.worker_command("train", job.parent, 1)
+    command = worker_command("train", job.parent, 1)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 1

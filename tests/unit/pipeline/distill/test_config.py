@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from common.files import plain
-from pipeline.distill.config import DistillConfig, check, config_from, student_parameters
+from pipeline.distill.check import check
+from pipeline.distill.config import DistillConfig, config_from, student_parameters
 from pipeline.environments import ROOT
 from pipeline.facts import count_parameters, facts_from_shape
 from pipeline.types import Machine
