@@ -1,7 +1,9 @@
 """What distillation can be told. Pure; what can be wrong with it is in `check`.
 
-python -m pipeline model=smollm2-135m-q4_1 distill=depth-third quant=int8
-python -m pipeline distill=depth-third distill.student.drop_layers=[14,15,16] distill.train.num_steps=200
+    python -m pipeline model=smollm2-135m-q4_1 distill=depth-third quant=int8
+    python -m pipeline distill=depth-third distill.student.drop_layers=[14,15,16] distill.train.num_steps=200
+
+Every key has its line below; the choices are the files of conf/distill.
 """
 
 from __future__ import annotations
