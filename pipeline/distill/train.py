@@ -85,6 +85,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._window_loss: Tensor | None = None
         self._step_window: Tensor | None = None
         self._window_steps = 0
+        self._timed_steps = 0
         self._window_started = time.monotonic()
         self._saved_at: float | None = None
         self._saved_step: int | None = None
@@ -129,18 +130,19 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         student = module.student
         was_training = student.training
         student.eval()
-        written = student.generate(
-            opening,
-            attention_mask=torch.ones_like(opening),
-            do_sample=True,
-            temperature=data.sampling_temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=length + 1 - data.prompt_tokens,
-            pad_token_id=self._end_token,
-            eos_token_id=self._end_token,
-            use_cache=True,
-        )
+        with self.accelerator.autocast():
+            written = student.generate(
+                opening,
+                attention_mask=torch.ones_like(opening),
+                do_sample=True,
+                temperature=data.sampling_temperature,
+                top_k=0,
+                top_p=1.0,
+                max_new_tokens=length + 1 - data.prompt_tokens,
+                pad_token_id=self._end_token,
+                eos_token_id=self._end_token,
+                use_cache=True,
+            )
         student.train(was_training)
         padded = torch.full((len(opening), length + 1), self._end_token, device=opening.device)
         padded[:, : written.shape[1]] = written
@@ -164,6 +166,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if self._resumed_random is not None:
             set_random_states(self._resumed_random[self.args.process_index])
             self._resumed_random = None
+        if self._timed_steps == 0:
+            self._window_started = time.monotonic()
         self._step_random = random_states()
         self._step_window = self._window_loss
 
@@ -172,6 +176,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         step = self.state.global_step
         self._step_random = None
         self._window_steps += 1
+        self._timed_steps += 1
         if step % self._distill.train.log_every_steps == 0 or step == self.state.max_steps:
             self._log_point(step)
         if self.args.process_index == 0:
@@ -194,10 +199,10 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         now = time.monotonic()
         seconds = now - self._window_started
         tokens = self._distill.train.batch_size * self._distill.data.length
-        rate = self._window_steps * tokens / seconds
+        rate = self._timed_steps * tokens / seconds  # of this attempt; the window may have begun in another one
         self._check_loss(mean, step)
         self.curve.append({"step": step, "loss": mean, "tokens_seen": step * tokens, "tokens_per_s": rate})
-        self._window_loss, self._window_steps, self._window_started = None, 0, now
+        self._window_loss, self._window_steps, self._timed_steps = None, 0, 0
         if self.args.process_index == 0:
             self._say(self._line(step, mean, rate, (self.state.max_steps - step) * tokens / rate, now))
 
@@ -284,7 +289,8 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         generators = self._step_random or random_states()
         if self._step_random is not None:  # inside a step: what its micro-batches added does not count
             self._window_loss = self._step_window
-        if self._distill.spot.save_on_sigterm and self._stop.left_s > 0:
+        in_time = self.args.world_size > 1 or self._stop.left_s > 0  # several processes must all do the same
+        if self._distill.spot.save_on_sigterm and in_time:
             self.save_now(generators)
         self._writer.wait()
         last = self._writer.written[-1].step if self._writer.written else self._books.current.resumed_step
