@@ -9,7 +9,7 @@ Every key has its line below; the choices are the files of conf/distill.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from pipeline.types import ModelFacts
@@ -184,6 +184,19 @@ def student_parameters(config: StudentConfig, facts: ModelFacts) -> int:
     layer_before = _layer_parameters(facts, facts.num_kv_heads, queries, facts.intermediate_size)
     layer_after = _layer_parameters(facts, kv_heads, queries, neurons)
     return facts.num_parameters - facts.num_layers * layer_before + kept_layers * layer_after
+
+
+def student_facts(config: StudentConfig, facts: ModelFacts) -> ModelFacts:
+    """Facts of a student that is cut from the base: what the next stages plan with. A given checkpoint has its own."""
+    kv_heads = config.num_kv_heads or facts.num_kv_heads
+    return replace(
+        facts,
+        num_layers=facts.num_layers - num_dropped(config, facts.num_layers),
+        intermediate_size=config.intermediate_size or facts.intermediate_size,
+        num_kv_heads=kv_heads,
+        num_heads=kv_heads * (facts.num_heads // facts.num_kv_heads),
+        num_parameters=student_parameters(config, facts),
+    )
 
 
 def num_dropped(config: StudentConfig, num_layers: int) -> int:

@@ -6,7 +6,7 @@ import yaml
 
 from common.files import plain
 from pipeline.distill.check import check
-from pipeline.distill.config import DistillConfig, config_from, student_parameters
+from pipeline.distill.config import DistillConfig, config_from, student_facts, student_parameters
 from pipeline.environments import ROOT
 from pipeline.facts import count_parameters, facts_from_shape
 from pipeline.types import Machine
@@ -101,7 +101,10 @@ def test_a_teacher_that_does_not_fit_beside_its_student_is_refused() -> None:
 )
 def test_a_cut_students_size_is_known_beforehand(cut: dict[str, Any], smaller: dict[str, int]) -> None:
     expected = count_parameters(facts_from_shape("student", SHAPE | smaller))
-    assert student_parameters(a_config(**cut).student, FACTS) == expected
+    student = a_config(**cut).student
+    assert student_parameters(student, FACTS) == expected
+    facts = student_facts(student, FACTS)
+    assert count_parameters(facts) == facts.num_parameters == expected
 
 
 def test_a_configuration_survives_json() -> None:
