@@ -17,11 +17,13 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 checkpoints="${CHECKPOINTS:-$PWD/checkpoints/distill-${SLURM_JOB_ID:-local}}"
-# A job step of its own: --signal reaches steps, not the batch shell. Requeue only what SIGTERM ended (exit code 143).
+# A job step of its own: --signal reaches steps. Where preemption signals this shell too, it waits for the step's end.
+trap : TERM
 code=0
 srun scripts/pipeline "$@" hardware.purchase_option=spot \
   distill.spot.url="$checkpoints" distill.spot.grace_s="${GRACE_S:-25}" || code=$?
+# Requeue only what SIGTERM ended; after a preemption Slurm has done it already.
 if [[ $code -eq 143 && -n "${SLURM_JOB_ID:-}" ]]; then
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "$SLURM_JOB_ID" || true
 fi
 exit "$code"
