@@ -146,7 +146,7 @@ def _check_choices(config: DistillConfig) -> list[Problem]:
         problems.append(Problem("distill.objective", "every weight is 0: there is nothing to minimise", ways))
     if config.data.mode == "on_policy" and config.train.fsdp:
         message = "a sharded student cannot write sequences"
-        problems.append(Problem("distill.data.mode", message, ('distill.train.fsdp=""', "distill.data.mode=text")))
+        problems.append(Problem("distill.data.mode", message, ("distill.train.fsdp=false", "distill.data.mode=text")))
     if config.teacher.mode == "cached":
         if objective.hidden_weight > 0:
             message = "hidden states are not in the teacher's cache"
@@ -190,7 +190,7 @@ def _check_processes(config: DistillConfig, machine: Machine) -> list[Problem]:
         way = f"distill.train.num_processes={machine.num_devices}"
         problems.append(Problem("distill.train.num_processes", message, (way,)))
     if train.fsdp and train.num_processes < 2:
-        ways = ('distill.train.fsdp=""', "distill.train.num_processes=2")
+        ways = ("distill.train.fsdp=false", "distill.train.num_processes=2")
         problems.append(Problem("distill.train.fsdp", "one process has nothing to shard over", ways))
     if train.bf16 and not machine.has_bf16:
         message = f"{machine.device_name} has no bfloat16 instructions"
@@ -216,5 +216,5 @@ def _check_memory(config: DistillConfig, facts: ModelFacts, machine: Machine) ->
         f"the student's weights, gradients and moments need {student / 2**30:.1f} GiB, the teacher "
         f"{teacher / 2**30:.1f} GiB; {machine.device_name} has {room / 2**30:.1f} GiB"
     )
-    ways = ("distill.teacher.mode=cached", 'distill.train.fsdp="full_shard auto_wrap" over more GPUs')
+    ways = ("distill.teacher.mode=cached", "distill.train.fsdp=true over more GPUs")
     return [Problem("distill", message, ways)]

@@ -116,10 +116,10 @@ class TrainConfig:
     """A logged loss above this multiple of the lowest so far stops the run."""
     num_processes: int = 1
     """Processes, one per GPU; started by torch's own launcher."""
-    fsdp: str = ""
-    """Trainer's `fsdp` setting, for example "full_shard auto_wrap"; empty replicates the student."""
+    fsdp: bool = False
+    """Shard the student over the processes (torch's FSDP2, through accelerate); false replicates it."""
     fsdp_config: dict[str, Any] = field(default_factory=dict)
-    """Trainer's `fsdp_config`."""
+    """Trainer's `fsdp_config`, for example {cpu_offload: true}."""
 
 
 @dataclass

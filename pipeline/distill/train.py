@@ -388,7 +388,7 @@ def training_arguments(config: DistillConfig, seed: int, work: Path) -> Training
         "dataloader_drop_last": True,
         "dataloader_pin_memory": on_gpu,
         "fsdp": train.fsdp or None,
-        "fsdp_config": dict(train.fsdp_config) or None,
+        "fsdp_config": dict(train.fsdp_config) if train.fsdp else None,
         "ddp_find_unused_parameters": False,
         "ddp_backend": None if on_gpu else "gloo",
     }

@@ -135,7 +135,7 @@ def test_two_processes_learn_as_one(teacher: Path, tmp_path: Path) -> None:
 
 def test_a_sharded_student_learns_as_a_whole_one_and_goes_on_after_sigterm(teacher: Path, tmp_path: Path) -> None:
     curves = []
-    for name, fsdp in (("whole", ""), ("sharded", "full_shard auto_wrap")):
+    for name, fsdp in (("whole", False), ("sharded", True)):
         config = jobs.a_config(train__num_processes=2, train__micro_batch_size=1, train__fsdp=fsdp, train__num_steps=12)
         curves.append(run_train(tmp_path / name, teacher, config, interrupt=name == "sharded")[0])
     np.testing.assert_allclose(*curves, rtol=2e-4)

@@ -64,7 +64,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"data__sources": []}, "data.sources", "no text"),
     ({"data__length": 9000}, "data.length", "8192 positions"),
     ({"train__batch_size": 5}, "train.batch_size", "no multiple"),
-    ({"train__fsdp": "full_shard"}, "train.fsdp", "nothing to shard"),
+    ({"train__fsdp": True}, "train.fsdp", "nothing to shard"),
     ({"train__bf16": True}, "train.bf16", "no bfloat16"),
     ({"spot__grace_s": 0.0}, "spot.grace_s", "above 0"),
 ]
