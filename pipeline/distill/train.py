@@ -250,6 +250,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             return
         if self._window_loss is not None and not torch.isfinite(self._window_loss).all():
             self._check_loss(float("nan"), step)
+        self._saved_step = step
         everyone = [generators]
         if self.args.world_size > 1:
             everyone = [{} for _ in range(self.args.world_size)]
@@ -282,7 +283,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         }
         meta = {**self._meta, "useful_s": self._books.useful_s, "attempt": self._books.current.number}
         self._writer.submit(step, files, meta)
-        self._saved_at, self._saved_step = time.monotonic(), step
+        self._saved_at = time.monotonic()
 
     def save_in_grace(self) -> str:
         """After SIGTERM: a checkpoint of the last whole step, if it can be written in time. Says what is there now."""
