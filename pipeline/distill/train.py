@@ -79,7 +79,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self._distill, self._teacher, self._writer, self._books, self._stop = config, teacher, writer, books, stop
         self._meta, self._say, self._flops, self._end_token = dict(meta), say, flops, end_token
         self._buffers = Buffers()
-        self._resumed_random: list[dict[str, Any]] | None = None
+        self._resumed_random: dict[str, Any] | None = None
         self._step_random: dict[str, Any] | None = None
         self.curve: list[dict[str, float]] = []
         self._window_loss: Tensor | None = None
@@ -164,7 +164,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def step_begins(self) -> None:
         """Called before an optimizer step's first micro-batch."""
         if self._resumed_random is not None:
-            set_random_states(self._resumed_random[self.args.process_index])
+            set_random_states(self._resumed_random)
             self._resumed_random = None
         if self._timed_steps == 0:
             self._window_started = time.monotonic()
@@ -251,10 +251,14 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if self._window_loss is not None and not torch.isfinite(self._window_loss).all():
             self._check_loss(float("nan"), step)
         self._saved_step = step
-        everyone = [generators]
+        mine = {
+            "random": generators,
+            "window": None if self._window_loss is None else [float(self._window_loss), self._window_steps],
+        }
+        everyone = [mine]
         if self.args.world_size > 1:
             everyone = [{} for _ in range(self.args.world_size)]
-            torch.distributed.all_gather_object(everyone, generators)
+            torch.distributed.all_gather_object(everyone, mine)
         if self.args.process_index == 0:
             self._writer.wait()  # its buffers are about to be filled again
         if self.is_fsdp_enabled:
@@ -270,10 +274,9 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             "step": step,
             "scheduler": {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
             "optimizer_groups": groups,
-            "random": everyone,
+            "processes": everyone,
             "data_position": step * self._distill.train.batch_size,
             "curve": self.curve,
-            "window": None if self._window_loss is None else [float(self._window_loss), self._window_steps],
         }
         files = {
             MODEL_FILE: {key.removeprefix("w/"): value for key, value in copies.items() if key.startswith("w/")},
@@ -326,10 +329,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         scheduler = self.lr_scheduler.state_dict()
         self.lr_scheduler.load_state_dict({**scheduler, **state["scheduler"]})
         assert state["data_position"] == state["step"] * self._distill.train.batch_size
-        self._resumed_random = state["random"]
+        mine = state["processes"][self.args.process_index]
+        self._resumed_random = mine["random"]
         self.curve = state["curve"]
-        if state["window"] is not None:
-            loss, self._window_steps = state["window"]
+        if mine["window"] is not None:
+            loss, self._window_steps = mine["window"]
             self._window_loss = torch.tensor(loss, device=self.args.device)
         self._saved_step = state["step"]
 
