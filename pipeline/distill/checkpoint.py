@@ -365,7 +365,8 @@ def safetensors_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memory
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """The settings in which two plans differ, in words."""
     flat_theirs, flat_ours = dict(_flat(theirs)), dict(_flat(ours))
-    keys = sorted(key for key in flat_theirs | flat_ours if flat_theirs.get(key) != flat_ours.get(key))
+    keys = [key for key in flat_theirs | flat_ours if flat_theirs.get(key) != flat_ours.get(key)]
+    keys.sort(key=lambda key: (key not in flat_theirs or key not in flat_ours, key))
     shown = [f"{key}: {flat_theirs.get(key)} there, {flat_ours.get(key)} here" for key in keys[:MAX_DIFFERENCES]]
     if len(keys) > MAX_DIFFERENCES:
         shown.append(f"and {len(keys) - MAX_DIFFERENCES} more")

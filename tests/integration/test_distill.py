@@ -65,7 +65,7 @@ def base(teacher: Path, store: StageStore) -> Artifact:
 
 
 def a_config(text: Path, **changes: Any) -> DistillConfig:
-    return jobs.a_config(data__sources=[str(text)], **changes)
+    return jobs.a_config(**({"data__sources": [str(text)]} | changes))
 
 
 def a_calibration(text: Path) -> CalibConfig:
