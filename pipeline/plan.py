@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from common.errors import PlanError, Problem, closest
-from common.files import digest_json
+from common.files import digest_json, plain
 from evals.quality.embedded import EMBEDDED_TASKS
 from evals.sequential import ORDERS
 from evals.types import Price
 from pipeline import registry
 from pipeline.compress.fp8 import FP8_CAPABILITY
 from pipeline.compress.memory import CalibrationSize
+from pipeline.distill.check import check as check_distill
+from pipeline.distill.config import student_facts
 from pipeline.schema import RunConfig
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
@@ -51,10 +53,14 @@ def make_plan(
     name = str(values.pop("method", "none"))
     method = registry.method(name)
     args = registry.method_args(name, values)
+    of_distill = check_distill(config.distill, facts, machine)
+    cut = config.distill.enabled and config.distill.student.path is None and not of_distill
+    compressed = student_facts(config.distill.student, facts) if cut else facts
     problems = [
         *_check_model(config, facts, elsewhere),
+        *of_distill,
         *_check_device(method, machine),
-        *method.check(args, facts, machine),
+        *method.check(args, compressed, machine),
         *_check_numbers(config),
         *_check_suite(config),
         *_check_gate(config),
@@ -67,10 +73,11 @@ def make_plan(
         raise PlanError(problems)
     random = config.model.weights == "random"
     baseline = Candidate("baseline", "none", {}, "none")
-    candidate = _candidate(name, method, args, facts, config, elsewhere)
+    candidate = _candidate(name, method, args, compressed, config, elsewhere)
     decides = {
         "model": config.model,
         "candidate": candidate,
+        "distill": {key: value for key, value in plain(config.distill).items() if key != "spot"},
         "calib": config.calib if method.needs_calibration else None,
         "suite": config.suite,
         "load": config.load,
@@ -106,9 +113,11 @@ def _candidate(
     if elsewhere is not None:
         made = {"format": elsewhere.quant_format or "16 bit"}
         return Candidate("candidate", name, made, f"{name}:{made['format']}{suffix}")
-    if name == "none" and not suffix:
+    student = config.distill.name if config.distill.enabled else ""
+    if name == "none" and not suffix and not student:
         return None
-    return Candidate("candidate", name, vars(method.resolve(args, facts)), name + suffix)
+    label = student if student and name == "none" else f"{student}+{name}" if student else name
+    return Candidate("candidate", name, vars(method.resolve(args, facts)), label + suffix)
 
 
 def _kernel_notes(method: registry.Method, machine: Machine) -> list[str]:

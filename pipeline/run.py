@@ -79,12 +79,49 @@ def run(config: RunConfig) -> None:
     services = make_services(config)
     with report.outcome_of(config):
         base = base_model(config.model, config.seed, services.store)
+        student, distilled = distill(base, config, plan, services)
         measured = [measure(plan.baseline, base, config, plan, scenario, services)]
         if plan.candidate is not None:
-            measured.append(
-                measure(plan.candidate, base, config, plan, scenario, services, elsewhere, baseline=measured[0])
-            )
+            candidate = measure(plan.candidate, student, config, plan, scenario, services, elsewhere, measured[0])
+            measured.append(candidate if distilled is None else with_student(candidate, distilled))
         conclude(measured, base, config, plan, services)
+
+
+def distill(base: Artifact, config: RunConfig, plan: Plan, services: Services) -> tuple[Artifact, StageResult | None]:
+    """The student that is compressed and measured: made from the base where `distill=` asks for one, else the base."""
+    if not config.distill.enabled:
+        return base, None
+    from pipeline.distill.generate import teacher_writes
+    from pipeline.distill.stage import Bill, Effects, distill_stage
+
+    def generate(settings: Any, teacher: Artifact, rows: StageResult) -> StageResult:
+        return teacher_writes(
+            settings,
+            teacher,
+            rows,
+            engine=config.engine,
+            machine=plan.machine,
+            python=services.serving_python,
+            store=services.store,
+        )
+
+    effects = Effects(services.store, services.console.stage, say, generate)
+    bill = Bill(config.hardware.purchase_option, plan.price.usd_per_hour)
+    with machine_lock(services.home, shared=True):
+        return distill_stage(base, config.distill, config.calib, config.seed, bill, effects)
+
+
+def with_student(measured: Measured, distilled: StageResult) -> Measured:
+    """What was measured of a student, with the stage that made it."""
+    from pipeline.distill.stage import distill_metrics
+
+    details = {**measured.artifact.details, "distill": distill_metrics(distilled.result)}
+    return replace(
+        measured,
+        artifact=replace(measured.artifact, details=details),
+        stage_keys={"distill": distilled.key, **measured.stage_keys},
+        stage_wall_s={"distill": distilled.wall_s, **measured.stage_wall_s},
+    )
 
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.distill.config import DistillConfig
+
 
 @dataclass
 class ModelConfig:
@@ -202,6 +204,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     quant: dict[str, Any] = field(default_factory=dict)
     """`method` and the method's own keys."""
+    distill: DistillConfig = field(default_factory=DistillConfig)
     calib: CalibConfig = field(default_factory=CalibConfig)
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     load: dict[str, Any] = field(default_factory=dict)

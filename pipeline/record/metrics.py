@@ -38,6 +38,7 @@ def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None =
         "size/ratio": base_bytes / measured.artifact.num_bytes,
         **measured.artifact.details.get("size_metrics", {}),
         **measured.artifact.details.get("health", {}),
+        **measured.artifact.details.get("distill", {}),
     }
     for name in ("wall_s", "peak_host_bytes", "peak_device_bytes"):
         value = measured.artifact.details.get(name)
@@ -146,13 +147,13 @@ def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, fl
     walls = {name: decimal(wall_s) * per_second for name, wall_s in measured.stage_wall_s.items()}
     evaluation = walls["quality"] + walls["load"]
     metrics = {"cost/eval_usd": float(evaluation)}
-    if "compress" in walls:
-        metrics["cost/compress_usd"] = float(walls["compress"])
+    making = [walls[name] for name in ("distill", "compress") if name in walls]
+    if making:
+        metrics["cost/compress_usd"] = float(sum(making))
     ours = measured.cost.usd_per_1k_tokens
     theirs = None if baseline is None else baseline.cost.usd_per_1k_tokens
     if ours is not None and theirs is not None:
-        compress = walls.get("compress", Decimal(0))
-        tokens = break_even_tokens(compress, evaluation, theirs.value / 1000, ours.value / 1000)
+        tokens = break_even_tokens(sum(making, Decimal(0)), evaluation, theirs.value / 1000, ours.value / 1000)
         if tokens.is_finite():
             metrics["cost/break_even_tokens"] = float(tokens)
     return metrics
