@@ -28,7 +28,7 @@ Z95 = 1.959964
 SURE_HOEFFDING = 3.27  # sqrt(ln(2e9) / 2)
 SURE_SIGMAS = 6.5
 ELEMENTS_AT_ONCE = 500_000
-CELLS_AT_MOST = 2_000_000
+CELLS_AT_MOST = 1_000_000
 """Draws times contenders: thousands of contenders get fewer draws (and `method` says how many)."""
 
 

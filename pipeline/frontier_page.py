@@ -88,7 +88,9 @@ def _subtitle(shown: Sequence[Shown]) -> str:
 def option_prices(one: Shown) -> dict[str, Triple | None]:
     """USD per hour of the variant's machine under each purchase option; None where the catalog has no offer."""
     tags, metrics = one.run.data.tags, one.run.data.metrics
-    return _catalog_prices(tags.get("hardware", ""), int(metrics.get("cost/num_devices", 1)))
+    if "cost/num_devices" not in metrics:
+        return dict.fromkeys(OPTIONS)
+    return _catalog_prices(tags.get("hardware", ""), int(metrics["cost/num_devices"]))
 
 
 @cache

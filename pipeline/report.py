@@ -101,6 +101,9 @@ def run_record(
         "comparable": digest_json(comparable)[:16],
         "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
     }
+    mean = mean_quality(measured.quality)
+    if mean is not None:
+        tags["quality_method"] = mean.method
     if measured.quality.meaningless:
         tags["quality_meaningless"] = measured.quality.meaningless
     files = {"server/vllm.log": measured.server_log}

@@ -29,6 +29,7 @@ class Interview:
     evaluation: SequentialEvaluation | None = None
     """The gates; their tasks are asked first."""
     _asked: dict[str, dict[ItemId, None]] = field(default_factory=dict, init=False)
+    _fed: dict[str, dict[ItemId, float | None]] = field(default_factory=dict, init=False)
 
     @property
     def num_items(self) -> int:
@@ -58,6 +59,11 @@ class Interview:
         """The task's order; None where every item is asked anyway."""
         return self.drawings.get(task)
 
+    def check_score(self, task: str, item_id: ItemId, score: float | None) -> None:
+        """The score that the gate saw is the one that lm-eval reports at the end."""
+        fed = self._fed.get(task, {}).get(item_id, score)
+        assert fed == score, f"{task}, item {item_id}: the gate was fed {fed}, lm-eval says {score}"
+
     def is_flip(self, task: str, item_id: ItemId, score: float | None) -> bool:
         """Whether a gated item's score is not the baseline's."""
         return self.evaluation is not None and self.is_gated(task) and self.evaluation.baseline[task][item_id] != score
@@ -73,6 +79,7 @@ class Interview:
         """The scores of a gated block."""
         assert self.evaluation is not None, "nobody waits for these scores"
         self.evaluation.feed(block.task, scores)
+        self._fed.setdefault(block.task, {}).update(zip(block.item_ids, scores, strict=True))
 
     def _gated_block(self, among: Collection[str]) -> Block | None:
         return None if self.evaluation is None else self.evaluation.next_block(among)

@@ -146,6 +146,7 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
             prompts.append([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]])
             if item_id in asked:
                 items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
+                model.interview.check_score(task.name, item_id, items[item_id]["score"])
                 if model.interview.is_flip(task.name, item_id, items[item_id]["score"]):
                     items[item_id] |= texts_of(sample)
     is_complete = len(items) == len(prompts)

@@ -274,6 +274,23 @@ def test_the_baseline_is_extended_only_as_far_as_needed(world, tmp_path: Path) -
     assert all(complete[item.item_id] == item.score for item in done.baseline.tasks["colours"].items)
 
 
+def test_a_subset_of_the_items_is_gated_under_their_own_ids(world) -> None:
+    suite, tools, tokenizer, folder, _ = world
+    small = replace(suite, num_items=40, tasks=("colours",))
+    with base_server() as server:
+        baseline = run_suite(target_of(server, tokenizer, "base"), small, folder / "base", tools)
+    ids = [item.item_id for item in baseline.tasks["colours"].items]
+    assert len(ids) == 40
+    assert ids[-1] > 40
+    rule = GateRule({"colours": 0.1}, block_items=8)
+    server = FakeServer(seed=1, noise=0.3)
+    found = gated(server, "subset", rule, (small, *world[1:-1], baseline)).candidate.tasks["colours"]
+    assert {item.item_id for item in found.items} <= set(ids)
+    assert all(item.target == item.item_id % 3 for item in (*found.items, *baseline.tasks["colours"].items))
+    assert found.settings_digest == baseline.tasks["colours"].settings_digest
+    assert found.num_items_planned == 40
+
+
 def test_an_item_without_an_answer_is_counted_against_the_candidate(world) -> None:
     baseline = world[-1]
     rule = GateRule({"pens": 0.05}, stop_early=False)
