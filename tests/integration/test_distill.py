@@ -30,7 +30,7 @@ from pipeline.types import Artifact
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import WORDS, write_model, write_tokenizer
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 BILL = Bill("spot", Decimal("3.6"))
 
 

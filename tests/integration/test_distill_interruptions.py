@@ -15,7 +15,7 @@ from pipeline.distill.config import StudentConfig
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import write_model
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 NUM_INTERRUPTIONS = 24
 MAX_ATTEMPTS = 120

@@ -24,7 +24,7 @@ from pipeline.stages import StageStore
 from pipeline.types import Artifact
 from tests.integration.conftest import Workplace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STORED_AS = {"w4a16": "weight_packed", "w8a8": "weight", "16bit": "weight"}
 STORED_TYPE = {"w4a16": "I32", "w8a8": "I8", "16bit": "BF16"}
 PROMPT = "Water freezes at zero degrees Celsius and boils at one hundred degrees. The capital of France is Paris, and"

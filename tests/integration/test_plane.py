@@ -81,6 +81,7 @@ def fill(path: Path, experiment_id: int) -> None:
         )
 
 
+@pytest.mark.slow
 def test_ten_thousand_runs_take_two_seconds(recorder: Recorder, tracking: TrackingConfig) -> None:
     """Processor time, so that a busy machine does not decide; `analyse` and the reading have one thread."""
     fill(Path(tracking.uri.removeprefix("sqlite:///")), int(recorder.experiment_id))
