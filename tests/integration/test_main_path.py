@@ -126,7 +126,7 @@ def test_the_same_command_again_does_nothing_again(finished, workplace: Workplac
     started = time.monotonic()
     again = workplace.run("quant=int8")
     assert again.returncode == 0, again.stderr
-    assert "int8/compress, int8/load, int8/quality, none/load, none/quality" in again.stdout
+    assert "int8/compress, int8/health, int8/load, int8/quality, none/load, none/quality" in again.stdout
     assert {name: stages(workplace, name) for name in before} == before
     assert time.monotonic() - started < 60
     assert len(recorder(workplace).runs(MODEL)) == 2
