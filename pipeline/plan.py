@@ -15,6 +15,7 @@ from pipeline.compress.fp8 import FP8_CAPABILITY
 from pipeline.compress.memory import CalibrationSize
 from pipeline.distill.check import check as check_distill
 from pipeline.distill.config import student_facts
+from pipeline.money import ledger_problems, tag_problems
 from pipeline.schema import RunConfig
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
@@ -68,6 +69,8 @@ def make_plan(
         *_check_kv_cache(config, machine),
         *_check_split(method, config, machine),
         *_check_room(method, config, facts, machine, free_disk_bytes),
+        *tag_problems(config),
+        *ledger_problems(config),
     ]
     if problems:
         raise PlanError(problems)

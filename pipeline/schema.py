@@ -198,6 +198,54 @@ class PublishConfig:
 
 
 @dataclass
+class LedgerConfig:
+    """Where charges, budgets and approvals are kept."""
+
+    uri: str | None = None
+    """SQLite file or database URL without a password; null: PARSIMONY_LEDGER_URL, else beside the tracking store."""
+
+
+@dataclass
+class TagsConfig:
+    """Which cost tags a run must carry."""
+
+    policy: str = "default"
+    """`require`: a missing tag is a problem of the plan; `default`: it takes its default."""
+    required: list[str] = field(default_factory=lambda: ["workload_type", "model_family", "team", "environment"])
+    """Tags that every run carries."""
+    allowed: dict[str, list[str]] = field(default_factory=dict)
+    """Tag -> the values that it may have; a tag that is not listed takes any text."""
+    defaults: dict[str, str] = field(
+        default_factory=lambda: {
+            "workload_type": "evaluation",
+            "model_family": "unknown",
+            "team": "unassigned",
+            "environment": "development",
+        }
+    )
+    """Tag -> value under the policy `default`."""
+
+
+@dataclass
+class ApprovalConfig:
+    """Which runs wait for somebody's approval."""
+
+    threshold_usd: float | None = None
+    """Upper end of the estimate, in USD, above which a run waits; null: none does."""
+
+
+@dataclass
+class FinopsConfig:
+    """Who pays, what may be spent, and where that is written down."""
+
+    name: str = ""
+    """Name of this choice."""
+    ledger: LedgerConfig = field(default_factory=LedgerConfig)
+    tags: TagsConfig = field(default_factory=TagsConfig)
+    approval: ApprovalConfig = field(default_factory=ApprovalConfig)
+
+
+@dataclass
 class RunConfig:
     """One run."""
 
@@ -215,8 +263,9 @@ class RunConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     promote: PromoteConfig = field(default_factory=PromoteConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
-    tags: dict[str, str] = field(default_factory=dict)
-    """Cost tags: workload_type, team, environment, and your own."""
+    finops: FinopsConfig = field(default_factory=FinopsConfig)
+    tags: dict[str, str | None] = field(default_factory=dict)
+    """Cost tags: workload_type, team, environment, and your own; null takes the default."""
     home: str = ""
     """Cache folder: environments, models, data sets, finished stages."""
     seed: int = 0

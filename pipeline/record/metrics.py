@@ -5,13 +5,14 @@ A figure that was not measured has no metric: missing is never zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from evals.cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
 from pipeline.decide import TaskGate, headline_point, mean_quality
+from pipeline.money import StageOutcome
 from pipeline.types import Measured
 
 LOAD_METRICS = (
@@ -156,6 +157,26 @@ def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, fl
         tokens = break_even_tokens(sum(making, Decimal(0)), evaluation, theirs.value / 1000, ours.value / 1000)
         if tokens.is_finite():
             metrics["cost/break_even_tokens"] = float(tokens)
+    return metrics
+
+
+def estimate_metrics(outcomes: Sequence[StageOutcome]) -> dict[str, float]:
+    """`estimate/<stage>/...` and `cost/charged_usd` of the stages that ran; nothing where every stage was reused."""
+    if not outcomes:
+        return {}
+    metrics = {"cost/charged_usd": float(sum((one.charged_usd for one in outcomes), Decimal(0)))}
+    errors = []
+    for one in outcomes:
+        if one.expected_s is None or one.expected_usd is None:
+            continue
+        name = f"estimate/{one.stage}"
+        metrics |= {f"{name}/expected_s": one.expected_s, f"{name}/actual_s": one.actual_s}
+        metrics |= {f"{name}/expected_usd": float(one.expected_usd), f"{name}/charged_usd": float(one.charged_usd)}
+        if one.relative_error is not None:
+            metrics[f"{name}/relative_error"] = one.relative_error
+            errors.append(abs(one.relative_error))
+    if errors:
+        metrics["estimate/mean_abs_relative_error"] = sum(errors) / len(errors)
     return metrics
 
 

@@ -1,0 +1,593 @@
+"""The account of one run: everything that the pipeline says to the ledger while it runs.
+
+    account = Account(config, plan, scenario)      # opens no database
+    account.show_estimate()                        # charges what died before, then time and cost of each stage
+    with account:                                  # approval, reservation; at the end settled, alerts sent
+        store = account.store(StageStore(...))     # its stages are charged, reused ones are not
+
+A stage that runs is a charge from its start to its end, however it ends; after a SIGKILL the next run's start finds it.
+SQLAlchemy is loaded by the first look into the ledger, never by planning.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from common.errors import ParsimonyError, UserError
+from common.files import plain, write_atomic
+from evals.load.scenario import LoadScenario
+from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.money import round_decimals
+from pipeline.console import duration, say, table
+from pipeline.money import (
+    StageOutcome,
+    Work,
+    charge_tags,
+    kind_of,
+    ledger_file,
+    ledger_url,
+    load_usage,
+    planned_works,
+    priced_rate,
+    rate_of,
+    resource_of,
+    usd_text,
+)
+from pipeline.schema import RunConfig
+from pipeline.stages import StageResult, StageStore
+from pipeline.types import Plan
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+    from evals.types import CostReport
+    from finops.budgets import Hold
+    from finops.charges import Charge
+    from finops.estimates import StageEstimate, StageWork
+    from finops.ledger import Ledger
+    from finops.meter import Meter
+    from pipeline.promote import Subject
+
+log = logging.getLogger(__name__)
+KEEP_EVERY_S = 10.0
+"""How often a hold's life is prolonged and the spend is looked at."""
+AHEAD_S = 15.0
+"""A hold is extended when the machine's next seconds would pass it."""
+EXTENSION, EXTENSION_S = Decimal("0.25"), 60
+"""What is asked for then: this share of what is held, or so many seconds of the machine, whichever is more."""
+KNOWN = "known-stages"
+
+
+@dataclass(frozen=True)
+class ChargedStore(StageStore):
+    """A stage store whose stages are charged while they are made. A stage inside another one is part of it."""
+
+    account: Account = field(kw_only=True)
+    label: str = field(default="", kw_only=True)
+    """The variant; empty for what all variants need."""
+
+    def run(
+        self,
+        stage: str,
+        inputs: Mapping[str, Any],
+        make: Callable[[Path], Mapping[str, Any]],
+        *,
+        resumable: bool = False,
+    ) -> StageResult:
+        """`StageStore.run`. The charge ends after the result is stored: a ledger that fails then costs no work."""
+        meters: list[Meter | None] = []
+        with ExitStack() as charge:
+
+            def charged(folder: Path) -> Mapping[str, Any]:
+                meters.append(charge.enter_context(self.account.charge(stage, self.label, self.key(stage, inputs))))
+                return make(folder)
+
+            found = super().run(stage, inputs, charged, resumable=resumable)
+            self.account.finished(found, self.label, meters[0] if meters else None)
+        return found
+
+
+class Account:
+    """See the module. One run's; not shared with another process."""
+
+    def __init__(self, config: RunConfig, plan: Plan, scenario: LoadScenario) -> None:
+        """Raises `ConfigError` for a purchase option that cannot be charged."""
+        self._config, self._plan = config, plan
+        self.tags = charge_tags(config)
+        self.rate, self.resource = rate_of(plan.price), resource_of(plan.price, plan.machine, socket.gethostname())
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.plan_hash[:8]}-{uuid.uuid4().hex[:6]}"
+        self.works = planned_works(config, plan, scenario)
+        self._usd_per_s = plan.price.usd_per_hour / 3600
+        self._ledger: Ledger | None = None
+        self._estimates: dict[tuple[str, str], StageEstimate] = {}
+        self._hold: Hold | None = None
+        self._held_usd = Decimal(0)
+        self._meter: Meter | None = None
+        self._meter_started = self._last_tick = 0.0
+        self._charges: dict[tuple[str, str], list[Charge]] = defaultdict(list)
+        self._wall_s: dict[tuple[str, str], float] = {}
+        self._failure: UserError | None = None
+        self._stop = threading.Event()
+        self._keeper: threading.Thread | None = None
+
+    # Before the run --------------------------------------------------------------------------------------------------
+
+    def show_estimate(self) -> None:
+        """Print expected time and cost of the stages that are still to run; of a dry run without touching the ledger.
+
+        Raises:
+            LedgerUnavailableError: the ledger cannot be used, and this is no dry run.
+
+        """
+        to_run = [work for work in self.works if not self._is_known(work)]
+        self._estimates = dict(zip(map(_place, to_run), self._estimate(to_run), strict=True))
+        if not to_run:
+            say("Estimate every stage is in the store: nothing to spend")
+            say()
+            return
+        rows = [_estimate_row(work, self._estimates[_place(work)]) for work in to_run]
+        found = self._estimates.values()
+        total = [
+            sum(values) for values in zip(*((one.expected_s, one.low_s, one.high_s) for one in found), strict=True)
+        ]
+        usd = [sum(values, Decimal(0)) for values in zip(*map(_usd_of, found), strict=True)]
+        rows.append(("all", "", _range(*total), _usd_range(*usd), ""))
+        table("Estimate", ("variant", "stage", "time", "USD", "from"), rows)
+        say()
+
+    @property
+    def high_usd(self) -> Decimal:
+        """Upper end of the estimate: what is reserved, and what an approval is asked for."""
+        return sum((one.high_usd for one in self._estimates.values()), Decimal(0))
+
+    def _estimate(self, works: list[Work]) -> list[StageEstimate]:
+        if not works:
+            return []
+        from finops.estimates import estimate_run
+
+        rate = priced_rate(self._plan.price)
+        asked = [self._stage_work(work) for work in works]
+        file = ledger_file(ledger_url(self._config))
+        if self._config.dry_run and file is not None and not file.exists():
+            return _rough(asked, rate.usd_per_hour)
+        try:
+            return list(estimate_run(self._opened(), asked, rate).stages)
+        except LedgerUnavailableError as error:
+            if not self._config.dry_run:
+                raise
+            say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
+            return _rough(asked, rate.usd_per_hour)
+
+    def _stage_work(self, work: Work) -> StageWork:
+        from finops.estimates import StageWork
+
+        machine = self._plan.machine
+        return StageWork(
+            stage=work.stage,
+            method=work.method,
+            hardware=self.resource.accelerator,
+            kind=kind_of(machine),
+            num_parameters=self._plan.facts.num_parameters,
+            num_tokens=work.num_tokens,
+            num_devices=self.resource.num_devices,
+        )
+
+    def _opened(self) -> Ledger:
+        """The ledger; the first look charges what died before."""
+        if self._ledger is None:
+            from finops.ledger import Ledger
+
+            self._ledger = Ledger(ledger_url(self._config), create=not self._config.dry_run)
+            if not self._config.dry_run:
+                _say_recovered(self._ledger.recover())
+        return self._ledger
+
+    # The run ---------------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        """Have the run approved where it must be, and reserve its estimate's upper end where a budget covers it.
+
+        Raises:
+            ApprovalRequiredError: it waits for a person (exit code 3).
+            BudgetExceededError: it would pass a budget (exit code 4).
+            LedgerUnavailableError: nothing is spent then.
+
+        """
+        try:
+            self._require_approval()
+            self._reserve()
+        except ParsimonyError as error:
+            self._close()
+            raise type(error)(self._with_ledger(str(error))) from None
+        return self
+
+    def _require_approval(self) -> None:
+        threshold = self._config.finops.approval.threshold_usd
+        if threshold is None or not self._estimates:
+            return
+        from finops.approvals import Approvals, subject_hash
+
+        terms = {"/".join(place): _terms(one) for place, one in self._estimates.items()}
+        subject = subject_hash({"plan": self._plan.plan_hash, "tags": self.tags}, terms, self.rate.price_version)
+        variants = " and ".join(dict.fromkeys(work.label for work in self.works))
+        Approvals(self._opened()).require(
+            subject=subject,
+            estimate_usd=self.high_usd,
+            threshold_usd=Decimal(str(threshold)),
+            summary=f"{variants} of {self._config.model.name} on {self.resource.accelerator}",
+        )
+
+    def _reserve(self) -> None:
+        from finops.budget_rows import SCOPES
+        from finops.budgets import Budgets
+
+        budgets = Budgets(self._opened())
+        covering = [
+            one for one in budgets.status() if all(getattr(one, key) in (None, self.tags.get(key)) for key in SCOPES)
+        ]
+        if not covering:
+            return
+        self._held_usd = round_decimals(self.high_usd, 6)
+        self._hold = budgets.reserve(self.run_id, self._held_usd, self.tags)
+        self._keeper = threading.Thread(target=self._keep, name="finops-hold", daemon=True)
+        self._keeper.start()
+
+    def store(self, store: StageStore) -> ChargedStore:
+        """The store with its stages charged to this account."""
+        return ChargedStore(store.root, store.on_event, account=self)
+
+    @contextmanager
+    def charge(self, stage: str, label: str, key: str) -> Iterator[Meter | None]:
+        """Charge the machine's time while the block runs; None where a stage around it is charged already.
+
+        Raises:
+            LedgerUnavailableError, HoldError, BudgetExceededError, ApprovalRequiredError: the stage must not start.
+
+        """
+        if self._meter is not None:
+            yield None
+            return
+        self._check()
+        self._allow_unforeseen((label, stage))
+        about = {"variant": label} if label else {}
+        tags = {**self.tags, **about, "stage_key": key}
+        metered = self._opened().meter(
+            run_id=self.run_id, stage=stage, resource=self.resource, rate=self.rate, tags=tags, hold=self._hold
+        )
+        with metered as meter:
+            self._meter, self._meter_started = meter, time.monotonic()
+            try:
+                yield meter
+            finally:
+                self._meter = None
+        self._charges[label, stage] += meter.charges
+
+    def _allow_unforeseen(self, place: tuple[str, str]) -> None:
+        """A stage that the plan took for done runs after all: it needs room and approval as if it had been foreseen."""
+        work = next((work for work in self.works if _place(work) == place), None)
+        if work is None or place in self._estimates:
+            return
+        self._estimates[place] = found = self._estimate([work])[0]
+        try:
+            if self._hold is not None:
+                self._extend(found.high_usd)
+            self._require_approval()
+        except ParsimonyError as error:
+            raise type(error)(self._with_ledger(str(error))) from None
+
+    def finished(self, found: StageResult, label: str, meter: Meter | None) -> None:
+        """A stage's result is stored: note what it took and yielded, and that the same settings find it again."""
+        place = (label, found.stage)
+        work = next((work for work in self.works if _place(work) == place), None)
+        if work is not None:
+            write_atomic(self._known_file(work), found.key)
+        if found.reused or meter is None:
+            return
+        self._wall_s[place] = found.wall_s
+        if found.stage == "load":
+            meter.usage(**load_usage(found.result))
+        if work is not None:
+            from finops.estimates import record_stage
+
+            try:
+                record_stage(self._opened(), self.run_id, self._stage_work(work), found.wall_s)
+            except LedgerUnavailableError as error:
+                log.warning("%s", error)  # the charge itself says it again, and stays open until the next start
+
+    def tick(self) -> None:
+        """The work so far is safe. Call it as a stage goes on.
+
+        Raises:
+            LedgerUnavailableError, HoldError, BudgetExceededError: the stage must stop.
+
+        """
+        self._check()
+        if self._meter is not None and time.monotonic() - self._last_tick >= KEEP_EVERY_S:
+            self._last_tick = time.monotonic()
+            self._meter.checkpoint()
+
+    def ticking(self, advance: Callable[[int, int], None]) -> Callable[[int, int], None]:
+        """A progress callback that also says that the work so far is safe."""
+
+        def both(done: int, total: int) -> None:
+            advance(done, total)
+            self.tick()
+
+        return both
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _keep(self) -> None:
+        """In a thread: keep the hold alive between stages too, and ask for more before it is used up."""
+        assert self._hold is not None
+        while not self._stop.wait(KEEP_EVERY_S):
+            try:
+                self._hold.heartbeat()
+                self.extend_if_needed()
+            except LedgerUnavailableError as error:
+                log.warning("%s", error)  # the meter stops the stage where this lasts
+            except (HoldError, BudgetExceededError) as error:
+                self._failure = self._failure or error
+
+    def extend_if_needed(self) -> None:
+        """Reserve more where a running stage will soon pass what is held. Raises `BudgetExceededError` on a refusal."""
+        if self._hold is None or self._meter is None:
+            return
+        running_s = time.monotonic() - self._meter_started
+        soon = self.charged_usd + self._usd_per_s * Decimal(repr(running_s + AHEAD_S))
+        if soon > self._held_usd:
+            self._extend(max(self._held_usd * EXTENSION, self._usd_per_s * Decimal(EXTENSION_S), soon - self._held_usd))
+
+    def _extend(self, extra_usd: Decimal) -> None:
+        assert self._hold is not None
+        extra = round_decimals(extra_usd, 6)
+        self._hold.extend(extra)
+        self._held_usd += extra
+
+    # After the run ---------------------------------------------------------------------------------------------------
+
+    @property
+    def charged_usd(self) -> Decimal:
+        """Effective cost of the stages that have ended."""
+        charges = [charge for found in list(self._charges.values()) for charge in found]
+        return sum((charge.effective_usd for charge in charges), Decimal(0))
+
+    def outcomes(self, label: str | None = None) -> list[StageOutcome]:
+        """The stages that ran, of one variant or of all: estimate against actual."""
+        found = []
+        for place, wall_s in self._wall_s.items():
+            if label is not None and place[0] != label:
+                continue
+            guess = self._estimates.get(place)
+            cost = sum((charge.effective_usd for charge in self._charges[place]), Decimal(0))
+            expected = (None, None) if guess is None else (guess.expected_s, guess.expected_usd)
+            found.append(StageOutcome(*place, expected[0], wall_s, expected[1], cost))
+        return found
+
+    def deliver_alerts(self, set_tag: Callable[[str, str], None]) -> None:
+        """Send the budget alerts that are due; `set_tag(name, value)` puts them on the MLflow run."""
+        if self._hold is None:
+            return
+        from finops.alerts import CallbackChannel, dispatcher_from_environment
+
+        channel = CallbackChannel("mlflow", lambda alert: set_tag("budget_alert", alert.text))
+        dispatcher_from_environment(self._opened(), channel).deliver()
+
+    def promoted(self, client: MlflowClient, before: ModelVersion | None, cost: CostReport) -> None:
+        """Note a promotion with both models' prices per token; nothing where the champion is still `before`."""
+        from finops.savings import record_promotion
+        from pipeline.promote import champion_version
+
+        name = self._config.model.name
+        after = champion_version(client, name, self._config.promote.alias)
+        if after is None or (before is not None and before.version == after.version) or cost.usd_per_1k_tokens is None:
+            return
+        former = None if before is None else client.get_run(before.run_id).data.metrics.get("cost/usd_per_1k_tokens")
+        record_promotion(
+            self._opened(),
+            run_id=self.run_id,
+            model_name=name,
+            model_id=f"{name}:v{after.version}",
+            team=self.tags.get("team", ""),
+            usd_per_1k_tokens=cost.usd_per_1k_tokens.value,
+            replaced_model_id=None if before is None else f"{name}:v{before.version}",
+            replaced_usd_per_1k_tokens=None if former is None else Decimal(repr(former)),
+        )
+
+    def approver(self, subject: Subject) -> str | None:
+        """Who approved a promotion (`promote.require_approval`); a request is filed where nobody was asked yet.
+
+        Raises:
+            PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
+
+        """
+        from finops.approvals import Approvals, subject_hash
+        from pipeline.promote import PromotionRefusedError
+
+        book, what = Approvals(self._opened()), f"'{subject.variant}' ({subject.digest[:12]}) of {subject.model}"
+        digest = subject_hash(plain(subject), None, "")
+        try:
+            found = book.require(
+                subject=digest, estimate_usd=self.charged_usd, threshold_usd=Decimal(-1), summary=what, kind="promotion"
+            )
+        except ApprovalRequiredError:
+            waiting = [one for one in book.all() if (one.subject_hash, one.kind) == (digest, "promotion")][-1]
+            raise PromotionRefusedError(
+                self._with_ledger(
+                    f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
+                    f"  -> someone other than {waiting.requester} runs: "
+                    f"python -m finops.approvals approve {waiting.id}\n  -> then start the same command again"
+                )
+            ) from None
+        except UserError as error:
+            raise PromotionRefusedError(str(error)) from None
+        return None if found is None else found.decided_by
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Settle the hold (release it after a failure), keep the estimates, show what was spent."""
+        try:
+            if kind is None:
+                self._save_estimates()
+                self._show_outcomes()
+            self._end_hold(failed=kind is not None)
+        except UserError as failure:
+            sys.stderr.write(f"the run's account could not be closed: {failure}\n")
+        finally:
+            self._close()
+
+    def _end_hold(self, *, failed: bool) -> None:
+        if self._hold is None:
+            return
+        self._stop.set()
+        if self._keeper is not None:
+            self._keeper.join()
+        if failed:
+            self._hold.release()
+        else:
+            self._hold.settle()
+        from finops.alerts import dispatcher_from_environment
+
+        dispatcher_from_environment(self._opened()).deliver()
+
+    def _save_estimates(self) -> None:
+        """Keep the estimates of the stages that ran, variants added up, to hold them against what was charged."""
+        ran = [place for place in self._wall_s if place in self._estimates]
+        if not ran:
+            return
+        from finops.estimates import RunEstimate, save_estimate
+
+        by_stage: dict[str, list[StageEstimate]] = defaultdict(list)
+        for place in ran:
+            by_stage[place[1]].append(self._estimates[place])
+        save_estimate(self._opened(), self.run_id, RunEstimate(tuple(map(_added, by_stage.values()))))
+
+    def _show_outcomes(self) -> None:
+        outcomes = self.outcomes()
+        if not outcomes:
+            return
+        header = ("variant", "stage", "expected", "took", "error", "expected USD", "charged USD")
+        say()
+        table("Estimate against actual", header, [_outcome_row(one) for one in outcomes])
+        say(f"Charged  {usd_text(self.charged_usd)} USD to {self.tags.get('team', 'nobody')} (run {self.run_id})")
+
+    def _close(self) -> None:
+        self._stop.set()
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+    def _with_ledger(self, message: str) -> str:
+        """Commands in a message, with the ledger that they must look at where they would not find it themselves."""
+        configured = self._config.finops.ledger.uri is not None
+        file = ledger_file(ledger_url(self._config))
+        if file is None and not configured:
+            return message  # named by the environment, which the commands read as well
+        if file is not None and file == (Path.cwd() / "mlruns" / file.name):
+            return message
+        for command in ("approvals", "budgets"):
+            where = ledger_url(self._config)
+            message = message.replace(f"finops.{command} ", f"finops.{command} --ledger {where} ")
+        return message
+
+    def _known_file(self, work: Work) -> Path:
+        return Path(self._config.home) / KNOWN / work.identity
+
+    def _is_known(self, work: Work) -> bool:
+        """Whether the store has the stage that these settings led to before."""
+        with suppress(OSError):
+            key = self._known_file(work).read_text()
+            return (Path(self._config.home) / "store" / work.stage / key / "stage.json").exists()
+        return False
+
+
+def _place(work: Work) -> tuple[str, str]:
+    return work.label, work.stage
+
+
+def _usd_of(one: StageEstimate) -> tuple[Decimal, Decimal, Decimal]:
+    return one.expected_usd, one.low_usd, one.high_usd
+
+
+def _terms(one: StageEstimate) -> dict[str, str]:
+    from finops.estimates import RunEstimate
+
+    return RunEstimate((one,)).approval_terms
+
+
+def _rough(works: list[StageWork], usd_per_hour: Decimal) -> list[StageEstimate]:
+    """The rough rule alone, where there is no ledger to look into."""
+    from finops.estimates import ROUGH_FACTOR, StageEstimate, rough_seconds
+
+    found = []
+    for work in works:
+        expected = rough_seconds(work)
+        times = (expected, expected / ROUGH_FACTOR, expected * ROUGH_FACTOR)
+        per_s = usd_per_hour * work.num_devices / 3600
+        usd = [round_decimals(per_s * Decimal(repr(seconds)), 6) for seconds in times]
+        found.append(StageEstimate(work.stage, *times, usd[0], usd[1], usd[2], f"rough rule for {work.kind}"))
+    return found
+
+
+def _added(parts: list[StageEstimate]) -> StageEstimate:
+    from finops.estimates import StageEstimate
+
+    return StageEstimate(
+        stage=parts[0].stage,
+        expected_s=sum(one.expected_s for one in parts),
+        low_s=sum(one.low_s for one in parts),
+        high_s=sum(one.high_s for one in parts),
+        expected_usd=sum((one.expected_usd for one in parts), Decimal(0)),
+        low_usd=sum((one.low_usd for one in parts), Decimal(0)),
+        high_usd=sum((one.high_usd for one in parts), Decimal(0)),
+        basis="; ".join(dict.fromkeys(one.basis for one in parts)),
+    )
+
+
+def _range(expected: float, low: float, high: float) -> str:
+    return f"{duration(expected)} ({duration(low)} to {duration(high)})"
+
+
+def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
+    return f"{usd_text(expected)} ({usd_text(low)} to {usd_text(high)})"
+
+
+def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
+    times, usd = _range(one.expected_s, one.low_s, one.high_s), _usd_range(*_usd_of(one))
+    return work.label, work.stage, times, usd, one.basis.partition(":")[0]
+
+
+def _outcome_row(one: StageOutcome) -> tuple[str, ...]:
+    expected = "no estimate" if one.expected_s is None else duration(one.expected_s)
+    error = "" if one.relative_error is None else f"{one.relative_error:+.0%}"
+    usd = "" if one.expected_usd is None else usd_text(one.expected_usd)
+    return one.label or "all", one.stage, expected, duration(one.actual_s), error, usd, usd_text(one.charged_usd)
+
+
+def _say_recovered(charges: list[Charge]) -> None:
+    """What earlier runs left open when they were killed, charged now."""
+    for run_id, stage in dict.fromkeys((charge.run_id, charge.stage) for charge in charges):
+        mine = [charge for charge in charges if (charge.run_id, charge.stage) == (run_id, stage)]
+        seconds = sum(charge.end_us - charge.start_us for charge in mine) / 1e6
+        usd = sum((charge.effective_usd for charge in mine), Decimal(0))
+        lost = sum(charge.end_us - charge.start_us for charge in mine if charge.work == "lost") / 1e6
+        say(f"Charged  {stage} of run {run_id}, which was killed: {duration(seconds)}, {usd_text(usd)} USD "
+            f"({duration(lost)} of it lost work)")  # fmt: skip
