@@ -1,7 +1,7 @@
 """The account of one run: everything that the pipeline says to the ledger while it runs.
 
     account = Account(config, plan, scenario)      # opens no database
-    account.show_estimate()                        # charges what died before, then time and cost of each stage
+    account.forecast.show()                        # charges what died before, then time and cost of each stage
     with account:                                  # approval, reservation; at the end settled, alerts sent
         store = account.store(StageStore(...))     # its stages are charged, reused ones are not
 
@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -28,21 +28,18 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from common.errors import ParsimonyError, UserError
-from common.files import plain, write_atomic
+from common.files import plain
 from evals.load.scenario import LoadScenario
 from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
 from finops.money import round_decimals
-from pipeline.console import duration, say, table
+from pipeline.console import duration, say
+from pipeline.forecast import Forecast, Place, show_outcomes
 from pipeline.money import (
     StageOutcome,
-    Work,
     charge_tags,
-    kind_of,
     ledger_file,
     ledger_url,
     load_usage,
-    planned_works,
-    priced_rate,
     rate_of,
     resource_of,
     usd_text,
@@ -58,7 +55,6 @@ if TYPE_CHECKING:
     from evals.types import CostReport
     from finops.budgets import Hold
     from finops.charges import Charge
-    from finops.estimates import StageEstimate, StageWork
     from finops.ledger import Ledger
     from finops.meter import Meter
     from pipeline.promote import Subject
@@ -70,7 +66,6 @@ AHEAD_S = 15.0
 """A hold is extended when the machine's next seconds would pass it."""
 EXTENSION, EXTENSION_S = Decimal("0.25"), 60
 """What is asked for then: this share of what is held, or so many seconds of the machine, whichever is more."""
-KNOWN = "known-stages"
 
 
 @dataclass(frozen=True)
@@ -111,81 +106,18 @@ class Account:
         self.tags = charge_tags(config)
         self.rate, self.resource = rate_of(plan.price), resource_of(plan.price, plan.machine, socket.gethostname())
         self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.plan_hash[:8]}-{uuid.uuid4().hex[:6]}"
-        self.works = planned_works(config, plan, scenario)
+        self.forecast = Forecast(config, plan, scenario, self._opened)
         self._usd_per_s = plan.price.usd_per_hour / 3600
         self._ledger: Ledger | None = None
-        self._estimates: dict[tuple[str, str], StageEstimate] = {}
         self._hold: Hold | None = None
         self._held_usd = Decimal(0)
         self._meter: Meter | None = None
         self._meter_started = self._last_tick = 0.0
-        self._charges: dict[tuple[str, str], list[Charge]] = defaultdict(list)
-        self._wall_s: dict[tuple[str, str], float] = {}
+        self._charges: dict[Place, list[Charge]] = defaultdict(list)
+        self._wall_s: dict[Place, float] = {}
         self._failure: UserError | None = None
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
-
-    # Before the run --------------------------------------------------------------------------------------------------
-
-    def show_estimate(self) -> None:
-        """Print expected time and cost of the stages that are still to run; of a dry run without touching the ledger.
-
-        Raises:
-            LedgerUnavailableError: the ledger cannot be used, and this is no dry run.
-
-        """
-        to_run = [work for work in self.works if not self._is_known(work)]
-        self._estimates = dict(zip(map(_place, to_run), self._estimate(to_run), strict=True))
-        if not to_run:
-            say("Estimate every stage is in the store: nothing to spend")
-            say()
-            return
-        rows = [_estimate_row(work, self._estimates[_place(work)]) for work in to_run]
-        found = self._estimates.values()
-        total = [
-            sum(values) for values in zip(*((one.expected_s, one.low_s, one.high_s) for one in found), strict=True)
-        ]
-        usd = [sum(values, Decimal(0)) for values in zip(*map(_usd_of, found), strict=True)]
-        rows.append(("all", "", _range(*total), _usd_range(*usd), ""))
-        table("Estimate", ("variant", "stage", "time", "USD", "from"), rows)
-        say()
-
-    @property
-    def high_usd(self) -> Decimal:
-        """Upper end of the estimate: what is reserved, and what an approval is asked for."""
-        return sum((one.high_usd for one in self._estimates.values()), Decimal(0))
-
-    def _estimate(self, works: list[Work]) -> list[StageEstimate]:
-        if not works:
-            return []
-        from finops.estimates import estimate_run
-
-        rate = priced_rate(self._plan.price)
-        asked = [self._stage_work(work) for work in works]
-        file = ledger_file(ledger_url(self._config))
-        if self._config.dry_run and file is not None and not file.exists():
-            return _rough(asked, rate.usd_per_hour)
-        try:
-            return list(estimate_run(self._opened(), asked, rate).stages)
-        except LedgerUnavailableError as error:
-            if not self._config.dry_run:
-                raise
-            say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
-            return _rough(asked, rate.usd_per_hour)
-
-    def _stage_work(self, work: Work) -> StageWork:
-        from finops.estimates import StageWork
-
-        machine = self._plan.machine
-        return StageWork(
-            stage=work.stage,
-            method=work.method,
-            hardware=self.resource.accelerator,
-            kind=kind_of(machine),
-            num_parameters=self._plan.facts.num_parameters,
-            num_tokens=work.num_tokens,
-            num_devices=self.resource.num_devices,
-        )
 
     def _opened(self) -> Ledger:
         """The ledger; the first look charges what died before."""
@@ -218,16 +150,17 @@ class Account:
 
     def _require_approval(self) -> None:
         threshold = self._config.finops.approval.threshold_usd
-        if threshold is None or not self._estimates:
+        if threshold is None or not self.forecast.stages:
             return
         from finops.approvals import Approvals, subject_hash
 
-        terms = {"/".join(place): _terms(one) for place, one in self._estimates.items()}
-        subject = subject_hash({"plan": self._plan.plan_hash, "tags": self.tags}, terms, self.rate.price_version)
-        variants = " and ".join(dict.fromkeys(work.label for work in self.works))
+        subject = subject_hash(
+            {"plan": self._plan.plan_hash, "tags": self.tags}, self.forecast.terms, self.rate.price_version
+        )
+        variants = " and ".join(dict.fromkeys(work.label for work in self.forecast.works))
         Approvals(self._opened()).require(
             subject=subject,
-            estimate_usd=self.high_usd,
+            estimate_usd=self.forecast.high_usd,
             threshold_usd=Decimal(str(threshold)),
             summary=f"{variants} of {self._config.model.name} on {self.resource.accelerator}",
         )
@@ -242,7 +175,7 @@ class Account:
         ]
         if not covering:
             return
-        self._held_usd = round_decimals(self.high_usd, 6)
+        self._held_usd = round_decimals(self.forecast.high_usd, 6)
         self._hold = budgets.reserve(self.run_id, self._held_usd, self.tags)
         self._keeper = threading.Thread(target=self._keep, name="finops-hold", daemon=True)
         self._keeper.start()
@@ -270,19 +203,20 @@ class Account:
             run_id=self.run_id, stage=stage, resource=self.resource, rate=self.rate, tags=tags, hold=self._hold
         )
         with metered as meter:
-            self._meter, self._meter_started = meter, time.monotonic()
+            self._meter = meter
+            self._meter_started = self._last_tick = time.monotonic()
             try:
                 yield meter
             finally:
                 self._meter = None
         self._charges[label, stage] += meter.charges
 
-    def _allow_unforeseen(self, place: tuple[str, str]) -> None:
+    def _allow_unforeseen(self, place: Place) -> None:
         """A stage that the plan took for done runs after all: it needs room and approval as if it had been foreseen."""
-        work = next((work for work in self.works if _place(work) == place), None)
-        if work is None or place in self._estimates:
+        work = self.forecast.work(place)
+        if work is None or place in self.forecast.stages:
             return
-        self._estimates[place] = found = self._estimate([work])[0]
+        found = self.forecast.add(work)
         try:
             if self._hold is not None:
                 self._extend(found.high_usd)
@@ -293,9 +227,9 @@ class Account:
     def finished(self, found: StageResult, label: str, meter: Meter | None) -> None:
         """A stage's result is stored: note what it took and yielded, and that the same settings find it again."""
         place = (label, found.stage)
-        work = next((work for work in self.works if _place(work) == place), None)
+        work = self.forecast.work(place)
         if work is not None:
-            write_atomic(self._known_file(work), found.key)
+            self.forecast.found_again_as(work, found.key)
         if found.reused or meter is None:
             return
         self._wall_s[place] = found.wall_s
@@ -305,7 +239,7 @@ class Account:
             from finops.estimates import record_stage
 
             try:
-                record_stage(self._opened(), self.run_id, self._stage_work(work), found.wall_s)
+                record_stage(self._opened(), self.run_id, self.forecast.stage_work(work), found.wall_s)
             except LedgerUnavailableError as error:
                 log.warning("%s", error)  # the charge itself says it again, and stays open until the next start
 
@@ -371,15 +305,11 @@ class Account:
 
     def outcomes(self, label: str | None = None) -> list[StageOutcome]:
         """The stages that ran, of one variant or of all: estimate against actual."""
-        found = []
-        for place, wall_s in self._wall_s.items():
-            if label is not None and place[0] != label:
-                continue
-            guess = self._estimates.get(place)
-            cost = sum((charge.effective_usd for charge in self._charges[place]), Decimal(0))
-            expected = (None, None) if guess is None else (guess.expected_s, guess.expected_usd)
-            found.append(StageOutcome(*place, expected[0], wall_s, expected[1], cost))
-        return found
+        return [
+            self.forecast.outcome(place, wall_s, sum((one.effective_usd for one in self._charges[place]), Decimal(0)))
+            for place, wall_s in self._wall_s.items()
+            if label in (None, place[0])
+        ]
 
     def deliver_alerts(self, set_tag: Callable[[str, str], None]) -> None:
         """Send the budget alerts that are due; `set_tag(name, value)` puts them on the MLflow run."""
@@ -445,9 +375,11 @@ class Account:
     ) -> None:
         """Settle the hold (release it after a failure), keep the estimates, show what was spent."""
         try:
-            if kind is None:
-                self._save_estimates()
-                self._show_outcomes()
+            if kind is None and self._wall_s:
+                self.forecast.save(self._opened(), self.run_id, list(self._wall_s))
+                show_outcomes(self.outcomes())
+                owner = self.tags.get("team", "nobody")
+                say(f"Charged  {usd_text(self.charged_usd)} USD to {owner} (run {self.run_id})")
             self._end_hold(failed=kind is not None)
         except UserError as failure:
             sys.stderr.write(f"the run's account could not be closed: {failure}\n")
@@ -468,27 +400,6 @@ class Account:
 
         dispatcher_from_environment(self._opened()).deliver()
 
-    def _save_estimates(self) -> None:
-        """Keep the estimates of the stages that ran, variants added up, to hold them against what was charged."""
-        ran = [place for place in self._wall_s if place in self._estimates]
-        if not ran:
-            return
-        from finops.estimates import RunEstimate, save_estimate
-
-        by_stage: dict[str, list[StageEstimate]] = defaultdict(list)
-        for place in ran:
-            by_stage[place[1]].append(self._estimates[place])
-        save_estimate(self._opened(), self.run_id, RunEstimate(tuple(map(_added, by_stage.values()))))
-
-    def _show_outcomes(self) -> None:
-        outcomes = self.outcomes()
-        if not outcomes:
-            return
-        header = ("variant", "stage", "expected", "took", "error", "expected USD", "charged USD")
-        say()
-        table("Estimate against actual", header, [_outcome_row(one) for one in outcomes])
-        say(f"Charged  {usd_text(self.charged_usd)} USD to {self.tags.get('team', 'nobody')} (run {self.run_id})")
-
     def _close(self) -> None:
         self._stop.set()
         if self._ledger is not None:
@@ -507,79 +418,6 @@ class Account:
             where = ledger_url(self._config)
             message = message.replace(f"finops.{command} ", f"finops.{command} --ledger {where} ")
         return message
-
-    def _known_file(self, work: Work) -> Path:
-        return Path(self._config.home) / KNOWN / work.identity
-
-    def _is_known(self, work: Work) -> bool:
-        """Whether the store has the stage that these settings led to before."""
-        with suppress(OSError):
-            key = self._known_file(work).read_text()
-            return (Path(self._config.home) / "store" / work.stage / key / "stage.json").exists()
-        return False
-
-
-def _place(work: Work) -> tuple[str, str]:
-    return work.label, work.stage
-
-
-def _usd_of(one: StageEstimate) -> tuple[Decimal, Decimal, Decimal]:
-    return one.expected_usd, one.low_usd, one.high_usd
-
-
-def _terms(one: StageEstimate) -> dict[str, str]:
-    from finops.estimates import RunEstimate
-
-    return RunEstimate((one,)).approval_terms
-
-
-def _rough(works: list[StageWork], usd_per_hour: Decimal) -> list[StageEstimate]:
-    """The rough rule alone, where there is no ledger to look into."""
-    from finops.estimates import ROUGH_FACTOR, StageEstimate, rough_seconds
-
-    found = []
-    for work in works:
-        expected = rough_seconds(work)
-        times = (expected, expected / ROUGH_FACTOR, expected * ROUGH_FACTOR)
-        per_s = usd_per_hour * work.num_devices / 3600
-        usd = [round_decimals(per_s * Decimal(repr(seconds)), 6) for seconds in times]
-        found.append(StageEstimate(work.stage, *times, usd[0], usd[1], usd[2], f"rough rule for {work.kind}"))
-    return found
-
-
-def _added(parts: list[StageEstimate]) -> StageEstimate:
-    from finops.estimates import StageEstimate
-
-    return StageEstimate(
-        stage=parts[0].stage,
-        expected_s=sum(one.expected_s for one in parts),
-        low_s=sum(one.low_s for one in parts),
-        high_s=sum(one.high_s for one in parts),
-        expected_usd=sum((one.expected_usd for one in parts), Decimal(0)),
-        low_usd=sum((one.low_usd for one in parts), Decimal(0)),
-        high_usd=sum((one.high_usd for one in parts), Decimal(0)),
-        basis="; ".join(dict.fromkeys(one.basis for one in parts)),
-    )
-
-
-def _range(expected: float, low: float, high: float) -> str:
-    return f"{duration(expected)} ({duration(low)} to {duration(high)})"
-
-
-def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
-    return f"{usd_text(expected)} ({usd_text(low)} to {usd_text(high)})"
-
-
-def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
-    times, usd = _range(one.expected_s, one.low_s, one.high_s), _usd_range(*_usd_of(one))
-    return work.label, work.stage, times, usd, one.basis.partition(":")[0]
-
-
-def _outcome_row(one: StageOutcome) -> tuple[str, ...]:
-    expected = "no estimate" if one.expected_s is None else duration(one.expected_s)
-    error = "" if one.relative_error is None else f"{one.relative_error:+.0%}"
-    usd = "" if one.expected_usd is None else usd_text(one.expected_usd)
-    return one.label or "all", one.stage, expected, duration(one.actual_s), error, usd, usd_text(one.charged_usd)
 
 
 def _say_recovered(charges: list[Charge]) -> None:

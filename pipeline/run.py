@@ -76,21 +76,22 @@ def run(config: RunConfig) -> None:
     config = with_tags(config)
     account = Account(config, plan, scenario)
     report.show_plan(plan, config)
-    account.show_estimate()
+    account.forecast.show()
     if config.dry_run:
         say("dry run: nothing was loaded or started")
         return
     if config.suite.source == "hub":
         require_hub(f"suite={config.suite.name}")
-    services = make_services(config, account)
-    with account, report.outcome_of(config):
-        base = base_model(config.model, config.seed, services.store)
-        student, distilled = distill(base, config, plan, services)
-        measured = [measure(plan.baseline, base, config, plan, scenario, services)]
-        if plan.candidate is not None:
-            candidate = measure(plan.candidate, student, config, plan, scenario, services, elsewhere, measured[0])
-            measured.append(candidate if distilled is None else with_student(candidate, distilled))
-        conclude(measured, base, config, plan, services)
+    with account:
+        services = make_services(config, account)
+        with report.outcome_of(config):
+            base = base_model(config.model, config.seed, services.store)
+            student, distilled = distill(base, config, plan, services)
+            measured = [measure(plan.baseline, base, config, plan, scenario, services)]
+            if plan.candidate is not None:
+                candidate = measure(plan.candidate, student, config, plan, scenario, services, elsewhere, measured[0])
+                measured.append(candidate if distilled is None else with_student(candidate, distilled))
+            conclude(measured, base, config, plan, services)
 
 
 def distill(base: Artifact, config: RunConfig, plan: Plan, services: Services) -> tuple[Artifact, StageResult | None]:

@@ -115,7 +115,7 @@ def plan_of(config: RunConfig, price: Price = PRICE) -> Plan:
 
 def account_of(config: RunConfig, price: Price = PRICE) -> Account:
     account = Account(config, plan_of(config, price), SCENARIO)
-    account.show_estimate()
+    account.forecast.show()
     return account
 
 
@@ -139,7 +139,7 @@ def run_stages(account: Account, config: RunConfig, *, key: str = "a", seconds: 
     return took
 
 
-# Charges ---------------------------------------------------------------------------------------------------------------
+# Charges --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_charges_of_a_run_are_its_stages_wall_time_at_the_price_to_the_cent(config, ledger) -> None:
@@ -184,7 +184,7 @@ def test_reused_stages_are_not_charged_and_the_next_plan_knows_it(config, ledger
         run_stages(first, config)
     second = account_of(config)
     assert "every stage is in the store" in capsys.readouterr().out
-    assert second.high_usd == 0
+    assert second.forecast.high_usd == 0
     with second:
         assert run_stages(second, config) == {}
     assert ledger.charges(run_id=second.run_id) == []
@@ -277,7 +277,7 @@ def test_what_a_killed_run_left_open_is_charged_at_the_next_start(config, ledger
     assert len(ledger.charges(run_id="killed-run")) == 1
 
 
-# Tags ------------------------------------------------------------------------------------------------------------------
+# Tags -----------------------------------------------------------------------------------------------------------------
 
 
 def test_missing_tags_are_problems_of_the_plan_beside_the_others() -> None:
@@ -328,7 +328,7 @@ def test_the_same_complete_tags_stand_on_runs_and_charges(config) -> None:
     assert own.tags["cost_center"] == "42"
 
 
-# Where, how much -------------------------------------------------------------------------------------------------------
+# Where, how much ------------------------------------------------------------------------------------------------------
 
 
 def test_the_ledger_lies_beside_the_tracking_store(config, tmp_path, monkeypatch) -> None:
@@ -389,11 +389,11 @@ def test_usage_of_a_load_counts_completed_requests() -> None:
 
 
 def test_amounts_are_legible() -> None:
-    texts = {"0": "0", "0.0000123": "0.000012", "0.0995": "0.10", "12.345": "12.34", "7200": "7200.00"}
+    texts = {"0": "0", "0.0000123": "0.000012", "0.0994": "0.099", "12.345": "12.34", "7200": "7200.00"}
     assert {text: usd_text(Decimal(text)) for text in texts} == texts
 
 
-# Estimates -------------------------------------------------------------------------------------------------------------
+# Estimates ------------------------------------------------------------------------------------------------------------
 
 
 def test_before_anything_is_recorded_the_plan_follows_a_rough_rule(config, capsys) -> None:
@@ -457,7 +457,7 @@ def test_planning_loads_no_database_library() -> None:
     assert ended.stdout.strip() == "[]"
 
 
-# Budgets ---------------------------------------------------------------------------------------------------------------
+# Budgets --------------------------------------------------------------------------------------------------------------
 
 
 def state_of_holds(tmp_path: Path) -> list[tuple[str, int]]:
@@ -477,7 +477,7 @@ def test_the_upper_end_is_held_and_settled(config, ledger, tmp_path) -> None:
     account = account_of(config)
     with account:
         (budget,) = Budgets(ledger).status()
-        assert budget.held_usd == pytest.approx(account.high_usd, abs=Decimal("0.000001"))
+        assert budget.held_usd == pytest.approx(account.forecast.high_usd, abs=Decimal("0.000001"))
         run_stages(account, config)
     (budget,) = Budgets(ledger).status()
     assert budget.held_usd == 0
@@ -508,7 +508,7 @@ def test_a_long_stage_asks_for_more_and_stops_on_a_no(config, ledger, monkeypatc
         run_stages(first, config, key="a", seconds=0.01)
     later = replace(config, seed=1)
     account = account_of(later)
-    Budgets(ledger).define("research", limit_usd=ledger.total_usd() + account.high_usd + 1, team="research")
+    Budgets(ledger).define("research", limit_usd=ledger.total_usd() + account.forecast.high_usd + 1, team="research")
     monkeypatch.setattr(account_module, "KEEP_EVERY_S", 0.05)
 
     def endless(folder: Path) -> dict[str, object]:
@@ -523,15 +523,19 @@ def test_a_long_stage_asks_for_more_and_stops_on_a_no(config, ledger, monkeypatc
     assert charge == "failed"
 
 
+def take_hold_away_and_go_on(account: Account, config: RunConfig, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "finops.db") as connection:
+        connection.execute("UPDATE finops_holds SET state = 'released'")
+    time.sleep(0.2)
+    run_stages(account, config)
+
+
 def test_a_hold_that_is_gone_stops_the_next_stage(config, ledger, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(account_module, "KEEP_EVERY_S", 0.02)
     Budgets(ledger).define("research", limit_usd=Decimal(100_000), team="research")
     account = account_of(config)
     with pytest.raises(HoldError), account:
-        with sqlite3.connect(tmp_path / "finops.db") as connection:
-            connection.execute("UPDATE finops_holds SET state = 'released'")
-        time.sleep(0.2)
-        run_stages(account, config)
+        take_hold_away_and_go_on(account, config, tmp_path)
     assert ledger.charges(run_id=account.run_id) == []
 
 
@@ -540,7 +544,7 @@ def test_a_stage_that_was_taken_for_done_needs_room_all_the_same(config, ledger)
         run_stages(first, config, key="a", seconds=0.01)
     Budgets(ledger).define("research", limit_usd=ledger.total_usd() + Decimal("0.001"), team="research")
     account = account_of(config)
-    assert account.high_usd == 0
+    assert account.forecast.high_usd == 0
     with pytest.raises(BudgetExceededError), account:
         run_stages(account, config, key="b")  # other inputs than the plan thought
     assert ledger.charges(run_id=account.run_id) == []
@@ -551,7 +555,7 @@ def test_an_alert_reaches_the_mlflow_run_once(config, ledger) -> None:
         run_stages(first, config, key="a", seconds=0.05)
     later = replace(config, seed=1)
     account = account_of(later)
-    Budgets(ledger).define("research", limit_usd=ledger.total_usd() + account.high_usd + 1, team="research")
+    Budgets(ledger).define("research", limit_usd=ledger.total_usd() + account.forecast.high_usd + 1, team="research")
     tags: list[tuple[str, str]] = []
     with account:
         run_stages(account, later, key="b", seconds=0.05)
@@ -563,7 +567,7 @@ def test_an_alert_reaches_the_mlflow_run_once(config, ledger) -> None:
     assert "80% reached" in text
 
 
-# Approvals -------------------------------------------------------------------------------------------------------------
+# Approvals ------------------------------------------------------------------------------------------------------------
 
 
 def with_threshold(config: RunConfig, usd: float) -> RunConfig:

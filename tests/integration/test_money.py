@@ -1,0 +1,187 @@
+"""The run's money with real processes: the command line stops where it must, a killed run is charged, budgets hold."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from finops.approvals import Approvals
+from finops.budgets import Budgets
+from finops.ledger import Ledger
+from tests.integration.conftest import ROOT
+
+pytestmark = pytest.mark.integration
+STAGES = """
+import sys, time
+from pathlib import Path
+from pipeline.account import Account
+from pipeline.cli import command_config
+from pipeline.environments import set_defaults
+from pipeline.machine import find_machine
+from pipeline.models.resolve import model_facts
+from pipeline.money import with_tags
+from pipeline.plan import make_plan
+from pipeline.run import find_price, planned_engine
+from pipeline.stages import StageStore
+from evals.load.scenario import from_config
+
+def main(arguments):
+    set_defaults()
+    config = command_config(arguments[1:], None)
+    machine = find_machine()
+    plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), 2**40)
+    config = with_tags(config)
+    account = Account(config, plan, from_config(config.load))
+    account.forecast.show()
+    with account:
+        store = account.store(StageStore(Path(config.home) / "store"))
+
+        def make(folder):
+            print(account.run_id, flush=True)
+            for _ in range(int(float(arguments[0]) / 0.05)):
+                time.sleep(0.05)
+                account.tick()
+            return {"done": True}
+
+        store.run("quality", {"who": str(time.time())}, make)
+    return 0
+
+from pipeline.cli import run_command
+sys.exit(run_command(main, sys.argv[1:]))
+"""
+"""A run whose stage only waits, through the real configuration, plan, store and account."""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> list[str]:
+    """A home and a tracking store of the test's own, at 3600 USD an hour: a dollar a second."""
+    return [
+        f"home={tmp_path}/home",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"tracking.artifacts={tmp_path}/artifacts",
+        "hardware.usd_per_hour=3600",
+        "quant=int8",
+    ]
+
+
+def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PARSIMONY_LEDGER_URL"}
+    command = [sys.executable, "-m", "pipeline", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120, env=environment)
+
+
+def start(seconds: float, arguments: list[str]) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PARSIMONY_LEDGER_URL"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", STAGES, str(seconds), *arguments]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def run_id_of(process: subprocess.Popen[str]) -> str:
+    """Wait for the stage's first line."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line[:2] == "20":
+            return line.strip()
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+def test_a_dry_run_prices_every_stage_and_writes_nothing(place: list[str], tmp_path: Path) -> None:
+    ended = pipeline("dry_run=true", *place)
+    assert ended.returncode == 0, ended.stderr
+    for stage in ("compress", "health", "quality", "load"):
+        assert stage in ended.stdout
+    assert "rough rule for" in ended.stdout
+    assert not list(tmp_path.rglob("*.db"))
+
+
+def test_missing_tags_are_a_problem_of_the_plan(place: list[str], tmp_path: Path) -> None:
+    ended = pipeline("finops=strict", "tags.team=research", "tags.workload_type=evalution", *place)
+    assert ended.returncode == 2
+    assert "tags.environment: is required and not given" in ended.stderr
+    assert "did you mean 'evaluation'" in ended.stderr
+    assert "tags.team" not in ended.stderr
+    assert not list(tmp_path.rglob("*.db"))
+
+
+def test_a_dear_run_waits_for_approval_with_exit_code_3(place: list[str], tmp_path: Path) -> None:
+    for _ in range(2):  # the same command asks once
+        ended = pipeline("finops.approval.threshold_usd=1", *place)
+        assert ended.returncode == 3, ended.stderr
+    command = f"python -m finops.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
+    assert command in ended.stderr
+    assert "Traceback" not in ended.stderr
+    ledger = Ledger(str(tmp_path / "finops.db"))
+    assert [one.state for one in Approvals(ledger).all()] == ["pending"]
+    assert ledger.charges() == []
+    assert not (tmp_path / "mlflow.db").exists()
+    approved = subprocess.run(
+        [sys.executable, *command.split()[1:]], cwd=ROOT, env={**os.environ, "PARSIMONY_USER": "somebody-else"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "approved by somebody-else" in approved.stdout, approved.stderr
+
+
+def test_a_run_past_its_budget_is_rejected_with_exit_code_4(place: list[str], tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "finops.db"))
+    Budgets(ledger).define("everything", limit_usd=Decimal(1))
+    ended = pipeline(*place)
+    assert ended.returncode == 4, ended.stderr
+    assert "everything (month from" in ended.stderr
+    assert "limit 1.00 USD, spent 0.00 USD" in ended.stderr
+    assert ledger.charges() == []
+
+
+def test_a_killed_run_is_charged_by_the_next_one(place: list[str], tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "finops.db"))
+    Budgets(ledger).define("everything", limit_usd=Decimal(100_000))
+    process = start(60, place)
+    killed = run_id_of(process)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert ledger.charges() == []
+    following = start(0.5, place)
+    out, err = following.communicate(timeout=60)
+    assert following.returncode == 0, err
+    assert f"Charged  quality of run {killed}, which was killed" in out
+    lost, done = ledger.charges()
+    assert (lost.run_id, lost.status, lost.work) == (killed, "killed", "lost")
+    assert 0.5 <= lost.effective_usd <= 12  # what it held, and at most one sign of life more
+    assert (done.status, done.work) == ("completed", "useful")
+    assert 0.5 <= done.effective_usd < 5
+    with sqlite3.connect(tmp_path / "finops.db") as connection:
+        states = connection.execute("SELECT state FROM finops_holds ORDER BY created_us").fetchall()
+    assert states == [("live",), ("settled",)]  # the killed one's expires by itself
+
+
+def test_an_interrupted_run_is_charged_at_once(place: list[str], tmp_path: Path) -> None:
+    process = start(60, place)
+    run_id = run_id_of(process)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    (charge,) = Ledger(str(tmp_path / "finops.db")).charges(run_id=run_id)
+    assert (charge.status, charge.work) == ("preempted", "lost")
+
+
+def test_of_runs_that_start_together_only_those_start_that_the_budget_carries(place: list[str], tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "finops.db"))
+    first = start(0.1, place)
+    out, _ = first.communicate(timeout=60)
+    high = Decimal(
+        next(line for line in out.splitlines() if line.lstrip().startswith("all")).split("to ")[-1].rstrip(" )")
+    )
+    Budgets(ledger).define("everything", limit_usd=ledger.total_usd() + high * Decimal("1.5"))
+    together = [start(3, place) for _ in range(4)]
+    codes = [process.communicate(timeout=90) and process.returncode for process in together]
+    assert sorted(codes) == [0, 4, 4, 4]
