@@ -110,7 +110,7 @@ class Forecast:
             method=work.method,
             hardware=self._resource.accelerator,
             kind=kind_of(machine),
-            num_parameters=self._plan.facts.num_parameters,
+            num_parameters=work.num_parameters,
             num_tokens=work.num_tokens,
             num_devices=self._resource.num_devices,
         )
@@ -220,7 +220,7 @@ def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
 
 def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
     times, usd = _range(one.expected_s, one.low_s, one.high_s), _usd_range(*_usd_of(one))
-    return work.label, work.stage, times, usd, one.basis.partition(":")[0]
+    return work.label or "student", work.stage, times, usd, one.basis.partition(":")[0]
 
 
 def _outcome_row(one: StageOutcome) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from finops.money import UNIT_PRICE_DECIMALS, round_decimals
 from finops.prices import device_facts, lookup
 from finops.tags import TagPolicy
 from pipeline import registry
+from pipeline.distill.config import student_facts
 from pipeline.environments import ROOT, serving_python, versions
 from pipeline.schema import RunConfig
 from pipeline.types import Candidate, Machine, Plan
@@ -51,6 +52,7 @@ class Work:
     method: str
     num_tokens: int | None
     """Tokens that go through the model; None where nobody knows before."""
+    num_parameters: int
     identity: str
     """SHA-256 of the settings that decide what this stage does: the same command finds it again."""
 
@@ -222,38 +224,51 @@ def _on_demand(price: Price) -> Decimal | None:
 
 
 def planned_works(config: RunConfig, plan: Plan, scenario: LoadScenario) -> list[Work]:
-    """The stages of a plan, variant by variant, in their order."""
-    works = []
+    """The stages of a plan, variant by variant, in their order; a student is made before any variant."""
+    works = [_distill_work(config, plan)] if config.distill.enabled else []
     for candidate in (plan.baseline, plan.candidate):
-        if candidate is None:
-            continue
-        is_baseline = candidate.role == "baseline"
-        method = registry.method(candidate.method)
-        made = {"model": config.model, "candidate": candidate, "seed": config.seed}
-        made["calib"] = calib = config.calib if method.needs_calibration else None
-        made["tools"] = versions(Path(sys.executable), *method.tools)
-        served = {**made, "engine": config.engine, "machine": plan.machine.fingerprint, "vllm": _vllm()}
-        if method.compress is not None:
-            tokens = None if calib is None else calib.num_samples * calib.length
-            works.append(_work(candidate, "compress", tokens, made))
-        if not is_baseline:
-            works.append(_work(candidate, "health", None, {**made, "device": plan.machine.device}))
-        gate = None if is_baseline else config.gate
-        asked = {
-            **served,
-            "suite": config.suite,
-            "gate": gate,
-            "lm_eval": versions(Path(sys.executable), *QUALITY_TOOLS),
-        }
-        works.append(_work(candidate, "quality", quality_tokens(config), asked))
-        slo = (config.gate.slo_ttft_p99_s, config.gate.slo_tpot_p99_s)
-        works.append(_work(candidate, "load", load_tokens(scenario), {**served, "load": scenario, "slo": slo}))
+        if candidate is not None:
+            works += _variant_works(candidate, config, plan, scenario)
     return works
 
 
-def _work(candidate: Candidate, stage: str, num_tokens: int | None, decides: Mapping[str, Any]) -> Work:
+def _distill_work(config: RunConfig, plan: Plan) -> Work:
+    train = config.distill.train
+    tokens = train.num_steps * train.batch_size * config.distill.data.length
+    decides = {"model": config.model, "distill": config.distill, "calib": config.calib, "seed": config.seed}
+    return _work("", "distill", config.distill.name, tokens, plan.facts.num_parameters, decides)
+
+
+def _variant_works(candidate: Candidate, config: RunConfig, plan: Plan, scenario: LoadScenario) -> list[Work]:
+    is_baseline = candidate.role == "baseline"
+    method, facts = registry.method(candidate.method), plan.facts
+    made = {"model": config.model, "candidate": candidate, "seed": config.seed}
+    if config.distill.enabled and not is_baseline:
+        made["distill"] = config.distill
+        facts = student_facts(config.distill.student, facts) if config.distill.student.path is None else facts
+    calib = config.calib if method.needs_calibration else None
+    made |= {"calib": calib, "tools": versions(Path(sys.executable), *method.tools)}
+    served = {**made, "engine": config.engine, "machine": plan.machine.fingerprint, "vllm": _vllm()}
+    asked = {**served, "suite": config.suite, "gate": None if is_baseline else config.gate}
+    asked["lm_eval"] = versions(Path(sys.executable), *QUALITY_TOOLS)
+    loaded = {**served, "load": scenario, "slo": (config.gate.slo_ttft_p99_s, config.gate.slo_tpot_p99_s)}
+    calib_tokens = None if calib is None else calib.num_samples * calib.length
+    stages = [("quality", quality_tokens(config), asked), ("load", load_tokens(scenario), loaded)]
+    if candidate.method != "none":
+        stages.insert(0, ("health", None, {**made, "device": plan.machine.device}))
+    if method.compress is not None:
+        stages.insert(0, ("compress", calib_tokens, made))
+    return [
+        _work(candidate.label, stage, candidate.method, tokens, facts.num_parameters, decides)
+        for stage, tokens, decides in stages
+    ]
+
+
+def _work(
+    label: str, stage: str, method: str, num_tokens: int | None, num_parameters: int, decides: Mapping[str, Any]
+) -> Work:
     identity = digest_json({"stage": stage, **plain(decides)})
-    return Work(candidate.label, stage, candidate.method, num_tokens, identity)
+    return Work(label, stage, method, num_tokens, num_parameters, identity)
 
 
 def _vllm() -> dict[str, str]:

@@ -8,15 +8,31 @@ import sys
 import time
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from common.errors import ToolError
+from common.files import read_json
+from evals.load.scenario import LoadScenario
+from evals.types import LoadPoint, LoadReport, QualityReport, Target
 from finops.approvals import Approvals
 from finops.budgets import Budgets
 from finops.ledger import Ledger
+from finops.savings import savings
+from pipeline.cli import command_config
+from pipeline.compress.health import HealthReport
+from pipeline.environments import set_defaults
+from pipeline.models.resolve import checkpoint_digest
+from pipeline.record.store import Recorder
+from pipeline.run import run
+from pipeline.types import Artifact
 from tests.integration.conftest import ROOT
+from tests.unit.pipeline.test_decide import GOOD, task
 
 pytestmark = pytest.mark.integration
+set_defaults()
+STAGE_S = 0.3
 STAGES = """
 import sys, time
 from pathlib import Path
@@ -185,3 +201,146 @@ def test_of_runs_that_start_together_only_those_start_that_the_budget_carries(pl
     together = [start(3, place) for _ in range(4)]
     codes = [process.communicate(timeout=90) and process.returncode for process in together]
     assert sorted(codes) == [0, 4, 4, 4]
+
+
+# The main path with fast stages: everything but the tools is real -----------------------------------------------------
+
+
+class Served:
+    """A served model that needs no server."""
+
+    def __init__(self, artifact: Artifact, *_: object) -> None:
+        self.digest, self.method, self.startup_s = f"served-{artifact.digest}", artifact.method, 0.1
+        self.log = artifact.path / "vllm.md"
+        self.log.write_text("started")
+        self.wait = lambda: None
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def launch(self) -> Target:
+        return Target("http://127.0.0.1:1", "model", Path(), {"of": self.method}, self.digest)
+
+    target = launch
+
+
+def a_load(target: Target, scenario: LoadScenario, *_: object, on_run, **__: object) -> LoadReport:
+    time.sleep(STAGE_S)
+    on_run(1, 1)
+    speed = 200.0 if target.engine["of"] == "int8" else 100.0
+    repeat = {
+        "output_tok_per_s": speed, "total_tok_per_s": 5 * speed, "req_per_s": speed / 32, "ttft_p50_s": 0.1,
+        "num_completed": 8.0, "duration_s": 1.0,
+    }  # fmt: skip
+    points = tuple(
+        LoadPoint(spec.name, spec.concurrency, spec.input_tokens, spec.output_tokens, (repeat,) * 3, 0, num_requests=8)
+        for spec in scenario.points
+    )
+    return LoadReport(scenario.name, points, {}, scenario.mix)
+
+
+def a_quality(*_: object, **__: object) -> QualityReport:
+    time.sleep(STAGE_S)
+    return QualityReport({"arc_easy": task(GOOD)})
+
+
+@pytest.fixture
+def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """`pipeline.run.run` with its tools replaced by waiting; the arguments of the run."""
+
+    def checkpoint(label: str) -> Artifact:
+        folder = tmp_path / f"checkpoint-{label}"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.json").write_text(label)
+        return Artifact(folder, checkpoint_digest(folder), 1000 if label == "none" else 500, label, None)
+
+    def compress(candidate, base, config, plan_hash, store, shown, elsewhere=None):
+        if candidate.role == "baseline":
+            return base, None
+        found = store.run("compress", {"method": candidate.method}, lambda folder: time.sleep(STAGE_S) or {})
+        return checkpoint(candidate.label), found
+
+    def check_health(artifact, base, machine, store, home, shown, told):
+        found = store.run("health", {"of": artifact.digest}, lambda folder: time.sleep(STAGE_S) or {})
+        return HealthReport("not checked", "no tool"), found
+
+    for name, fake in {
+        "compress": compress,
+        "check_health": check_health,
+        "ServedModel": Served,
+        "run_suite": a_quality,
+        "run_gated_suite": lambda *_, **__: SimpleNamespace(candidate=a_quality()),
+        "run_load": a_load,
+        "base_model": lambda *_: checkpoint("none"),
+        "unpack_datasets": lambda _: tmp_path,
+        "serving_python": lambda: Path(sys.executable),
+    }.items():
+        monkeypatch.setattr(f"pipeline.run.{name}", fake)
+    monkeypatch.delenv("PARSIMONY_LEDGER_URL", raising=False)
+    monkeypatch.setenv("PARSIMONY_USER", "ann")
+    return [
+        f"home={tmp_path}/home",
+        f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
+        f"tracking.artifacts={tmp_path}/artifacts",
+        "hardware.usd_per_hour=360",  # ten cents a second
+        "suite.tasks=[arc_easy]",
+        "quant=int8",
+        "tags.team=research",
+        "promote.require_approval=true",
+    ]
+
+
+def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_path, capsys) -> None:
+    config = command_config(fast_path, None)
+    ledger = Ledger(str(tmp_path / "finops.db"))
+    Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
+    run(config)
+    out = capsys.readouterr().out
+    assert "waits for approval, request 1" in out
+    charges = ledger.charges()
+    assert [one.stage for one in charges] == ["quality", "load", "compress", "health", "quality", "load"]
+    wall_s = sum(read_json(path)["wall_s"] for path in (tmp_path / "home" / "store").glob("*/*/stage.json"))
+    assert abs(ledger.total_usd() - Decimal(repr(wall_s)) / 10) < Decimal("0.02")
+
+    book = Recorder(config.tracking)
+    runs = {found.data.tags["label"]: found for found in book.runs(config.model.name)}
+    for key in ("team", "environment", "model_family", "workload_type"):
+        assert {one.data.tags[key] for one in runs.values()} == {getattr(charge, key) for charge in charges}
+    assert {one.data.tags["ledger_run_id"] for one in runs.values()} == {charges[0].run_id}
+    metrics = runs["int8"].data.metrics
+    assert metrics["estimate/quality/actual_s"] >= STAGE_S
+    assert metrics["estimate/quality/relative_error"] < 0  # the rough rule expects a minute and more
+    assert metrics["cost/charged_usd"] == pytest.approx(float(sum(one.effective_usd for one in charges[2:])))
+
+    Approvals(ledger).decide(1, approve=True, who="bob")
+    run(config)
+    out = capsys.readouterr().out
+    assert "every stage is in the store" in out
+    assert "version 1 is now 'champion'" in out
+    assert len(ledger.charges()) == len(charges)
+    assert book.client.get_model_version_by_alias(config.model.name, "champion").tags["approved_by"] == "bob"
+    (saving,) = savings(ledger)
+    assert (saving.model_id, saving.replaced_model_id) == (f"{config.model.name}:v1", None)
+    (budget,) = Budgets(ledger).status()
+    assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())
+
+
+def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monkeypatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        time.sleep(STAGE_S)
+        raise ToolError("the load client ended")
+
+    monkeypatch.setattr("pipeline.run.run_load", fail)
+    ledger = Ledger(str(tmp_path / "finops.db"))
+    Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
+    with pytest.raises(ToolError):
+        run(command_config(fast_path, None))
+    assert [(one.stage, one.status, one.work) for one in ledger.charges()] == [
+        ("quality", "completed", "useful"),
+        ("load", "failed", "lost"),
+    ]
+    (budget,) = Budgets(ledger).status()
+    assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())

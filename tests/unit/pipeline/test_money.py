@@ -25,6 +25,7 @@ from finops.ledger import Ledger
 from finops.money import from_us
 from pipeline import account as account_module
 from pipeline.account import Account
+from pipeline.distill.config import DistillConfig, DistillDataConfig, StudentConfig
 from pipeline.facts import facts_from_shape
 from pipeline.money import (
     charge_tags,
@@ -44,6 +45,7 @@ from pipeline.record.metrics import estimate_metrics
 from pipeline.schema import (
     ApprovalConfig,
     CalibConfig,
+    EngineConfig,
     FinopsConfig,
     LedgerConfig,
     ModelConfig,
@@ -442,6 +444,30 @@ def test_what_decides_a_stage_makes_it_another_one(config) -> None:
     assert {name for name in before if before[name] != gate[name]} == {"int8/quality"}
     calib = identities(replace(config, calib=replace(config.calib, length=128)))
     assert {name.split("/")[0] for name in before if before[name] != calib[name]} == {"int8"}
+
+
+def stages_of(config: RunConfig) -> list[str]:
+    return [f"{work.label}/{work.stage}" for work in planned_works(config, plan_of(config), SCENARIO)]
+
+
+def test_only_stages_that_the_path_has_are_foreseen(config) -> None:
+    baseline = ["none/quality", "none/load"]
+    assert stages_of(replace(config, quant={"method": "none"})) == baseline
+    kv_cache = replace(config, quant={"method": "none"}, engine=EngineConfig(kv_cache_dtype="fp8"))
+    assert stages_of(kv_cache) == [*baseline, "none+fp8-kv-cache/quality", "none+fp8-kv-cache/load"]
+    assert stages_of(config) == [*baseline, *(f"int8/{name}" for name in ("compress", "health", "quality", "load"))]
+
+
+def test_a_student_is_foreseen_and_its_variants_are_smaller(config) -> None:
+    student = DistillConfig(
+        name="half", student=StudentConfig(drop_fraction=0.5), data=DistillDataConfig(sources=["squad"], length=128)
+    )
+    changed = replace(config, distill=student)
+    works = planned_works(changed, plan_of(changed), SCENARIO)
+    assert (works[0].stage, works[0].num_tokens) == ("distill", 200 * 16 * 128)
+    assert works[1].num_parameters == FACTS.num_parameters > works[-1].num_parameters
+    before = {work.identity for work in planned_works(config, plan_of(config), SCENARIO)}
+    assert len(before & {work.identity for work in works}) == 2  # the baseline's
 
 
 def test_a_dry_run_writes_nothing(config, tmp_path, capsys) -> None:
