@@ -1,5 +1,6 @@
 """The run's money with real processes: the command line stops where it must, a killed run is charged, budgets hold."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -285,7 +286,7 @@ def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         f"home={tmp_path}/home",
         f"tracking.uri=sqlite:///{tmp_path}/mlflow.db",
         f"tracking.artifacts={tmp_path}/artifacts",
-        "hardware.usd_per_hour=360",  # ten cents a second
+        "hardware.usd_per_hour=36",  # a cent a second
         "suite.tasks=[arc_easy]",
         "quant=int8",
         "tags.team=research",
@@ -302,8 +303,11 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     assert "waits for approval, request 1" in out
     charges = ledger.charges()
     assert [one.stage for one in charges] == ["quality", "load", "compress", "health", "quality", "load"]
-    wall_s = sum(read_json(path)["wall_s"] for path in (tmp_path / "home" / "store").glob("*/*/stage.json"))
-    assert abs(ledger.total_usd() - Decimal(repr(wall_s)) / 10) < Decimal("0.02")
+    walls = {path.parent.name: read_json(path)["wall_s"] for path in tmp_path.glob("home/store/*/*/stage.json")}
+    assert abs(ledger.total_usd() - Decimal(repr(sum(walls.values()))) / 100) < Decimal("0.01")
+    for charge in charges:  # a charge ends when the result is stored, a moment after the work
+        wall_s = walls[json.loads(charge.tags)["stage_key"]]
+        assert wall_s - 0.01 <= (charge.end_us - charge.start_us) / 1e6 <= wall_s + 1
 
     book = Recorder(config.tracking)
     runs = {found.data.tags["label"]: found for found in book.runs(config.model.name)}
