@@ -158,11 +158,10 @@ def reprice(report: CostReport, price: Price, utilisation: Decimal | None = None
     def moved(money: Money | None, share: Decimal) -> Money | None:
         if money is None:
             return None
-        return Money(
-            money.value * price.usd_per_hour / report.price.usd_per_hour * share,
-            money.lo * price.usd_per_hour_lo / report.price.usd_per_hour_lo * share,
-            money.hi * price.usd_per_hour_hi / report.price.usd_per_hour_hi * share,
-        )
+        value = money.value * price.usd_per_hour / report.price.usd_per_hour * share
+        lo = money.lo * price.usd_per_hour_lo / report.price.usd_per_hour_lo * share
+        hi = money.hi * price.usd_per_hour_hi / report.price.usd_per_hour_hi * share
+        return Money(value, min(lo, value), max(hi, value))  # the last digit of 28 is rounded
 
     share = report.utilisation / utilisation
     return dataclasses.replace(

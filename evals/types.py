@@ -44,6 +44,8 @@ class Target:
     """The engine's settings, as they were given to the server."""
     digest: str
     """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
+    speed_digest: str = ""
+    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` holds it."""
 
 
 @dataclass(frozen=True)

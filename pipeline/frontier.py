@@ -3,6 +3,9 @@
     python -m pipeline.frontier model=smollm2-135m-q4_1            print the table, write frontier.png and frontier.html
     python -m pipeline.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
 
+Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
+price by purchase option (`pipeline.curves_page`).
+
 The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
 a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
 same questions under the same load stand on one plane; those of the newest run's plane are shown.
@@ -29,6 +32,7 @@ from pipeline.environments import ROOT
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+    from pipeline.curves_page import Drawn
     from pipeline.decide import Evidence
 
 PICTURE, PAGE = "frontier.png", "frontier.html"
@@ -204,6 +208,16 @@ def draw(
     return shown
 
 
+def draw_curves(model: str, runs: Sequence[Run], folder: Path, evidence_of: Callable[[str], Evidence]) -> Drawn:
+    """Draw the curves of the runs of one plane, and add them to the page that is there."""
+    from pipeline import curves_page
+
+    variants = curves_page.variants_of(runs, [point.name for point in unique_points(runs)], evidence_of)
+    drawn = curves_page.draw(variants, model, folder)
+    curves_page.add_to_page(folder / PAGE, drawn)
+    return drawn
+
+
 def _figure(model: str, shown: Sequence[Shown]) -> Any:
     from matplotlib.figure import Figure
 
@@ -290,7 +304,12 @@ def main(arguments: list[str]) -> int:
     table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
     if len(shown) < len(runs):
         say(f"not shown: {len(runs) - len(shown)} runs on other questions or another load")
-    say(f"picture: {folder / PICTURE}\npage:    {folder / PAGE}")
+    curves = draw_curves(model, on_one_plane(runs), folder, recorder.evidence)
+    for text in curves.sentences:
+        say(text)
+    for path in (folder / PICTURE, *curves.files):
+        say(f"picture: {path}")
+    say(f"page:    {folder / PAGE}")
     return 0
 
 

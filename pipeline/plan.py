@@ -15,6 +15,7 @@ from pipeline.compress.fp8 import FP8_CAPABILITY
 from pipeline.compress.memory import CalibrationSize
 from pipeline.distill.check import check as check_distill
 from pipeline.distill.config import student_facts
+from pipeline.engine_check import check_engine, engine_suffix
 from pipeline.money import ledger_problems, tag_problems
 from pipeline.schema import RunConfig
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
@@ -66,6 +67,7 @@ def make_plan(
         *_check_suite(config),
         *_check_gate(config),
         *_check_engine(config, facts, machine),
+        *check_engine(config.engine, facts),
         *_check_kv_cache(config, machine),
         *_check_split(method, config, machine),
         *_check_room(method, config, facts, machine, free_disk_bytes),
@@ -111,8 +113,7 @@ def _candidate(
     name: str, method: registry.Method, args: Any, facts: ModelFacts, config: RunConfig, elsewhere: ModelFacts | None
 ) -> Candidate | None:
     """What is compared with the baseline; None where the baseline itself was asked for."""
-    kv_cache = config.engine.kv_cache_dtype
-    suffix = "" if kv_cache == AUTO else f"+{kv_cache}-kv-cache"
+    suffix = engine_suffix(config.engine)
     if elsewhere is not None:
         made = {"format": elsewhere.quant_format or "16 bit"}
         return Candidate("candidate", name, made, f"{name}:{made['format']}{suffix}")

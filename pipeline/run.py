@@ -317,7 +317,7 @@ def load(
     """The load stage: vLLM's own benchmark client. It has the machine for itself, among runs of this product."""
     slo = Slo(config.gate.slo_ttft_p99_s, config.gate.slo_tpot_p99_s)
     inputs = {
-        "target": served.digest,
+        "target": served.speed_digest,
         "scenario": scenario,
         "slo": slo,
         "machine": plan.machine.fingerprint,

@@ -91,6 +91,8 @@ class EngineConfig:
     """Most sequences in one step."""
     max_num_batched_tokens: int | None = None
     """Most tokens in one step; null leaves it to vLLM."""
+    enable_chunked_prefill: bool | None = None
+    """Cut long prompts so that they share a step with other requests' tokens; null leaves it to vLLM, which does."""
     gpu_memory_utilization: float = 0.9
     """Share of the GPU's memory that vLLM takes."""
     cpu_kvcache_gib: int = 2
@@ -99,6 +101,17 @@ class EngineConfig:
     """Reuse the KV cache of shared prefixes."""
     kv_cache_dtype: str = "auto"
     """Type of the cached keys and values: auto (the activations' own) or fp8. Composes with any `quant=`."""
+    speculative: str | None = None
+    """Who proposes tokens that the model then checks: `ngram` (the prompt's own words), `draft_model`, or null: nobody.
+    Answers stay the same, speed rises at low load and falls at high load."""
+    num_speculative_tokens: int = 4
+    """Tokens proposed in each step."""
+    prompt_lookup_max: int = 4
+    """Longest run of words that `ngram` looks up in the text so far."""
+    prompt_lookup_min: int = 2
+    """Shortest run of words that `ngram` looks up."""
+    draft_model: str | None = None
+    """Folder of the small model that proposes, for `draft_model`; it must share the model's vocabulary."""
     enforce_eager: bool | None = None
     """No graph capture or compilation; null: on for the CPU, off for a GPU."""
     tensor_parallel_size: int = 1

@@ -75,7 +75,7 @@ def raw_name(target: Target, scenario: LoadScenario, point: PointSpec, seed: int
     """File name of one repeat's raw result: the point's name and a digest of all that can change the measurement."""
     key = digest_json(
         {
-            "target": target.digest,
+            "target": target.speed_digest or target.digest,
             "point": point,
             "request_timeout_s": scenario.request_timeout_s,
             "warmup_output_tokens": scenario.warmup_output_tokens,

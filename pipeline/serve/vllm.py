@@ -8,6 +8,7 @@ in the store never starts one.
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import socket
 import time
@@ -33,6 +34,23 @@ PLUGIN = Path(__file__).parent / "plugin"
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.2
 SMALL_MACHINE_CPUS = 4
+SPEED_ONLY = (
+    "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "gpu_memory_utilization", "cpu_kvcache_gib",
+    "enable_prefix_caching", "speculative",
+)  # fmt: skip
+"""Settings that cannot change an answer, so that quality is not measured again for them.
+
+The first six say which tokens are computed in one step and which are remembered: each token is computed from the same
+numbers whichever step it falls into. Speculation keeps a proposed token only where the model itself would have chosen
+it (https://arxiv.org/abs/2211.17192), and lm-eval's requests are greedy. Both hold up to the rounding of sums, whose
+order depends on the batch: two runs of one engine differ by as much. Everything else counts as able to change an
+answer: dtype and kv_cache_dtype do, and what nobody has proved harmless (extra_args, tensor parallelism, compilation).
+"""
+SPECULATION = {
+    "ngram": ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
+    "draft_model": ("num_speculative_tokens", "draft_model"),
+}
+"""Who can propose tokens, and the settings that shape it."""
 
 
 class ServedModel(AbstractContextManager["ServedModel"]):
@@ -57,8 +75,13 @@ class ServedModel(AbstractContextManager["ServedModel"]):
 
     @property
     def digest(self) -> str:
-        """The target's digest: known before the server runs."""
+        """The digest of the target's answers: known before the server runs."""
         return target_digest(self._artifact, self._engine, self._machine, self._python)
+
+    @property
+    def speed_digest(self) -> str:
+        """The digest of the target's speed: known before the server runs."""
+        return speed_digest(self._artifact, self._engine, self._machine, self._python)
 
     def target(self) -> Target:
         """The served model, started if need be, and answering.
@@ -82,7 +105,7 @@ class ServedModel(AbstractContextManager["ServedModel"]):
             self._child = ChildProcess(command, log=self.log, env=environment)
             url = f"http://{LOOPBACK}:{port}"
             settings = engine_settings(self._engine)
-            self._target = Target(url, MODEL_NAME, self._artifact.path, settings, self.digest)
+            self._target = Target(url, MODEL_NAME, self._artifact.path, settings, self.digest, self.speed_digest)
         return self._target
 
     def wait(self) -> None:
@@ -107,26 +130,48 @@ class ServedModel(AbstractContextManager["ServedModel"]):
 
 
 def engine_settings(engine: EngineConfig) -> dict[str, Any]:
-    """The settings that shape the server, without names and time limits."""
-    return {key: value for key, value in vars(engine).items() if key not in ("name", "startup_timeout_s")}
+    """The settings that shape the server, without names, time limits and the settings of a speculation that is off."""
+    of_speculation = {key for keys in SPECULATION.values() for key in keys}
+    unused = of_speculation - set(SPECULATION.get(engine.speculative or "", ()))
+    left_out = {"name", "startup_timeout_s", *unused}
+    return {key: value for key, value in vars(engine).items() if key not in left_out}
 
 
 def baseline_engine(engine: EngineConfig) -> EngineConfig:
-    """The engine without what makes it another candidate: the baseline keeps its keys and values as they are."""
-    return replace(engine, kv_cache_dtype="auto")
+    """The engine without what makes it another candidate: plain keys and values, and no speculation.
+
+    Batching, memory and caching stay: baseline and candidate are compared under the same.
+    """
+    return replace(engine, kv_cache_dtype="auto", speculative=None)
 
 
 def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
-    """SHA-256 of all that can change an answer of the served model."""
+    """SHA-256 of all that can change an answer of the served model: the quality stage and the answers go by it."""
+    of_speculation = {key for keys in SPECULATION.values() for key in keys}
+    settings = engine_settings(engine)
+    changes = {key: value for key, value in settings.items() if key not in (*SPEED_ONLY, *of_speculation)}
+    return digest_json(_identity(artifact, machine, python) | {"engine": changes})
+
+
+def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
+    """SHA-256 of all that can change the served model's speed: the load stage goes by it."""
+    draft = None
+    if engine.speculative == "draft_model" and engine.draft_model is not None:
+        files = sorted(Path(engine.draft_model).glob("*"))
+        draft = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return digest_json(
-        {
-            "artifact": artifact.digest,
-            "engine": engine_settings(engine),
-            "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
-            "device": [machine.device, machine.device_name],
-            "plugin": digest_file(PLUGIN / "parsimony_vllm.py") if machine.device == "cpu" else None,
-        }
+        _identity(artifact, machine, python) | {"engine": engine_settings(engine), "draft": draft, "of": "speed"}
     )
+
+
+def _identity(artifact: Artifact, machine: Machine, python: Path) -> dict[str, Any]:
+    """Weights, tools and device: what both answers and speed depend on."""
+    return {
+        "artifact": artifact.digest,
+        "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
+        "device": [machine.device, machine.device_name],
+        "plugin": digest_file(PLUGIN / "parsimony_vllm.py") if machine.device == "cpu" else None,
+    }
 
 
 def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path, port: int) -> list[str]:
@@ -148,6 +193,10 @@ def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, p
     command += ["--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching"]
     if engine.max_num_batched_tokens is not None:
         command += ["--max-num-batched-tokens", str(engine.max_num_batched_tokens)]
+    if engine.enable_chunked_prefill is not None:
+        command.append(f"--{'' if engine.enable_chunked_prefill else 'no-'}enable-chunked-prefill")
+    if engine.speculative is not None:
+        command += ["--speculative-config", json.dumps(speculative_config(engine))]
     if engine.kv_cache_dtype != "auto":
         command += ["--kv-cache-dtype", engine.kv_cache_dtype]
     if machine.device == "cuda":
@@ -155,6 +204,18 @@ def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, p
     if eager:
         command.append("--enforce-eager")
     return [*command, *engine.extra_args]
+
+
+def speculative_config(engine: EngineConfig) -> dict[str, Any]:
+    """What vLLM's `--speculative-config` holds.
+
+    >>> speculative_config(EngineConfig(speculative="ngram", num_speculative_tokens=3))
+    {'method': 'ngram', 'num_speculative_tokens': 3, 'prompt_lookup_max': 4, 'prompt_lookup_min': 2}
+    """
+    assert engine.speculative is not None
+    named = {"draft_model": "model"}
+    keys = SPECULATION[engine.speculative]
+    return {"method": engine.speculative, **{named.get(key, key): getattr(engine, key) for key in keys}}
 
 
 def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]:

@@ -1,0 +1,246 @@
+"""Search the engine's settings for the cheapest token at the latency objective, and keep the winner as a choice.
+
+    python -m pipeline.tune model=smollm2-135m-q4_1                          under load=slo, 16 engines
+    python -m pipeline.tune model=... quant=int8 +num_trials=30
+    python -m pipeline.tune model=... load=sweep                             without an objective: at saturation
+    python -m pipeline model=... engine=tuned/smollm2-135m-q4_1-cpu          serve with the winner
+
+Each engine is one server: started once, measured, ended. The search starts from `engine=` and the presets; what is
+measured is kept, so a search that was cut off goes on, and a run with the winner measures its speed no second time
+(`load=` being the same). Only settings that cannot change an answer are searched: the winner's quality is the
+variant's. The file that is written holds the figures it was chosen by.
+
+The optimiser is Optuna, called directly: Hydra's own sweeper for it is no longer maintained, and would start one
+pipeline per point.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError, ToolError
+from common.files import write_atomic
+from evals.cost import cost_report
+from evals.load.scenario import LoadScenario, from_config
+from evals.types import LoadReport, Price
+from pipeline.schema import EngineConfig, RunConfig
+from pipeline.tuning import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
+
+if TYPE_CHECKING:
+    from pipeline.run import Services
+    from pipeline.serve.vllm import ServedModel
+    from pipeline.types import Artifact, Plan
+
+NUM_TRIALS = 16
+PRESETS = ("default", "playbook", "latency", "throughput")
+HEADER = ("#", "engine", "outcome", "USD per 1k tokens", "why")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One served engine under the scenario; `pipeline.tuning.Server`."""
+
+    served: ServedModel
+    config: RunConfig
+    plan: Plan
+    scenario: LoadScenario
+    services: Services
+
+    def first_look(self) -> Look:
+        """One repeat at the highest load."""
+        return self._look(first_scenario(self.scenario))
+
+    def measure(self) -> Look:
+        """The whole scenario: the very stage that a run with this engine looks for."""
+        return self._look(self.scenario)
+
+    def _look(self, scenario: LoadScenario) -> Look:
+        from pipeline.console import Console
+        from pipeline.record.store import revive
+        from pipeline.run import load
+
+        console = Console(f"engine {self.config.engine.name}".strip())
+        found = load(
+            self.served, self.config, self.plan, scenario, self.services.store, self.services, console.stage, console
+        )
+        report = revive(LoadReport, found.result)
+        return Look(cost_report(report, self.plan.price, Decimal(str(self.config.gate.utilisation))), report)
+
+
+def max_concurrency(scenario: LoadScenario) -> int:
+    """The most requests that the scenario has in flight at once, as far as it limits them.
+
+    Raises:
+        ConfigError: the scenario has no highest load to look at first.
+
+    """
+    try:
+        return first_scenario(scenario).points[0].concurrency or 1
+    except ValueError as error:
+        raise ConfigError(f"load={scenario.name}: {error}\n  -> load=slo\n  -> load=sweep") from error
+
+
+def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
+    """Search and write the winner's file; returns its path.
+
+    Raises:
+        ToolError: no engine could be measured, or none held the objective.
+
+    """
+    from pipeline.compress.stage import compress
+    from pipeline.console import Console, say, table
+    from pipeline.machine import find_machine
+    from pipeline.models.resolve import base_model, model_facts
+    from pipeline.plan import make_plan
+    from pipeline.run import (
+        distill,
+        find_price,
+        free_disk_bytes,
+        machine_lock,
+        make_services,
+        planned_engine,
+        planned_machine,
+    )
+
+    scenario = from_config(config.load)
+    space_size = max_concurrency(scenario)
+    machine = planned_machine(config, find_machine())
+    config = replace(config, engine=planned_engine(config, machine))
+    free = free_disk_bytes(Path(config.home))
+    plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free)
+    services = make_services(config)
+    candidate = plan.candidate or plan.baseline
+    base = base_model(config.model, config.seed, services.store)
+    student, _ = distill(base, config, plan, services)
+    with machine_lock(services.home, shared=True):
+        console = Console(f"{config.model.name}/{candidate.label}")
+        artifact, _ = compress(candidate, student, config, plan.plan_hash, services.store, console.stage)
+    space = space_for(machine.device, space_size)
+    say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
+    trials = search(
+        lambda engine: serve(artifact, replace(config, engine=engine), plan, scenario, services),
+        config.engine,
+        space,
+        presets(),
+        num_trials=num_trials,
+        seed=config.seed,
+        slack=slack(scenario),
+        on_trial=lambda trial: say(" | ".join(row(trial))),
+    )
+    table(f"{config.model.name}/{candidate.label}: {len(trials)} engines", HEADER, [row(trial) for trial in trials])
+    best = winner(trials)
+    if best is None:
+        raise ToolError("no engine held the objective:\n" + "\n".join(f"  {trial.reason}" for trial in trials))
+    name = tuned_name(config.model.name, candidate.label, plan.price.hardware)
+    path = folder / f"{name}.yaml"
+    now = datetime.now(UTC)
+    write_atomic(path, choice_file(name, best, trials, plan.price, config, scenario, now))
+    say(f"winner: {path}   use it with engine=tuned/{name}")
+    return path
+
+
+@contextmanager
+def serve(
+    artifact: Artifact, config: RunConfig, plan: Plan, scenario: LoadScenario, services: Services
+) -> Iterator[Bench]:
+    """A server that starts when something must be measured, and ends with the block."""
+    from pipeline.serve.vllm import ServedModel
+
+    log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
+    with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log) as served:
+        yield Bench(served, config, plan, scenario, services)
+
+
+def presets() -> list[EngineConfig]:
+    """The engines of conf/engine that a search starts from."""
+    from hydra import compose, initialize_config_dir
+
+    from pipeline.cli import CONF, run_config
+
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        return [run_config(compose("config", overrides=[f"engine={name}", "home=/"])).engine for name in PRESETS]
+
+
+def tuned_name(model: str, label: str, hardware: str) -> str:
+    """The winner's name under conf/engine/tuned.
+
+    >>> tuned_name("smollm2-135m", "none", "l4-24gb"), tuned_name("smollm2-135m", "int8", "l4-24gb")
+    ('smollm2-135m-l4-24gb', 'smollm2-135m-int8-l4-24gb')
+    """
+    parts = [model, *([] if label == "none" else [label]), hardware]
+    return "-".join("".join(c if c.isalnum() or c in "._-" else "-" for c in part) for part in parts)
+
+
+def row(trial: Trial) -> tuple[str, ...]:
+    """A trial's line: what differs from the base engine, and what came of it."""
+    cost = "" if trial.usd_per_1k_tokens is None else f"{trial.usd_per_1k_tokens:.4g}"
+    words = " ".join(f"{name}={value}" for name, value in trial.params.items()) or "the base engine"
+    return str(trial.number), words, trial.outcome, cost, trial.reason
+
+
+def choice_file(
+    name: str,
+    best: Trial,
+    trials: Sequence[Trial],
+    price: Price,
+    config: RunConfig,
+    scenario: LoadScenario,
+    now: datetime,
+) -> str:
+    """The winner as a choice of `engine=`, whole and without defaults, its evidence as comments above it."""
+    import yaml
+
+    settings: dict[str, Any] = asdict(best.engine) | {"name": f"tuned/{name}"}
+    machine = {} if best.load is None else best.load.machine
+    evidence = [
+        f"Made by `python -m pipeline.tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
+        f"Model {config.model.name}, load={scenario.name}; {best.basis}.",
+        f"Machine {machine.get('device_name', price.hardware)}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
+        f"per hour ({price.purchase_option}), busy {config.gate.utilisation:g} of the time.",
+        f"Lowest of several measurements, so a little too low: {best.usd_per_1k_tokens:.4g} USD per 1k tokens.",
+        *_against_base(trials, best),
+        "All engines, in the order of the search:",
+        *(f"  {' | '.join(cell for cell in row(trial) if cell)}" for trial in trials),
+    ]
+    comments = "".join(f"# {line}\n" for text in evidence for line in text.splitlines())
+    return comments + yaml.safe_dump(settings, sort_keys=False)
+
+
+def _against_base(trials: Sequence[Trial], best: Trial) -> list[str]:
+    if best is trials[0]:
+        return ["No engine was cheaper than the one that the search started from."]
+    found = against_base(trials, best)
+    if found is None:
+        return []
+    interval = "" if found.lo is None or found.hi is None else f" [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}]"
+    return [f"Against the engine that the search started from, at {found.name}: {found.ratio - 1:+.1%}{interval}, "
+            f"{found.verdict}."]  # fmt: skip
+
+
+def main(arguments: list[str]) -> int:
+    """Tune and write the winner."""
+    from pipeline.cli import CONF, command_config
+
+    own = {"+num_trials": str(NUM_TRIALS), "+out": str(CONF / "engine" / "tuned")}
+    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
+    given = [argument.partition("=") for argument in arguments if argument not in rest]
+    own |= {name: value for name, _, value in given}
+    if not own["+num_trials"].isdigit() or int(own["+num_trials"]) < 1:
+        raise ConfigError(f"+num_trials={own['+num_trials']}: it must be a whole number, at least 1")
+    if not any(argument.startswith("load=") for argument in rest):
+        rest.append("load=slo")
+    tune(command_config(rest, __doc__), int(own["+num_trials"]), Path(own["+out"]))
+    return 0
+
+
+if __name__ == "__main__":
+    from pipeline.cli import run_command
+
+    sys.exit(run_command(main, sys.argv[1:]))
