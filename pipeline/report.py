@@ -25,6 +25,7 @@ from pipeline.environments import versions
 from pipeline.record.metrics import comparison_metrics, estimate_metrics, gate_metrics, run_metrics
 from pipeline.record.store import Recorder, RunRecord, flat_params, staging_folder
 from pipeline.schema import RunConfig
+from pipeline.serve.vllm import baseline_engine, engine_settings
 from pipeline.types import Artifact, Decision, Measured, Plan
 
 GIB = 2**30
@@ -85,6 +86,7 @@ def run_record(
         "price": plan.price,
         "utilisation": config.gate.utilisation,
         "base": base.digest,
+        "engine": engine_settings(baseline_engine(config.engine)),
     }
     tags = {
         **account.tags,
@@ -93,6 +95,7 @@ def run_record(
         "label": candidate.label,
         "role": candidate.role,
         "hardware": plan.price.hardware,
+        "engine": config.engine.name,
         "purchase_option": plan.price.purchase_option,
         "plane": digest_json([settings, config.load])[:16],
         "plan_hash": plan.plan_hash,

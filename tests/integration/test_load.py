@@ -23,7 +23,7 @@ from pipeline.schema import EngineConfig
 from pipeline.serve.vllm import ServedModel, server_environment
 from pipeline.types import Artifact
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 TRACE = ROOT / "evals" / "load" / "data" / "azure_llm_2023_conv_600.csv"
