@@ -4,8 +4,8 @@
     python -m pipeline --multirun quant=none,int8
     python -m pipeline --help
 
-Exit codes: 0 done (promoted or held), 1 a tool or the product failed, 2 something that you can mend, 3 the run waits for an
-approval, 4 it would pass a budget, 130 interrupted.
+Exit codes: 0 done (promoted or held), 1 a tool or the product failed, 2 something that you can mend, 3 the run waits
+for an approval, 4 it would pass a budget, 130 interrupted.
 """
 
 from __future__ import annotations
