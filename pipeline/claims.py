@@ -342,7 +342,7 @@ def table_rows(found: Iterable[Measurement]) -> list[tuple[str, ...]]:
     by_claim: dict[tuple[str, str], list[Measurement]] = {}
     for one in found:
         by_claim.setdefault((one.technique, one.quantity), []).append(one)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for claim in CLAIMS:
         measured = by_claim.get((claim.technique, claim.quantity), [])
         head = claim.technique, claim.quantity, claim.text

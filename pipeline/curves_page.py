@@ -98,9 +98,10 @@ def sentences(variants: Sequence[Variant]) -> list[str]:
     """At which loads which variant is the cheapest, and what is told apart from the baseline."""
     curves = [one.curve for one in variants if one.prices]
     found = []
-    for one in cheapest(curves):
-        where = f"at {one.lo:.3g} requests in flight" if one.lo == one.hi else f"from {one.lo:.3g} to {one.hi:.3g}"
-        found.append(f"Cheapest {where}{'' if one.lo == one.hi else ' requests in flight'}, by the means: {one.name}.")
+    for span in cheapest(curves):
+        is_point = span.lo == span.hi
+        where = f"at {span.lo:.3g}" if is_point else f"from {span.lo:.3g} to {span.hi:.3g}"
+        found.append(f"Cheapest {where} requests in flight, by the means: {span.name}.")
     baseline = next((one for one in variants if one.is_baseline), None)
     for one in variants if baseline is not None else ():
         if one is baseline or baseline is None:

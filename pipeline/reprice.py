@@ -156,7 +156,7 @@ def factors(
     return tuple(float(share * busy) for share in shares), tuple(float(share) for share in shares)
 
 
-def annotations(repriced: Sequence[Repriced], name: str, now: datetime) -> list[Annotation]:
+def amounts_to_write(repriced: Sequence[Repriced], name: str, now: datetime) -> list[Annotation]:
     """What is written to MLflow: the amounts under the pricing's name, and where they come from."""
     texts: dict[tuple[object, ...], str] = {}
     found = []
@@ -270,7 +270,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"model={config.model.name}: no run is recorded in {config.tracking.uri}")
     check_machine(runs, pricing, config.model.name)
     repriced = reprice_all(runs, pricing)
-    write(config.tracking, done := annotations(repriced, pricing.name, now))
+    write(config.tracking, done := amounts_to_write(repriced, pricing.name, now))
     shown = rows(repriced)
     title = f"{config.model.name}: {len(done)} of {len(repriced)} runs re-priced as '{pricing.name}'"
     table(title, HEADER, [*shown[:MAX_ROWS], *api_rows(own["+api"])])

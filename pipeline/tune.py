@@ -94,6 +94,7 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         ToolError: no engine could be measured, or none held the objective.
 
     """
+    from pipeline.account import Account
     from pipeline.compress.stage import compress
     from pipeline.console import Console, say, table
     from pipeline.machine import find_machine
@@ -115,35 +116,36 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
     config = replace(config, engine=planned_engine(config, machine))
     free = free_disk_bytes(Path(config.home))
     plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free)
-    services = make_services(config)
-    candidate = plan.candidate or plan.baseline
-    base = base_model(config.model, config.seed, services.store)
-    student, _ = distill(base, config, plan, services)
-    with machine_lock(services.home, shared=True):
-        console = Console(f"{config.model.name}/{candidate.label}")
-        artifact, _ = compress(candidate, student, config, plan.plan_hash, services.store, console.stage)
-    space = space_for(machine.device, space_size)
-    say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
-    trials = search(
-        lambda engine: serve(artifact, replace(config, engine=engine), plan, scenario, services),
-        config.engine,
-        space,
-        presets(),
-        num_trials=num_trials,
-        seed=config.seed,
-        slack=slack(scenario),
-        on_trial=lambda trial: say(" | ".join(row(trial))),
-    )
-    table(f"{config.model.name}/{candidate.label}: {len(trials)} engines", HEADER, [row(trial) for trial in trials])
-    best = winner(trials)
-    if best is None:
-        raise ToolError("no engine held the objective:\n" + "\n".join(f"  {trial.reason}" for trial in trials))
-    name = tuned_name(config.model.name, candidate.label, plan.price.hardware)
-    path = folder / f"{name}.yaml"
-    now = datetime.now(UTC)
-    write_atomic(path, choice_file(name, best, trials, plan.price, config, scenario, now))
-    say(f"winner: {path}   use it with engine=tuned/{name}")
-    return path
+    with Account(config, plan, scenario) as account:
+        services = make_services(config, account)
+        candidate = plan.candidate or plan.baseline
+        base = base_model(config.model, config.seed, services.store)
+        student, _ = distill(base, config, plan, services)
+        with machine_lock(services.home, shared=True):
+            console = Console(f"{config.model.name}/{candidate.label}")
+            artifact, _ = compress(candidate, student, config, plan.plan_hash, services.store, console.stage)
+        space = space_for(machine.device, space_size)
+        say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
+        trials = search(
+            lambda engine: serve(artifact, replace(config, engine=engine), plan, scenario, services),
+            config.engine,
+            space,
+            presets(),
+            num_trials=num_trials,
+            seed=config.seed,
+            slack=slack(scenario),
+            on_trial=lambda trial: say(" | ".join(row(trial))),
+        )
+        table(f"{config.model.name}/{candidate.label}: {len(trials)} engines", HEADER, [row(trial) for trial in trials])
+        best = winner(trials)
+        if best is None:
+            raise ToolError("no engine held the objective:\n" + "\n".join(f"  {trial.reason}" for trial in trials))
+        name = tuned_name(config.model.name, candidate.label, plan.price.hardware)
+        path = folder / f"{name}.yaml"
+        now = datetime.now(UTC)
+        write_atomic(path, choice_file(name, best, trials, plan.price, config, scenario, now))
+        say(f"winner: {path}   use it with engine=tuned/{name}")
+        return path
 
 
 @contextmanager
@@ -210,7 +212,7 @@ def choice_file(
         *(f"  {' | '.join(cell for cell in row(trial) if cell)}" for trial in trials),
     ]
     comments = "".join(f"# {line}\n" for text in evidence for line in text.splitlines())
-    return comments + yaml.safe_dump(settings, sort_keys=False)
+    return comments + str(yaml.safe_dump(settings, sort_keys=False))
 
 
 def _against_base(trials: Sequence[Trial], best: Trial) -> list[str]:

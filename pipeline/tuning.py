@@ -93,7 +93,8 @@ class Space:
             if wanted in values:
                 params[name] = wanted
             elif isinstance(wanted, (int, float)):
-                params[name] = min(values, key=lambda value, wanted=wanted: abs(value - wanted))
+                distances = [abs(value - wanted) for value in values]
+                params[name] = values[distances.index(min(distances))]
             else:
                 params[name] = values[len(values) // 2]
         return params

@@ -8,7 +8,7 @@ import pytest
 from pipeline.record import amounts
 from pipeline.record.amounts import cost_runs, write
 from pipeline.record.store import Recorder
-from pipeline.reprice import Pricing, annotations, reprice_all
+from pipeline.reprice import Pricing, amounts_to_write, reprice_all
 from pipeline.schema import TrackingConfig
 from tests.unit.pipeline.test_reprice import NOW, metrics_of
 
@@ -35,7 +35,7 @@ def test_mlflow_reads_what_was_written(tmp_path: Path, direct: bool, monkeypatch
     (run,) = cost_runs(tracking, "tiny's")
     assert run.run_id == run_id
     for option in ("spot", "reserved_1y"):
-        write(tracking, annotations(reprice_all([run], Pricing(option)), "mine", NOW))
+        write(tracking, amounts_to_write(reprice_all([run], Pricing(option)), "mine", NOW))
     read = recorder.client.get_run(run_id).data
     (expected,) = reprice_all([run], Pricing("reserved_1y"))
     for name, value in expected.metrics.items():

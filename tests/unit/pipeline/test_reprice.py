@@ -19,7 +19,16 @@ from finops.prices import lookup
 from pipeline.record import amounts
 from pipeline.record.amounts import CostRun, cost_runs, write
 from pipeline.record.metrics import cost_metrics, price_metrics
-from pipeline.reprice import Pricing, annotations, check_machine, main, pricing_of, reprice_all, reprice_metrics, rows
+from pipeline.reprice import (
+    Pricing,
+    amounts_to_write,
+    check_machine,
+    main,
+    pricing_of,
+    reprice_all,
+    reprice_metrics,
+    rows,
+)
 from pipeline.schema import GateConfig, HardwareConfig, RunConfig, TrackingConfig
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
@@ -87,7 +96,7 @@ def test_what_cannot_be_priced_says_why() -> None:
     unrecorded, unpriced = reprice_all([old, no_spot], Pricing("spot"))
     assert "older version" in unrecorded.reason
     assert "no 'spot' offer for cpu" in unpriced.reason
-    assert not annotations([unrecorded, unpriced], "spot", NOW)
+    assert not amounts_to_write([unrecorded, unpriced], "spot", NOW)
 
 
 def test_a_run_stays_on_the_hardware_that_it_was_measured_on() -> None:
@@ -101,7 +110,7 @@ def test_a_run_stays_on_the_hardware_that_it_was_measured_on() -> None:
 
 
 def test_the_provenance_holds_both_prices_source_and_date() -> None:
-    (one,) = annotations(reprice_all([a_run()], Pricing("spot")), "spot", NOW)
+    (one,) = amounts_to_write(reprice_all([a_run()], Pricing("spot")), "spot", NOW)
     assert set(one.tags) == {"reprice.spot"}
     told = json.loads(one.tags["reprice.spot"])
     spot = lookup("l4-24gb", "spot")
@@ -175,7 +184,7 @@ def test_ten_thousand_runs_are_priced_in_two_seconds(tmp_path: Path) -> None:
     tracking = a_store(tmp_path, 10_000)
     began = time.process_time()
     repriced = reprice_all(cost_runs(tracking, "many"), Pricing("spot"))
-    added = annotations(repriced, "spot", NOW)
+    added = amounts_to_write(repriced, "spot", NOW)
     priced_s = time.process_time() - began
     write(tracking, added)
     written_s = time.process_time() - began - priced_s
@@ -196,7 +205,7 @@ def test_repricing_again_replaces_the_value_and_keeps_the_history(
     for now_ns, option in ((1_000_000, "spot"), (2_000_000, "reserved_1y")):
         monkeypatch.setattr(amounts.time, "time_ns", lambda now_ns=now_ns: now_ns)
         repriced = reprice_all(cost_runs(tracking, "many"), Pricing(option))
-        write(tracking, annotations(repriced, "mine", NOW))
+        write(tracking, amounts_to_write(repriced, "mine", NOW))
     name = "reprice/mine/cost/usd_per_1k_tokens"
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as connection:
         latest = connection.execute("SELECT value FROM latest_metrics WHERE key = ?", (name,)).fetchall()
@@ -209,7 +218,7 @@ def test_repricing_again_replaces_the_value_and_keeps_the_history(
 
 def test_all_runs_or_none_are_written(tmp_path: Path) -> None:
     tracking = a_store(tmp_path, 2)
-    good, bad = annotations(reprice_all(cost_runs(tracking, "many"), Pricing("spot")), "spot", NOW)
+    good, bad = amounts_to_write(reprice_all(cost_runs(tracking, "many"), Pricing("spot")), "spot", NOW)
     broken = amounts.Annotation(bad.run_id, bad.metrics, {"reprice.spot": object()})  # type: ignore[dict-item]
     with pytest.raises(sqlite3.Error):
         write(tracking, [good, broken])
