@@ -36,7 +36,7 @@ def test_it_reads_what_mlflow_reads(recorder: Recorder, tracking: TrackingConfig
          ("awq", "candidate", "RUNNING"), ("int8/load", "stage", "FINISHED")]
     ):  # fmt: skip
         tags = {"model": "tiny's", "label": label, "role": role, "candidate_key": label}
-        run = client.create_run(recorder.experiment_id, start_time=1000 * number, tags=tags)
+        run = client.create_run(recorder.experiment_id, start_time=1000 * (number + 1), tags=tags)
         client.log_metric(run.info.run_id, "quality/mean", 0.5 + number / 100)
         client.log_metric(run.info.run_id, "other/metric", 1.0)
         if status == "FINISHED":
