@@ -122,10 +122,10 @@ def _insert(connection: sqlite3.Connection, annotations: Sequence[Annotation]) -
 
 
 def _from_client(tracking: TrackingConfig, model: str) -> list[CostRun]:
-    from pipeline.record.store import Recorder
+    from pipeline.record.store import Recorder, literal
 
     recorder = Recorder(tracking)
-    text = f"tags.model = '{model.replace(chr(39), chr(39) * 2)}' and attributes.status = 'FINISHED'"
+    text = f"tags.model = {literal(model)} and attributes.status = 'FINISHED'"
     found, token = [], None
     while True:
         page = recorder.client.search_runs(

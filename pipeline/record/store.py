@@ -106,7 +106,7 @@ class Recorder:
 
     def runs(self, model: str) -> list[Run]:
         """The newest finished run of each candidate of a model, newest first."""
-        text = f"tags.model = {_literal(model)} and attributes.status = 'FINISHED' and tags.role != 'stage'"
+        text = f"tags.model = {literal(model)} and attributes.status = 'FINISHED' and tags.role != 'stage'"
         order = ["attributes.start_time DESC"]
         found = self.client.search_runs([self.experiment_id], text, max_results=MAX_RUNS, order_by=order)
         newest: dict[str, Run] = {}
@@ -203,6 +203,6 @@ def flat_params(config: Any) -> dict[str, str]:
     return flat
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """A text in MLflow's filter language, which knows both quotes and no escapes."""
     return f'"{text}"' if "'" in text else f"'{text}'"

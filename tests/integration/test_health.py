@@ -161,6 +161,7 @@ def test_a_healthy_int4_checkpoint_passes_with_room(bench: Bench, tmp_path: Path
     assert list(bench.cache.parent.glob(".*.tmp")) == []
 
 
+@pytest.mark.slow
 def test_a_healthy_int8_checkpoint_passes_and_reuses_the_base(bench: Bench, tmp_path: Path) -> None:
     bench.measured(bench.base)
     report = bench.measured(bench.made / "int8")
@@ -168,6 +169,7 @@ def test_a_healthy_int8_checkpoint_passes_and_reuses_the_base(bench: Bench, tmp_
     assert judge(report, HALF) == []
 
 
+@pytest.mark.slow
 def test_the_base_against_itself_differs_in_nothing(bench: Bench) -> None:
     report = bench.measured(bench.base)
     assert judge(report, HealthLimits()) == []
@@ -204,6 +206,7 @@ def test_a_layers_zeroed_scales_stop_before_and_after_loading(bench: Bench, tmp_
     assert finding.where == "model.layers.12 in model.safetensors"
 
 
+@pytest.mark.slow
 def test_a_nan_stops_before_and_after_loading(bench: Bench, tmp_path: Path) -> None:
     tensor = "model.layers.20.mlp.down_proj.weight_scale"
     candidate = bench.damaged(tmp_path / "model", poison(tensor))
@@ -221,6 +224,7 @@ def test_a_truncated_shard_stops_at_once(bench: Bench, tmp_path: Path) -> None:
     assert not (tmp_path / "health.log").exists()
 
 
+@pytest.mark.slow
 def test_a_format_without_a_loader_here_is_not_checked(bench: Bench, tmp_path: Path) -> None:
     def other_format(file: Path) -> None:
         config = read_json(file.parent / "config.json")
@@ -235,6 +239,7 @@ def test_a_format_without_a_loader_here_is_not_checked(bench: Bench, tmp_path: P
     assert report.metrics() == {}
 
 
+@pytest.mark.slow
 def test_a_base_that_does_not_load_is_not_the_candidates_fault(bench: Bench, tmp_path: Path) -> None:
     broken = tmp_path / "base"
     shutil.copytree(bench.base, broken)

@@ -212,6 +212,7 @@ class Served:
 
     def __init__(self, artifact: Artifact, *_: object) -> None:
         self.digest, self.method, self.startup_s = f"served-{artifact.digest}", artifact.method, 0.1
+        self.speed_digest = self.digest
         self.log = artifact.path / "vllm.md"
         self.log.write_text("started")
         self.wait = lambda: None

@@ -246,6 +246,7 @@ def test_the_first_rejected_task_ends_the_evaluation_and_the_full_run_agrees(wor
     assert stopped.estimate.lo <= complete.estimate.value <= stopped.estimate.hi
 
 
+@pytest.mark.slow
 def test_the_baseline_is_extended_only_as_far_as_needed(world, tmp_path: Path) -> None:
     suite, tools, tokenizer, _, baseline = world
     asked: list[int] = []
@@ -274,6 +275,7 @@ def test_the_baseline_is_extended_only_as_far_as_needed(world, tmp_path: Path) -
     assert all(complete[item.item_id] == item.score for item in done.baseline.tasks["colours"].items)
 
 
+@pytest.mark.slow
 def test_a_subset_of_the_items_is_gated_under_their_own_ids(world) -> None:
     suite, tools, tokenizer, folder, _ = world
     small = replace(suite, num_items=40, tasks=("colours",))
@@ -291,6 +293,7 @@ def test_a_subset_of_the_items_is_gated_under_their_own_ids(world) -> None:
     assert found.num_items_planned == 40
 
 
+@pytest.mark.slow
 def test_an_item_without_an_answer_is_counted_against_the_candidate(world) -> None:
     baseline = world[-1]
     rule = GateRule({"pens": 0.05}, stop_early=False)
