@@ -179,6 +179,7 @@ def a_store(folder: Path, num_runs: int) -> TrackingConfig:
     return TrackingConfig(f"sqlite:///{folder}/mlflow.db")
 
 
+@pytest.mark.slow
 def test_ten_thousand_runs_are_priced_in_two_seconds(tmp_path: Path) -> None:
     """Processor time: a busy machine does not decide. Writing 150,000 metrics with their history comes on top."""
     tracking = a_store(tmp_path, 10_000)
