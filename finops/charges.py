@@ -44,6 +44,19 @@ GPU_SLICES = 7
 """Compute slices of a MIG-capable GPU."""
 
 
+NO_QUANTITIES: dict[str, Any] = {
+    "quantity_micro": None,
+    "pricing_unit": None,
+    "consumed_micro": None,
+    "device_micro": 0,
+    "list_price_nano": None,
+    "contracted_price_nano": None,
+    "list_usd_nano": None,
+    "contracted_usd_nano": None,
+}
+"""Fields of a charge that moves costs and no quantity: a correction, or a bill that no run holds."""
+
+
 @dataclass(frozen=True)
 class Resource:
     """The machine, or the part of it, that a stage holds.

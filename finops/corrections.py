@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from common.errors import UserError
 from finops import schema
-from finops.charges import Charge, charge_key
+from finops.charges import NO_QUANTITIES, Charge, charge_key
 from finops.money import from_pico, round_decimals, to_pico, to_us
 from finops.redact import redact_text
 
@@ -63,14 +63,7 @@ def correction(
         status="corrected",
         description=redact_text(f"correction: {reason}"),
         created_us=to_us(now),
-        quantity_micro=None,
-        pricing_unit=None,
-        consumed_micro=None,
-        device_micro=0,
-        list_price_nano=None,
-        contracted_price_nano=None,
-        list_usd_nano=None,
-        contracted_usd_nano=None,
+        **NO_QUANTITIES,
         list_pico=deltas["list"],
         contracted_pico=deltas["contracted"],
         billed_pico=deltas["billed"],

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from common.errors import UserError
 from common.files import digest_json
 from finops import schema
-from finops.charges import Charge, charge_key
+from finops.charges import NO_QUANTITIES, Charge, charge_key
 from finops.corrections import correction
 from finops.ledger import COLUMNS, Ledger
 from finops.money import (
@@ -185,14 +185,7 @@ def _record_rest(
         created_us=to_us(ledger.clock()),
         price_version="provider",
         charge_category="Adjustment",
-        quantity_micro=None,
-        pricing_unit=None,
-        consumed_micro=None,
-        device_micro=0,
-        list_price_nano=None,
-        contracted_price_nano=None,
-        list_usd_nano=None,
-        contracted_usd_nano=None,
+        **NO_QUANTITIES,
         list_pico=costs["list"],
         contracted_pico=costs["contracted"],
         billed_pico=costs["billed"],

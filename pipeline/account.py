@@ -28,21 +28,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from common.errors import ParsimonyError, UserError
-from common.files import plain
 from evals.load.scenario import LoadScenario
-from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
 from finops.money import round_decimals
 from pipeline.console import duration, say
 from pipeline.forecast import Forecast, Place, show_outcomes
 from pipeline.money import (
     StageOutcome,
     charge_tags,
-    ledger_file,
     ledger_url,
     load_usage,
     rate_of,
     resource_of,
     usd_text,
+    with_ledger,
 )
 from pipeline.schema import RunConfig
 from pipeline.stages import StageResult, StageStore
@@ -145,7 +144,7 @@ class Account:
             self._reserve()
         except ParsimonyError as error:
             self._close()
-            raise type(error)(self._with_ledger(str(error))) from None
+            raise type(error)(with_ledger(self._config, str(error))) from None
         return self
 
     def _require_approval(self) -> None:
@@ -222,7 +221,7 @@ class Account:
                 self._extend(found.high_usd)
             self._require_approval()
         except ParsimonyError as error:
-            raise type(error)(self._with_ledger(str(error))) from None
+            raise type(error)(with_ledger(self._config, str(error))) from None
 
     def finished(self, found: StageResult, label: str, meter: Meter | None) -> None:
         """A stage's result is stored: note what it took and yielded, and that the same settings find it again."""
@@ -348,27 +347,9 @@ class Account:
             PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
 
         """
-        from finops.approvals import Approvals, subject_hash
-        from pipeline.promote import PromotionRefusedError
+        from pipeline.approvals import approver_of
 
-        book, what = Approvals(self._opened()), f"'{subject.variant}' ({subject.digest[:12]}) of {subject.model}"
-        digest = subject_hash(plain(subject), None, "")
-        try:
-            found = book.require(
-                subject=digest, estimate_usd=self.charged_usd, threshold_usd=Decimal(-1), summary=what, kind="promotion"
-            )
-        except ApprovalRequiredError:
-            waiting = [one for one in book.all() if (one.subject_hash, one.kind) == (digest, "promotion")][-1]
-            raise PromotionRefusedError(
-                self._with_ledger(
-                    f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
-                    f"  -> someone other than {waiting.requester} runs: "
-                    f"python -m finops.approvals approve {waiting.id}\n  -> then start the same command again"
-                )
-            ) from None
-        except UserError as error:
-            raise PromotionRefusedError(str(error)) from None
-        return None if found is None else found.decided_by
+        return approver_of(subject, self._config, self._opened(), self.charged_usd)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -405,19 +386,6 @@ class Account:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
-
-    def _with_ledger(self, message: str) -> str:
-        """Commands in a message, with the ledger that they must look at where they would not find it themselves."""
-        configured = self._config.finops.ledger.uri is not None
-        file = ledger_file(ledger_url(self._config))
-        if file is None and not configured:
-            return message  # named by the environment, which the commands read as well
-        if file is not None and file == (Path.cwd() / "mlruns" / file.name):
-            return message
-        for command in ("approvals", "budgets"):
-            where = ledger_url(self._config)
-            message = message.replace(f"finops.{command} ", f"finops.{command} --ledger {where} ")
-        return message
 
 
 def _say_recovered(charges: list[Charge]) -> None:

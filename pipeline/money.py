@@ -319,3 +319,16 @@ def usd_text(amount: Decimal) -> str:
         return "0"
     decimals = 2 if abs(amount) >= Decimal("0.1") else 1 - amount.adjusted()
     return f"{round_decimals(amount, decimals):f}"
+
+
+def with_ledger(config: RunConfig, message: str) -> str:
+    """Commands in a message, with the ledger that they must look at where they would not find it themselves."""
+    where = ledger_url(config)
+    file = ledger_file(where)
+    if file is None and config.finops.ledger.uri is None:
+        return message  # named by the environment, which the commands read as well
+    if file is not None and file == (Path.cwd() / "mlruns" / file.name):
+        return message
+    for command in ("approvals", "budgets"):
+        message = message.replace(f"finops.{command} ", f"finops.{command} --ledger {where} ")
+    return message

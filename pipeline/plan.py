@@ -13,6 +13,7 @@ from evals.types import Price
 from pipeline import registry
 from pipeline.compress.fp8 import FP8_CAPABILITY
 from pipeline.compress.memory import CalibrationSize
+from pipeline.compress.publish import name_problem
 from pipeline.distill.check import check as check_distill
 from pipeline.distill.config import student_facts
 from pipeline.engine_check import check_engine, engine_suffix
@@ -71,6 +72,7 @@ def make_plan(
         *_check_kv_cache(config, machine),
         *_check_split(method, config, machine),
         *_check_room(method, config, facts, machine, free_disk_bytes),
+        *_check_publish(config),
         *tag_problems(config),
         *ledger_problems(config),
     ]
@@ -276,6 +278,11 @@ def _check_gate(config: RunConfig) -> list[Problem]:
         if not 0 <= points < 100:
             problems.append(Problem(f"gate.task_delta_points.{task}", f"{points} is not at least 0 and below 100"))
     return problems
+
+
+def _check_publish(config: RunConfig) -> list[Problem]:
+    wrong = None if config.publish.hub is None else name_problem(config.publish.hub)
+    return [] if wrong is None else [Problem("publish.hub", wrong)]
 
 
 def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:

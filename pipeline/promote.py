@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
@@ -344,26 +345,43 @@ def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
 def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
     """Record the decision with the winner's run and promote it; returns one line that says what was done."""
     from pipeline import decision_page
+    from pipeline.approvals import ledgers_approver
     from pipeline.record.store import staging_folder
 
     winner = found.contest.winner
     if winner is None:
         return "registry: unchanged, no candidate passed"
-    run = found.candidates[winner]
+    run, decision = found.candidates[winner], found.contest.decisions[winner]
     record = record_of(found, winner, config)
     with staging_folder() as folder:
         decision_page.write(record, folder)
-        recorder.annotate(run.info.run_id, tags={"decision": "promote"}, metrics={}, folder=folder)
-    return promote(
-        recorder,
-        run.info.run_id,
-        found.contest.decisions[winner],
-        config.model.name,
-        Path(run.data.tags["artifact_path"]),
-        run.data.tags["artifact_digest"],
-        config.promote,
-        evidence_runs=[found.baseline.info.run_id],
-    )
+        recorder.annotate(run.info.run_id, tags=decision_tags(decision), metrics={}, folder=folder)
+    try:
+        return promote(
+            recorder,
+            run.info.run_id,
+            decision,
+            config.model.name,
+            Path(run.data.tags["artifact_path"]),
+            run.data.tags["artifact_digest"],
+            config.promote,
+            evidence_runs=[found.baseline.info.run_id],
+            approvals=partial(ledgers_approver, config=config),
+        )
+    except PromotionRefusedError as error:
+        refused = held(decision, error)
+        recorder.annotate(run.info.run_id, tags=decision_tags(refused), metrics={})
+        raise
+
+
+def held(decision: Decision, error: PromotionRefusedError) -> Decision:
+    """The decision after its promotion was refused."""
+    return replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
+
+
+def decision_tags(decision: Decision) -> dict[str, str]:
+    """What a run's tags say of its decision."""
+    return {"decision": decision.action, "reasons": "\n".join(decision.reasons)}
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from pipeline.console import duration, say, table
 from pipeline.decide import Evidence, headline_point, mean_quality
 from pipeline.decision_page import DecisionRecord
 from pipeline.environments import versions
+from pipeline.promote import decision_tags
 from pipeline.record.metrics import comparison_metrics, estimate_metrics, gate_metrics, run_metrics
 from pipeline.record.store import Recorder, RunRecord, flat_params, staging_folder
 from pipeline.schema import RunConfig
@@ -185,7 +186,7 @@ def record_decision(
         frontier.draw(config.model.name, recorder.runs(config.model.name), folder, recorder.evidence)
         recorder.annotate(
             run_id,
-            tags={"decision": decision.action, "reasons": "\n".join(decision.reasons)},
+            tags=decision_tags(decision),
             metrics=comparison_metrics(comparison) | gate_metrics(decision.evidence.get("tasks", {}).values()),
             folder=folder,
         )

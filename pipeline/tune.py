@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import ConfigError, ToolError
 from common.files import write_atomic
 from evals.cost import cost_report
-from evals.load.scenario import LoadScenario, from_config
+from evals.load.scenario import LoadScenario
 from evals.types import LoadReport, Price
 from pipeline.schema import EngineConfig, RunConfig
 from pipeline.tuning import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
@@ -97,25 +97,13 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
     from pipeline.account import Account
     from pipeline.compress.stage import compress
     from pipeline.console import Console, say, table
-    from pipeline.machine import find_machine
-    from pipeline.models.resolve import base_model, model_facts
-    from pipeline.plan import make_plan
-    from pipeline.run import (
-        distill,
-        find_price,
-        free_disk_bytes,
-        machine_lock,
-        make_services,
-        planned_engine,
-        planned_machine,
-    )
+    from pipeline.models.resolve import base_model
+    from pipeline.planned import plan_run
+    from pipeline.run import distill, machine_lock, make_services
 
-    scenario = from_config(config.load)
+    planned = plan_run(config)
+    config, plan, scenario = planned.config, planned.plan, planned.scenario
     space_size = max_concurrency(scenario)
-    machine = planned_machine(config, find_machine())
-    config = replace(config, engine=planned_engine(config, machine))
-    free = free_disk_bytes(Path(config.home))
-    plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free)
     with Account(config, plan, scenario) as account:
         services = make_services(config, account)
         candidate = plan.candidate or plan.baseline
@@ -124,7 +112,7 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         with machine_lock(services.home, shared=True):
             console = Console(f"{config.model.name}/{candidate.label}")
             artifact, _ = compress(candidate, student, config, plan.plan_hash, services.store, console.stage)
-        space = space_for(machine.device, space_size)
+        space = space_for(plan.machine.device, space_size)
         say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
         trials = search(
             lambda engine: serve(artifact, replace(config, engine=engine), plan, scenario, services),

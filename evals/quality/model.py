@@ -2,7 +2,8 @@
 
 lm-eval hands over all requests of all tasks at once; the interview says which items to ask next. A block's items are
 scored with the task's own filters and metric (on copies; lm-eval scores everything again at the end), so that a gate
-can look at them. Requests of items that are never asked get a placeholder; those items are left out of the outcomes.
+can look at them. Requests of items that are never asked are answered with NaN; those items are left out of the
+outcomes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from evals.quality.answers import AnswerCache, request_digest
@@ -21,26 +22,111 @@ BLOCK = 128
 """Requests sent between two writes of the answer cache."""
 Places = Mapping[str, tuple[Any, str, list[ItemId]]]
 """Per leaf name: lm-eval's task, the name it was asked for by, and the item id of each `doc_id`."""
+Ask = Callable[[list[Any]], list[Any]]
+"""Sends requests to the server and returns its answers, one each."""
+
+
+class Interviewed:
+    """What stands before lm-eval's `loglikelihood` and `generate_until`: the interview, and the answer cache."""
+
+    def __init__(self, cache: AnswerCache, interview: Interview, places: Places) -> None:
+        self.cache, self.interview, self.places = cache, interview, places
+        self.failures: dict[str, str] = {}
+
+    def answer(self, kind: str, requests: list[Any], ask: Ask) -> list[Any]:
+        """An answer for every request, in order; those of items that are not asked stand for nothing."""
+        keys = [request_digest(kind, request.args) for request in requests]
+        rows: dict[tuple[str, ItemId], list[int]] = {}
+        for row, request in enumerate(requests):
+            rows.setdefault(item_of(request, self.places), []).append(row)
+        answers: dict[str, Any] = {}
+
+        def fetch(task: str, item_ids: tuple[ItemId, ...]) -> None:
+            mine = (row for item_id in item_ids for row in rows.get((task, item_id), ()))
+            answers.update(self.fetch({keys[row]: requests[row] for row in mine if keys[row] not in answers}, ask))
+
+        tasks = {task for task, _ in rows}
+        self.check_kinds(tasks)
+        progress(self.interview)
+        while (block := self.interview.next_block(tasks)) is not None:
+            fetch(block.task, block.item_ids)
+            if self.interview.is_gated(block.task):
+                self.interview.feed(block, self.scores(block, rows, requests, keys, answers))
+            progress(self.interview)
+        for task in tasks:  # items with requests of two kinds were handed out when the first kind was asked
+            fetch(task, tuple(self.interview.asked(task)))
+        failed = (math.nan, False) if kind == "loglikelihood" else ""
+        return [answers.get(key, failed) for key in keys]
+
+    def check_kinds(self, tasks: Iterable[str]) -> None:
+        """End the worker where a gated task asks in two ways: its items could not be scored block by block."""
+        for leaf, task, _ in self.places.values():
+            kinds = {one.request_type for one in leaf.instances}
+            if task in tasks and self.interview.is_gated(task) and len(kinds) > 1:
+                raise SystemExit(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
+
+    def fetch(self, wanted: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
+        """Answers by request digest: from the cache, or from the server, stored block by block."""
+        found = self.cache.get(wanted)
+        todo = [(key, request) for key, request in wanted.items() if key not in found | self.failures]
+        for start in range(0, len(todo), BLOCK):
+            fresh = self.ask_block(todo[start : start + BLOCK], ask)
+            self.cache.put(fresh)
+            found.update(fresh)
+        return found
+
+    def ask_block(self, block: list[tuple[str, Any]], ask: Ask) -> dict[str, Any]:
+        """Ask the server; where a block fails, one by one, so that each failure is known by its request."""
+        try:
+            return dict(zip([key for key, _ in block], ask([request for _, request in block]), strict=True))
+        except Exception as error:
+            if len(block) == 1:
+                self.failures[block[0][0]] = f"the server gave no answer: {root_cause(error)}"
+                return {}
+            answers: dict[str, Any] = {}
+            for one in block:
+                answers.update(self.ask_block([one], ask))
+            if not answers:
+                raise
+            return answers
+
+    def scores(
+        self,
+        block: Block,
+        rows: Mapping[tuple[str, ItemId], list[int]],
+        requests: list[Any],
+        keys: list[str],
+        answers: Mapping[str, Any],
+    ) -> list[float | None]:
+        """The scores of a block's items; None where the server gave no answer."""
+        scores: list[float | None] = []
+        for item_id in block.item_ids:
+            mine = rows[block.task, item_id]
+            if any(keys[row] not in answers for row in mine):
+                scores.append(None)
+                continue
+            leaf = self.places[requests[mine[0]].task_name][0]
+            scores.append(item_score(leaf, [requests[row] for row in mine], [answers[keys[row]] for row in mine]))
+        return scores
 
 
 def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Interview, places: Places) -> Any:
-    """The model of a job. lm-eval is imported here."""
+    """lm-eval's model of a job, with the interview before it. lm-eval is imported here."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
+    asked = Interviewed(cache, interview, places)
+
     class InterviewedCompletions(LocalCompletionsAPI):  # type: ignore[misc]
-        def __init__(self, **settings: Any) -> None:
-            super().__init__(**settings)
-            self.interview = interview
-            self.failures: dict[str, str] = {}
+        interviewed = asked
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             ask = super().loglikelihood
-            answers = self._answer("loglikelihood", requests, lambda part: ask(part, disable_tqdm=True))
+            answers = asked.answer("loglikelihood", requests, lambda part: ask(part, disable_tqdm=True))
             return [tuple(answer) for answer in answers]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             ask = super().generate_until
-            return self._answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True))
+            return asked.answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True))
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             raise SystemExit(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
@@ -53,74 +139,6 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Intervie
             if kind == "generate_until":
                 texts += [text for resps in sample["resps"] for text in resps]
             return sum(len(self.tok_encode(text)) for text in texts)
-
-        def _answer(self, kind: str, requests: list[Any], ask: Callable[[list[Any]], list[Any]]) -> list[Any]:
-            keys = [request_digest(kind, request.args) for request in requests]
-            rows: dict[tuple[str, ItemId], list[int]] = {}
-            for row, request in enumerate(requests):
-                rows.setdefault(item_of(request, places), []).append(row)
-            answers: dict[str, Any] = {}
-
-            def fetch(task: str, item_ids: tuple[ItemId, ...]) -> None:
-                mine = (row for item_id in item_ids for row in rows.get((task, item_id), ()))
-                answers.update(self._fetch({keys[row]: requests[row] for row in mine if keys[row] not in answers}, ask))
-
-            tasks = {task for task, _ in rows}
-            for leaf, task, _ in places.values():
-                if interview.is_gated(task) and len({one.request_type for one in leaf.instances}) > 1:
-                    raise SystemExit(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
-            progress(interview)
-            while (block := interview.next_block(tasks)) is not None:
-                fetch(block.task, block.item_ids)
-                if interview.is_gated(block.task):
-                    interview.feed(block, self._scores(block, rows, requests, keys, answers))
-                progress(interview)
-            for task in tasks:  # items with requests of two kinds were handed out when the first kind was asked
-                fetch(task, tuple(interview.asked(task)))
-            failed = (math.nan, False) if kind == "loglikelihood" else ""
-            return [answers.get(key, failed) for key in keys]
-
-        def _fetch(self, wanted: dict[str, Any], ask: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
-            """Answers by request digest: from the cache, or from the server, stored block by block."""
-            found = cache.get(wanted)
-            todo = [(key, request) for key, request in wanted.items() if key not in found | self.failures]
-            for start in range(0, len(todo), BLOCK):
-                fresh = self._ask_block(todo[start : start + BLOCK], ask)
-                cache.put(fresh)
-                found.update(fresh)
-            return found
-
-        def _scores(
-            self,
-            block: Block,
-            rows: Mapping[tuple[str, ItemId], list[int]],
-            requests: list[Any],
-            keys: list[str],
-            answers: Mapping[str, Any],
-        ) -> list[float | None]:
-            scores: list[float | None] = []
-            for item_id in block.item_ids:
-                mine = rows[block.task, item_id]
-                if any(keys[row] not in answers for row in mine):
-                    scores.append(None)
-                    continue
-                leaf = places[requests[mine[0]].task_name][0]
-                scores.append(item_score(leaf, [requests[row] for row in mine], [answers[keys[row]] for row in mine]))
-            return scores
-
-        def _ask_block(self, block: list[tuple[str, Any]], ask: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
-            try:
-                return dict(zip([key for key, _ in block], ask([request for _, request in block]), strict=True))
-            except Exception as error:
-                if len(block) == 1:
-                    self.failures[block[0][0]] = f"the server gave no answer: {root_cause(error)}"
-                    return {}
-                answers: dict[str, Any] = {}
-                for one in block:
-                    answers.update(self._ask_block([one], ask))
-                if not answers:
-                    raise
-                return answers
 
     target = job["target"]
     return InterviewedCompletions(

@@ -127,7 +127,7 @@ def evaluate(
     )
     assert results is not None
     outcomes = {task.name: outcome_of(task, results, model) for task in tasks}
-    return {"tasks": outcomes, "items_needed": model.interview.items_needed}
+    return {"tasks": outcomes, "items_needed": model.interviewed.interview.items_needed}
 
 
 def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
@@ -136,7 +136,8 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
     first = leaves[0].task_name
     sample = results["samples"][first][0]
     metric, filter_name = primary_metric(leaves[0], sample["metrics"]), sample["filter"]
-    asked = model.interview.asked(task.name)
+    interview = model.interviewed.interview
+    asked = interview.asked(task.name)
     items: dict[int, dict[str, Any]] = {}
     prompts: list[list[str]] = []
     for leaf, start in zip(task.leaves, task.starts, strict=True):
@@ -146,15 +147,15 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
             prompts.append([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]])
             if item_id in asked:
                 items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
-                model.interview.check_score(task.name, item_id, items[item_id]["score"])
-                if model.interview.is_flip(task.name, item_id, items[item_id]["score"]):
+                interview.check_score(task.name, item_id, items[item_id]["score"])
+                if interview.is_flip(task.name, item_id, items[item_id]["score"]):
                     items[item_id] |= texts_of(sample)
     is_complete = len(items) == len(prompts)
     return {
         "metric": metric,
         "filter": filter_name,
         "items": [items[item_id] for item_id in asked],
-        "drawing": model.interview.drawing(task.name),
+        "drawing": interview.drawing(task.name),
         "num_items_total": sum(task.sizes),
         "lm_eval": {leaf.task_name: numbers(results["results"][leaf.task_name]) for leaf in leaves if is_complete},
         "prompts_digest": digest_json(prompts),
@@ -170,7 +171,8 @@ def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any
     scores = [float(response[0]) for response in responses] if is_loglikelihood else []
     kind = "loglikelihood" if is_loglikelihood else "generate_until"
     keys = [request_digest(kind, args) for args in sample["arguments"]]
-    reasons = [model.failures[key] for key in keys if key in model.failures]
+    failures = model.interviewed.failures
+    reasons = [failures[key] for key in keys if key in failures]
     answer = str(int(np.argmax(scores))) if is_loglikelihood and not reasons else "" if reasons else str(responses[0])
     target = sample["target"]
     return {

@@ -7,23 +7,21 @@ the scales are searched on the calibration text. Asymmetric INT4 groups. Output:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from common.errors import Problem
 from pipeline.compress import llmcompressor
-from pipeline.compress.groups import auto_group_size, check_group_size
+from pipeline.compress.groups import GroupArgs, check_group_size, resolve_group_size
 from pipeline.compress.memory import sequential_memory
 from pipeline.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(GroupArgs):
     """Settings of `quant=awq`."""
 
-    group_size: int | None = None
-    """Columns that share one scale: 128, 64 or 32; null takes the largest that divides every layer."""
     symmetric: bool = False
     """Asymmetric groups have a zero point each."""
     num_grid: int = 20
@@ -36,11 +34,6 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
     if args.num_grid < 2:
         problems.append(Problem("quant.num_grid", f"{args.num_grid} is below 2"))
     return problems
-
-
-def resolve(args: Args, facts: ModelFacts) -> Args:
-    """With a definite group size."""
-    return args if args.group_size is not None else replace(args, group_size=auto_group_size(facts))
 
 
 def compress(job: CompressJob) -> None:
@@ -70,6 +63,6 @@ METHOD = Method(
     needs_calibration=True,
     tools=llmcompressor.TOOLS,
     check=check,
-    resolve=resolve,
+    resolve=resolve_group_size,
     memory=sequential_memory,
 )

@@ -35,13 +35,7 @@ def check_fp8(args: Any, facts: ModelFacts, machine: Machine) -> list[Problem]:
 
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
-
-    def recipe() -> list[Any]:
-        from llmcompressor.modifiers.quantization import QuantizationModifier
-
-        return [QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"])]
-
-    llmcompressor.one_shot(job, recipe)
+    llmcompressor.round_to_preset(job, "FP8_DYNAMIC")
 
 
 METHOD = Method(

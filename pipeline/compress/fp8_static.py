@@ -7,7 +7,6 @@ Output: a compressed-tensors checkpoint (`float-quantized`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.compress import llmcompressor
 from pipeline.compress.fp8 import NO_CPU, check_fp8
@@ -22,13 +21,7 @@ class Args:
 
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
-
-    def recipe() -> list[Any]:
-        from llmcompressor.modifiers.quantization import QuantizationModifier
-
-        return [QuantizationModifier(targets="Linear", scheme="FP8", ignore=["lm_head"])]
-
-    llmcompressor.one_shot(job, recipe)
+    llmcompressor.round_to_preset(job, "FP8")
 
 
 METHOD = Method(

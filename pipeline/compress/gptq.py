@@ -8,41 +8,12 @@ Output: a compressed-tensors checkpoint (`pack-quantized`). What auto-gptq wrote
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Any
 
-from common.errors import Problem
 from pipeline.compress import llmcompressor
-from pipeline.compress.groups import auto_group_size, check_group_size, check_share, check_symmetric
+from pipeline.compress.groups import GptqArgs, check_gptq, resolve_group_size
 from pipeline.compress.memory import sequential_memory
 from pipeline.registry import CompressJob, Method
-from pipeline.types import Machine, ModelFacts
-
-
-@dataclass(frozen=True)
-class Args:
-    """Settings of `quant=gptq`."""
-
-    group_size: int | None = None
-    """Columns that share one scale: 128, 64 or 32; null takes the largest that divides every layer."""
-    symmetric: bool = True
-    """Symmetric around zero: what the Marlin kernels need."""
-    dampening: float = 0.01
-    """Dampening, as a share of the Hessian's mean diagonal."""
-
-
-def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
-    """Group size, kernel and dampening."""
-    return [
-        *check_group_size(args.group_size, facts),
-        *check_symmetric(args.symmetric, machine),
-        *check_share("dampening", args.dampening),
-    ]
-
-
-def resolve(args: Args, facts: ModelFacts) -> Args:
-    """With a definite group size."""
-    return args if args.group_size is not None else replace(args, group_size=auto_group_size(facts))
 
 
 def compress(job: CompressJob) -> None:
@@ -61,12 +32,12 @@ def compress(job: CompressJob) -> None:
 
 METHOD = Method(
     name="gptq",
-    args=Args,
+    args=GptqArgs,
     compress=compress,
     weight_only_bits=4,
     needs_calibration=True,
     tools=llmcompressor.TOOLS,
-    check=check,
-    resolve=resolve,
+    check=check_gptq,
+    resolve=resolve_group_size,
     memory=sequential_memory,
 )

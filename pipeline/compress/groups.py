@@ -1,6 +1,9 @@
-"""Group sizes of grouped weight quantization: a group is a run of columns that share one scale. Pure."""
+"""Settings that the grouped 4-bit methods share: a group is a run of columns that share one scale. Pure."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from common.errors import Problem
 from pipeline.facts import linear_shapes
@@ -8,6 +11,46 @@ from pipeline.types import Machine, ModelFacts
 
 GROUP_SIZES = (128, 64, 32)
 """What vLLM's kernels serve, the usual one first."""
+
+
+@dataclass(frozen=True)
+class GroupArgs:
+    """Settings of every grouped method."""
+
+    group_size: int | None = None
+    """Columns that share one scale: 128, 64 or 32; null takes the largest that divides every layer."""
+
+
+@dataclass(frozen=True)
+class GptqArgs(GroupArgs):
+    """Settings of `quant=gptq` and `quant=gptq-native`."""
+
+    symmetric: bool = True
+    """Symmetric around zero: what the Marlin kernels need."""
+    dampening: float = 0.01
+    """Dampening, as a share of the Hessian's mean diagonal."""
+
+
+Grouped = TypeVar("Grouped", bound=GroupArgs)
+
+
+def check_groups(args: GroupArgs, facts: ModelFacts, machine: Machine) -> list[Problem]:
+    """The group size divides every layer."""
+    return check_group_size(args.group_size, facts)
+
+
+def check_gptq(args: GptqArgs, facts: ModelFacts, machine: Machine) -> list[Problem]:
+    """Group size, kernel and dampening."""
+    return [
+        *check_group_size(args.group_size, facts),
+        *check_symmetric(args.symmetric, machine),
+        *check_share("dampening", args.dampening),
+    ]
+
+
+def resolve_group_size(args: Grouped, facts: ModelFacts) -> Grouped:
+    """With a definite group size."""
+    return args if args.group_size is not None else replace(args, group_size=auto_group_size(facts))
 
 
 def auto_group_size(facts: ModelFacts) -> int | None:

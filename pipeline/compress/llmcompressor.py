@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from pipeline.registry import CompressJob
@@ -18,34 +19,61 @@ def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
         recipe: makes the modifiers; called after the libraries are imported.
 
     """
-    import numpy as np
+    from transformers import AutoConfig
+
+    model, tokenizer = load_base(job)
+    apply(recipe(), model, tokenizer, job.calibration)
+    keep_16_bit(model, AutoConfig.from_pretrained(job.base).dtype)
+    save(model, tokenizer, job.output)
+
+
+def round_to_preset(job: CompressJob, scheme: str) -> None:
+    """Round every linear layer but the head by a scheme that compressed-tensors names, and save."""
+
+    def recipe() -> list[Any]:
+        from llmcompressor.modifiers.quantization import QuantizationModifier
+
+        return [QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])]
+
+    one_shot(job, recipe)
+
+
+def load_base(job: CompressJob) -> tuple[Any, Any]:
+    """The base and its tokenizer, with every random generator seeded."""
     import torch
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
     set_seed(job.seed)
     # Most processors compute bfloat16 slowly or by emulation: on a CPU the work is done in float32.
     working = "auto" if torch.cuda.is_available() else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=working)
-    tokenizer = AutoTokenizer.from_pretrained(job.base)
+    return AutoModelForCausalLM.from_pretrained(job.base, dtype=working), AutoTokenizer.from_pretrained(job.base)
+
+
+def apply(modifiers: list[Any], model: Any, tokenizer: Any, calibration: Path | None) -> None:
+    """Change the model by llm-compressor's modifiers, block by block over the calibration text's token ids, if any."""
+    import numpy as np
+    import torch
+    from datasets import Dataset
+    from llmcompressor import oneshot
+
     data: dict[str, Any] = {}
-    if job.calibration is not None:
-        token_ids = np.load(job.calibration, allow_pickle=False)
-        dataset = Dataset.from_dict(
-            {"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()}
-        )
+    if calibration is not None:
+        token_ids = np.load(calibration, allow_pickle=False)
+        rows = {"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()}
         data = {
-            "dataset": dataset,
+            "dataset": Dataset.from_dict(rows),
             "max_seq_length": token_ids.shape[1],
             "num_calibration_samples": token_ids.shape[0],
             "shuffle_calibration_samples": False,
         }
     with torch.random.fork_rng(devices=[]):
-        oneshot(model=model, processor=tokenizer, recipe=recipe(), **data)
-    keep_16_bit(model, AutoConfig.from_pretrained(job.base).dtype)
-    model.save_pretrained(job.output, save_compressed=True)
-    tokenizer.save_pretrained(job.output)
+        oneshot(model=model, processor=tokenizer, recipe=modifiers, **data)
+
+
+def save(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write the checkpoint in compressed-tensors form."""
+    model.save_pretrained(folder, save_compressed=True)
+    tokenizer.save_pretrained(folder)
 
 
 def weight_only_groups(*, num_bits: int, group_size: int | None, symmetric: bool) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +24,20 @@ from common.errors import Problem
 from common.files import write_json
 from pipeline.compress import allocate, llmcompressor
 from pipeline.compress.allocate import FusedGroup, Level, Option
+from pipeline.compress.groups import check_group_size, check_share
 from pipeline.compress.memory import sequential_memory
 from pipeline.facts import facts_from_folder, tensor_headers
 from pipeline.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pipeline.compress.sensitivity import Sensitivity
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "unknown")
 """Models whose decoder layers hold the projections that `allocate.fused_groups` names; `unknown`: a shape alone."""
-GROUP_SIZES = (32, 64, 128)
-"""What the 4-bit kernels of both devices take."""
 MIN_TOKENS = 32
 UNKNOWN_HOST_BYTES = 64 * 2**30
 """Assumed where a plan is made for another machine."""
-CPU_KERNEL_ROWS = 32
-"""vLLM's 4-bit CPU kernel takes output sizes that are multiples of this."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +60,6 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
     if facts.architecture not in ARCHITECTURES:
         message = f"'mixed' knows the layers of {', '.join(ARCHITECTURES[:-1])}, not of {facts.architecture}"
         problems.append(Problem("quant.method", message, ("quant=gptq", "quant=int8")))
-    if not 0 < args.dampening < 1:
-        problems.append(Problem("quant.dampening", f"{args.dampening} is not between 0 and 1"))
     most = max_tokens(facts, machine)
     if not MIN_TOKENS <= args.sensitivity_tokens <= most:
         message = (
@@ -76,8 +67,9 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
             "model in this machine's memory"
         )
         problems.append(Problem("quant.sensitivity_tokens", message, ("quant.sensitivity_tokens=256",)))
-    of_group_size = check_group_size(args, facts)
-    return [*problems, *of_group_size, *check_rows(facts, machine), *([] if of_group_size else check_bits(args, facts))]
+    of_group_size = check_group_size(args.group_size, facts)
+    of_bits = [] if of_group_size else check_bits(args, facts)
+    return [*problems, *check_share("dampening", args.dampening), *of_group_size, *of_bits]
 
 
 def max_tokens(facts: ModelFacts, machine: Machine) -> int:
@@ -85,41 +77,6 @@ def max_tokens(facts: ModelFacts, machine: Machine) -> int:
     num_variants = len(allocate.fused_groups(facts)) * sum(level.weight_bits < 16 for level in allocate.levels(64))
     host_bytes = machine.host_memory_bytes or UNKNOWN_HOST_BYTES
     return host_bytes // 4 // (num_variants * facts.hidden_size * 4)
-
-
-def check_group_size(args: Args, facts: ModelFacts) -> list[Problem]:
-    """The kernels take the group size, and it divides every quantized layer's columns."""
-    if args.group_size not in GROUP_SIZES:
-        allowed = ", ".join(str(size) for size in GROUP_SIZES)
-        return [Problem("quant.group_size", f"{args.group_size} is not one of {allowed}: the 4-bit kernels take these")]
-    columns: dict[int, list[str]] = {}
-    for group in allocate.fused_groups(facts)[:4]:
-        for name, (_, size) in group.shapes.items():
-            columns.setdefault(size, []).append(name)
-    offenders = [
-        f"{size} columns of {', '.join(names)}" for size, names in columns.items() if size % args.group_size != 0
-    ]
-    if not offenders:
-        return []
-    common = gcd(*columns)
-    ways = tuple(f"quant.group_size={size}" for size in GROUP_SIZES if common % size == 0)
-    message = f"{args.group_size} does not divide the {'; the '.join(offenders)}"
-    return [Problem("quant.group_size", message, ways or ("quant=int8, which has no groups of columns",))]
-
-
-def check_rows(facts: ModelFacts, machine: Machine) -> list[Problem]:
-    """The 4-bit CPU kernel of vLLM takes only some output sizes."""
-    if machine.device != "cpu":
-        return []
-    odd = [
-        f"{sum(rows for rows, _ in group.shapes.values())} rows of {', '.join(group.shapes)}"
-        for group in allocate.fused_groups(facts)[:4]
-        if sum(rows for rows, _ in group.shapes.values()) % CPU_KERNEL_ROWS
-    ]
-    if not odd:
-        return []
-    message = f"vLLM's 4-bit CPU kernel needs multiples of {CPU_KERNEL_ROWS}, not the {'; the '.join(odd)}"
-    return [Problem("quant.method", message, ("quant=int8", "serve on a GPU"))]
 
 
 def check_bits(args: Args, facts: ModelFacts) -> list[Problem]:
@@ -139,7 +96,8 @@ def compress(job: CompressJob) -> None:
     """Write the mixed checkpoint and `sensitivity.json`."""
     import numpy as np
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from transformers import AutoConfig
 
     from pipeline.compress.sensitivity import draw, measure
 
@@ -148,15 +106,11 @@ def compress(job: CompressJob) -> None:
     groups = allocate.fused_groups(facts_from_folder("base", job.base))
     known = allocate.levels(args.group_size)
     rounded = [level for level in known if level.weight_bits < 16]
-    set_seed(job.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     # What is not rounded is stored in 16 bit, as the scales are: in the base's own type, if that has 16 bit.
     stored = torch.float16 if AutoConfig.from_pretrained(job.base).dtype == torch.float16 else torch.bfloat16
-    # Most processors compute 16 bit slowly or by emulation: on a CPU the work is done in float32.
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype="auto" if device == "cuda" else torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(job.base)
-    token_ids = np.load(job.calibration, allow_pickle=False)
-    sample = draw(token_ids, args.sensitivity_tokens, job.seed)
+    model, tokenizer = llmcompressor.load_base(job)
+    sample = draw(np.load(job.calibration, allow_pickle=False), args.sensitivity_tokens, job.seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     measured = measure(model, groups, {level.name: scheme_of(level, [], stored) for level in rounded}, sample, device)
     options = options_of(groups, known, measured)
     max_bits = int(args.target_bits * sum(group.num_weights for group in groups))
@@ -166,11 +120,11 @@ def compress(job: CompressJob) -> None:
         for level in rounded
         if (targets := targets_of(level.name, groups, chosen))
     }
-    quantize(model, tokenizer, token_ids, config_groups, args.dampening)
+    modifier = GPTQModifier(config_groups=config_groups, ignore=["lm_head"], dampening_frac=args.dampening)
+    llmcompressor.apply([modifier], model, tokenizer, job.calibration)
     llmcompressor.keep_16_bit(model, stored)
     store_scales(model, stored)
-    model.save_pretrained(job.output, save_compressed=True)
-    tokenizer.save_pretrained(job.output)
+    llmcompressor.save(model, tokenizer, job.output)
     spent = stored_bits(job.output)
     assert spent <= max_bits, f"{spent} bits are stored, more than the budget of {max_bits}"
     report = report_of(args, groups, options, measured, chosen, spent)
@@ -213,30 +167,6 @@ def targets_of(level: str, groups: Sequence[FusedGroup], chosen: Mapping[str, st
         rf"\.({'|'.join(found[0].shapes)})$"
         for found in members.values()
     ]
-
-
-def quantize(
-    model: Any, tokenizer: Any, token_ids: NDArray[np.int64], config_groups: Mapping[str, Any], dampening: float
-) -> None:
-    """GPTQ over the calibration text, shape (num_samples, length), block by block."""
-    import numpy as np
-    import torch
-    from datasets import Dataset
-    from llmcompressor import oneshot
-    from llmcompressor.modifiers.quantization import GPTQModifier
-
-    rows = {"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()}
-    modifier = GPTQModifier(config_groups=dict(config_groups), ignore=["lm_head"], dampening_frac=dampening)
-    with torch.random.fork_rng(devices=[]):
-        oneshot(
-            model=model,
-            processor=tokenizer,
-            recipe=[modifier],
-            dataset=Dataset.from_dict(rows),
-            max_seq_length=token_ids.shape[1],
-            num_calibration_samples=token_ids.shape[0],
-            shuffle_calibration_samples=False,
-        )
 
 
 def store_scales(model: Any, dtype: Any) -> None:

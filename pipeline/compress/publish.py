@@ -148,6 +148,17 @@ def dry_run_lines(folder: Path, repo: str, private: bool = True) -> list[str]:
     ]
 
 
+def name_problem(repo: str) -> str | None:
+    """What is wrong with a repository's name by the hub's rules; None where it is a good one."""
+    bad = not NAME.fullmatch(repo) or len(repo) > MAX_NAME or "--" in repo or ".." in repo
+    if not bad and not repo.endswith((".git", ".", "-")):
+        return None
+    return (
+        f"{repo!r} is not a repository name; write owner/name, with letters, digits, '-', '_' and '.', "
+        f"at most {MAX_NAME} characters, without '--' and '..'"
+    )
+
+
 def check_name(repo: str) -> None:
     """Check a repository's name by the hub's rules.
 
@@ -155,12 +166,9 @@ def check_name(repo: str) -> None:
         PublishError: it is not one; says what a name looks like.
 
     """
-    bad = not NAME.fullmatch(repo) or len(repo) > MAX_NAME or "--" in repo or ".." in repo
-    if bad or repo.endswith((".git", ".", "-")):
-        raise PublishError(
-            f"publish.hub={repo!r}: not a repository name; write owner/name, with letters, digits, '-', '_' and '.', "
-            f"at most {MAX_NAME} characters, without '--' and '..'"
-        )
+    wrong = name_problem(repo)
+    if wrong is not None:
+        raise PublishError(f"publish.hub: {wrong}")
 
 
 def hub_api() -> HubApi:

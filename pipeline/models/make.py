@@ -39,19 +39,36 @@ def from_gguf(path: Path, output: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers parses the file anew for configuration, weights and tokenizer, each time 10 s on 2 cores.
-    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    # transformers parses the file anew for configuration, weights and tokenizer, each time 10 s on 2 cores, and makes
+    # the table of tensor names anew for every module.
+    gguf.GGUFReader = functools.cache(array_reader())
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
     config = type(loaded.config)(
         **{key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
     )
-    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    plain.load_state_dict(loaded.state_dict())
+    with torch.device("meta"):  # without weights of its own
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
     plain.save_pretrained(output)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
     tokenizer.clean_up_tokenization_spaces = False
     tokenizer.save_pretrained(output)
+
+
+def array_reader() -> type:
+    """The reader of gguf over a plain array: the slices of a memory map, of which it makes half a million, are slow."""
+    import gguf
+    import numpy as np
+
+    class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
+        def _get(self, *args: Any, **settings: Any) -> Any:
+            self.data: np.ndarray = self.data.view(np.ndarray)
+            return super()._get(*args, **settings)
+
+    return ArrayReader
 
 
 def random_weights(shape: dict[str, Any], seed: int, output: Path) -> None:

@@ -176,7 +176,6 @@ def _identity(artifact: Artifact, machine: Machine, python: Path) -> dict[str, A
 
 def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path, port: int) -> list[str]:
     """The server's command line. vLLM detects the checkpoint's format: `--quantization` could force a slow kernel."""
-    eager = engine.enforce_eager if engine.enforce_eager is not None else machine.device == "cpu"
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server"]
     command += [
         "--model",
@@ -201,9 +200,14 @@ def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, p
         command += ["--kv-cache-dtype", engine.kv_cache_dtype]
     if machine.device == "cuda":
         command += ["--gpu-memory-utilization", str(engine.gpu_memory_utilization)]
-    if eager:
+    if is_eager(engine, machine):
         command.append("--enforce-eager")
     return [*command, *engine.extra_args]
+
+
+def is_eager(engine: EngineConfig, machine: Machine) -> bool:
+    """Whether vLLM runs the model without compiling it; on a CPU that is the default."""
+    return engine.enforce_eager if engine.enforce_eager is not None else machine.device == "cpu"
 
 
 def speculative_config(engine: EngineConfig) -> dict[str, Any]:
@@ -225,6 +229,9 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     if machine.device == "cpu":
         environment["PYTHONPATH"] = str(PLUGIN)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
+        if is_eager(engine, machine):
+            # Else one small function is compiled when the first prompt is scored: 13 s, and a C++ compiler is needed.
+            environment.setdefault("TORCH_COMPILE_DISABLE", "1")
         # vLLM keeps one core free of its workers; on a small machine that is half of it.
         # Waiting threads then sleep instead of spinning, because the server's other processes need the same cores.
         if machine.num_cpus <= SMALL_MACHINE_CPUS:

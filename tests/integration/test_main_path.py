@@ -136,7 +136,7 @@ def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, t
     """The same items, asked by lm-eval's own command from our task file, against a server of the same checkpoint."""
     from pipeline.environments import serving_python
     from pipeline.machine import find_machine
-    from pipeline.run import planned_engine
+    from pipeline.planned import planned_engine
     from pipeline.schema import EngineConfig, RunConfig
     from pipeline.serve.vllm import ServedModel
     from pipeline.types import Artifact

@@ -16,8 +16,8 @@ from pipeline.environments import serving_python
 from pipeline.facts import facts_from_folder, tensor_headers
 from pipeline.machine import find_machine
 from pipeline.models.resolve import base_model
+from pipeline.planned import planned_engine
 from pipeline.registry import CompressJob
-from pipeline.run import planned_engine
 from pipeline.schema import CalibConfig, EngineConfig, ModelConfig, RunConfig
 from pipeline.serve.vllm import ServedModel
 from pipeline.stages import StageStore

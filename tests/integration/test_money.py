@@ -44,7 +44,7 @@ from pipeline.machine import find_machine
 from pipeline.models.resolve import model_facts
 from pipeline.money import with_tags
 from pipeline.plan import make_plan
-from pipeline.run import find_price, planned_engine
+from pipeline.planned import find_price, planned_engine
 from pipeline.stages import StageStore
 from evals.load.scenario import from_config
 

@@ -630,9 +630,10 @@ def test_another_plan_or_price_needs_another_approval(config, ledger, monkeypatc
         pass
 
 
-def test_a_cheap_run_waits_for_nobody(config) -> None:
+def test_a_cheap_run_waits_for_nobody(config, ledger) -> None:
     with account_of(with_threshold(config, 999_999.0)) as account:
         run_stages(account, config)
+    assert Approvals(ledger).all() == []
 
 
 def test_a_promotion_waits_for_somebody_elses_approval(config, ledger, monkeypatch) -> None:

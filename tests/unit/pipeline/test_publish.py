@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.compress.publish import PublishError, check_name, dry_run_lines, listing, publish
+from pipeline.compress.publish import PublishError, dry_run_lines, listing, name_problem, publish
 
 TOKEN = "hf_notarealtoken"
 FILES = {"config.json": "{}", "README.md": "card", "manifest.json": "{}", "model.safetensors": "weights"}
@@ -101,7 +101,7 @@ def test_a_bad_name_is_refused_before_anything_is_asked(name: str, artifact: Pat
 def test_good_names_satisfy_the_hubs_client_too(name: str) -> None:
     from huggingface_hub.utils import validate_repo_id
 
-    check_name(name)
+    assert name_problem(name) is None
     validate_repo_id(name)
 
 
