@@ -162,7 +162,7 @@ class Forecast:
 
 def show_outcomes(outcomes: Sequence[StageOutcome]) -> None:
     """Print estimate against actual of the stages that ran."""
-    header = ("variant", "stage", "expected", "took", "error", "expected USD", "charged USD")
+    header = ("variant", "stage", "expected", "took", "ratio", "expected USD", "charged USD")
     say()
     table("Estimate against actual", header, [_outcome_row(one) for one in outcomes])
 
@@ -225,6 +225,6 @@ def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
 
 def _outcome_row(one: StageOutcome) -> tuple[str, ...]:
     expected = "no estimate" if one.expected_s is None else duration(one.expected_s)
-    error = "" if one.relative_error is None else f"{one.relative_error:+.0%}"
+    ratio = f"x{one.actual_s / one.expected_s:.2f}" if one.expected_s else ""
     usd = "" if one.expected_usd is None else usd_text(one.expected_usd)
-    return one.label or "all", one.stage, expected, duration(one.actual_s), error, usd, usd_text(one.charged_usd)
+    return one.label or "all", one.stage, expected, duration(one.actual_s), ratio, usd, usd_text(one.charged_usd)

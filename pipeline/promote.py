@@ -379,9 +379,9 @@ def held(decision: Decision, error: PromotionRefusedError) -> Decision:
     return replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
 
 
-def decision_tags(decision: Decision) -> dict[str, str]:
-    """What a run's tags say of its decision."""
-    return {"decision": decision.action, "reasons": "\n".join(decision.reasons)}
+def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
+    """What a run's tags say of its decision. `key` names what its pages were drawn from; empty: draw them again."""
+    return {"decision": decision.action, "reasons": "\n".join(decision.reasons), "decision_key": key}
 
 
 if __name__ == "__main__":

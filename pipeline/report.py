@@ -177,16 +177,23 @@ def record_decision(
     config: RunConfig,
     recorder: Recorder,
 ) -> None:
-    """Add the decision's record and page, and the frontier's picture and page, to the candidate's run."""
+    """Add the decision's record and page, and the frontier's picture and page, to the candidate's run.
+
+    They are drawn once: the same decision among the same runs has them already.
+    """
+    runs = recorder.runs(config.model.name)
+    key = digest_json({"decision": decision, "runs": [run.info.run_id for run in runs], "config": plain(config)})
+    if recorder.client.get_run(run_id).data.tags.get("decision_key") == key:
+        return
     with staging_folder() as folder:
         if page is None:
             write_json(folder / decision_page.RECORD, decision)
         else:
             decision_page.write(page, folder)
-        frontier.draw(config.model.name, recorder.runs(config.model.name), folder, recorder.evidence)
+        frontier.draw(config.model.name, runs, folder, recorder.evidence)
         recorder.annotate(
             run_id,
-            tags=decision_tags(decision),
+            tags=decision_tags(decision, key),
             metrics=comparison_metrics(comparison) | gate_metrics(decision.evidence.get("tasks", {}).values()),
             folder=folder,
         )

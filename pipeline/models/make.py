@@ -65,7 +65,7 @@ def array_reader() -> type:
 
     class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
         def _get(self, *args: Any, **settings: Any) -> Any:
-            self.data: np.ndarray = self.data.view(np.ndarray)
+            self.data: np.ndarray[Any, Any] = self.data.view(np.ndarray)
             return super()._get(*args, **settings)
 
     return ArrayReader

@@ -233,10 +233,8 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
             # Else one small function is compiled when the first prompt is scored: 13 s, and a C++ compiler is needed.
             environment.setdefault("TORCH_COMPILE_DISABLE", "1")
         # vLLM keeps one core free of its workers; on a small machine that is half of it.
-        # Waiting threads then sleep instead of spinning, because the server's other processes need the same cores.
         if machine.num_cpus <= SMALL_MACHINE_CPUS:
             environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-            environment.setdefault("OMP_WAIT_POLICY", "passive")
     return environment
 
 

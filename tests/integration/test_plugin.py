@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -64,11 +65,51 @@ print("checked", checked)
 """
 
 
-def test_the_plugins_weights_are_what_the_packed_codes_stand_for() -> None:
+QUEUE = """
+import threading, time
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+import parsimony_vllm
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+if __name__ == "__main__":
+    writer = MessageQueue(n_reader=1, n_local_reader=1)
+    reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
+    got = []
+    def read():
+        reader.wait_until_ready()
+        while len(got) < 60:
+            got.append(reader.dequeue(timeout=30))
+    thread = threading.Thread(target=read)
+    thread.start()
+    writer.wait_until_ready()
+    for index in range(60):
+        time.sleep(0.02 if index % 3 else 0)  # longer and shorter than the reader spins
+        writer.enqueue(index)
+    thread.join(60)
+    assert got == list(range(60)), got
+    print("sleeps soon:", reader._spin_condition.busy_loop_s <= parsimony_vllm.SPIN_S)
+"""
+
+
+def run_in_serving_environment(script: str, folder: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(PLUGIN), "VLLM_NO_USAGE_STATS": "1"}
-    command = [str(serving_python()), "-c", SCRIPT]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    file = folder / "script.py"
+    file.write_text(script)
+    done = subprocess.run(
+        [str(serving_python()), str(file)], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "checked 10" in done.stdout
+    return done.stdout
+
+
+def test_every_message_arrives_where_a_waiting_process_sleeps(tmp_path: Path) -> None:
+    is_small = (os.cpu_count() or 1) <= 4
+    assert f"sleeps soon: {is_small}" in run_in_serving_environment(QUEUE, tmp_path)
+
+
+def test_the_plugins_weights_are_what_the_packed_codes_stand_for(tmp_path: Path) -> None:
+    said = run_in_serving_environment(SCRIPT, tmp_path)
+    assert "checked 10" in said
     # 8-bit weights have no other kernel on any processor.
-    assert all("DequantizedLinearKernel" in line for line in done.stdout.splitlines() if "uint8" in line)
+    assert all("DequantizedLinearKernel" in line for line in said.splitlines() if "uint8" in line)

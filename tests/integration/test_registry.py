@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 from common.errors import ConfigError
 from evals.types import QualityReport
+from finops.approvals import Approvals
+from finops.ledger import Ledger
 from pipeline.decide import Evidence
 from pipeline.models.resolve import checkpoint_digest
 from pipeline.promote import (
@@ -25,7 +28,15 @@ from pipeline.promote import (
 )
 from pipeline.record.metrics import cost_metrics, quality_metrics
 from pipeline.record.store import Recorder, RunRecord, connect
-from pipeline.schema import GateConfig, ModelConfig, PromoteConfig, RunConfig, TrackingConfig
+from pipeline.schema import (
+    FinopsConfig,
+    GateConfig,
+    LedgerConfig,
+    ModelConfig,
+    PromoteConfig,
+    RunConfig,
+    TrackingConfig,
+)
 from pipeline.types import Decision
 from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
 
@@ -211,6 +222,30 @@ def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record
     # A stricter gate holds everything and leaves the registry as it is.
     assert "no candidate passed" in promote_winner(standing(a_config(delta_points=0.0), recorder), config, recorder)
     assert aliases_of(recorder) == ["1"]
+
+
+def test_deciding_again_asks_the_ledger_for_approval_and_says_what_became_of_it(
+    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PARSIMONY_USER", "ann")
+    record(recorder, tmp_path, "none", GOOD, "1")
+    run_id = record(recorder, tmp_path, "gptq", GOOD, "0.5")
+    where = f"sqlite:///{tmp_path}/finops.db"
+    config = replace(
+        a_config(),
+        promote=PromoteConfig(require_approval=True),
+        finops=FinopsConfig(ledger=LedgerConfig(where)),
+    )
+    with pytest.raises(PromotionRefusedError, match="waits for approval, request 1"):
+        promote_winner(standing(config, recorder), config, recorder)
+    tags = recorder.client.get_run(run_id).data.tags
+    assert tags["decision"] == "hold"
+    assert "not met: promotion: promote.require_approval=true" in tags["reasons"]
+    with closing(Ledger(where)) as ledger:
+        Approvals(ledger).decide(1, approve=True, who="bob")
+    assert "is now 'champion'" in promote_winner(standing(config, recorder), config, recorder)
+    assert recorder.client.get_run(run_id).data.tags["decision"] == "promote"
+    assert recorder.client.get_model_version_by_alias("tiny", "champion").tags["approved_by"] == "bob"
 
 
 def aliases_of(recorder: Recorder) -> list[str]:

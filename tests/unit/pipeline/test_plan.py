@@ -10,7 +10,15 @@ from evals.types import Price
 from pipeline import registry
 from pipeline.facts import count_parameters, facts_from_shape
 from pipeline.plan import make_plan
-from pipeline.schema import CalibConfig, EngineConfig, GateConfig, ModelConfig, RunConfig, SuiteConfig
+from pipeline.schema import (
+    CalibConfig,
+    EngineConfig,
+    GateConfig,
+    ModelConfig,
+    PublishConfig,
+    RunConfig,
+    SuiteConfig,
+)
 from pipeline.types import Machine
 
 SHAPE = {
@@ -45,6 +53,12 @@ def problems_of(config: RunConfig, machine: Machine = MACHINE, facts=FACTS, free
     with pytest.raises(PlanError) as raised:
         make_plan(config, facts, machine, PRICE, free)
     return {problem.field: problem.message for problem in raised.value.problems}
+
+
+def test_a_bad_name_on_the_hub_is_one_of_the_problems() -> None:
+    found = problems_of(a_config(publish=PublishConfig(hub="no owner"), seed=-1))
+    assert list(found) == ["seed", "publish.hub"]
+    assert "write owner/name" in found["publish.hub"]
 
 
 def test_a_good_plan_has_baseline_and_candidate() -> None:
