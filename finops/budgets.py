@@ -142,9 +142,10 @@ class Budgets:
         """Every budget as it stands in its current period, by name."""
         table = schema.budgets
         with self._database.write() as connection:
-            now = self._now(connection)
-            # Locked: the first look at a period adds up its charges, and none may be booked meanwhile.
+            # Locked: the first look at a period adds up its charges, and none may be booked meanwhile. The time is
+            # told after the wait for the lock: a hold that expired meanwhile has made room for another one.
             rows = connection.execute(sa.select(table).order_by(table.c.id).with_for_update()).all()
+            now = self._now(connection)
             return sorted((self._status(connection, row, now) for row in rows), key=lambda item: item.name)
 
     def _status(self, connection: Connection, row: Any, now: datetime) -> Budget:
