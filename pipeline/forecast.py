@@ -220,7 +220,8 @@ def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
 
 def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
     times, usd = _range(one.expected_s, one.low_s, one.high_s), _usd_range(*_usd_of(one))
-    return work.label or "student", work.stage, times, usd, one.basis.partition(":")[0]
+    label = work.label or ("student" if work.stage == "distill" else "all")
+    return label, work.stage, times, usd, one.basis.partition(":")[0]
 
 
 def _outcome_row(one: StageOutcome) -> tuple[str, ...]:

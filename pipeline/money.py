@@ -225,11 +225,20 @@ def _on_demand(price: Price) -> Decimal | None:
 
 def planned_works(config: RunConfig, plan: Plan, scenario: LoadScenario) -> list[Work]:
     """The stages of a plan, variant by variant, in their order; a student is made before any variant."""
-    works = [_distill_work(config, plan)] if config.distill.enabled else []
+    works = [_base_work(config, plan)] if config.model.source == "embedded" or plan.meaningless_quality else []
+    if config.distill.enabled:
+        works.append(_distill_work(config, plan))
     for candidate in (plan.baseline, plan.candidate):
         if candidate is not None:
             works += _variant_works(candidate, config, plan, scenario)
     return works
+
+
+def _base_work(config: RunConfig, plan: Plan) -> Work:
+    """The base checkpoint, where it is made here: fetched and dequantized, or of random weights."""
+    decides = {"model": config.model, "seed": config.seed if plan.meaningless_quality else None}
+    decides |= {"tools": versions(Path(sys.executable), "transformers", "gguf", "torch")}
+    return _work("", "base", config.model.weights, None, plan.facts.num_parameters, decides)
 
 
 def _distill_work(config: RunConfig, plan: Plan) -> Work:

@@ -1,6 +1,6 @@
 # Sourced by the other scripts: creates the product's environments from the committed locks, once.
 #
-#   ensure_environment NAME    sets NAME's folder in $environment; NAME: pipeline, serve or dev
+#   ensure_environment NAME    sets NAME's folder in $environment; NAME: pipeline, serve, dev or focus
 #
 # An environment lives in $PARSIMONY_HOME/envs/<lock>-<hash of the lock>, so that a changed lock makes a new one and
 # every clone shares it. The file .complete is written last: without it the environment is built again from the start.
@@ -21,7 +21,7 @@ esac
 
 lock_of() { # the lock file of environment $1
   case $1 in
-    dev) echo "$parsimony_root/requirements/dev.txt" ;;
+    dev | focus) echo "$parsimony_root/requirements/$1.txt" ;;
     *) echo "$parsimony_root/requirements/$1-$PARSIMONY_FLAVOUR.txt" ;;
   esac
 }
@@ -53,6 +53,7 @@ build_environment() { # build_environment LOCK FOLDER
   local lock=$1 folder=$2 options=(--no-progress)
   find_python
   find_uv
+  [[ $lock == */focus.txt ]] && base_python=3.12 # focus-validator runs on no other; uv finds or fetches it
   local find_links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
   export UV_FIND_LINKS="$find_links"
   # A CPU build of torch comes from the local wheels where they hold one, else from PyTorch's own index.

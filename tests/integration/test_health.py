@@ -181,7 +181,7 @@ def test_the_base_against_itself_differs_in_nothing(bench: Bench) -> None:
     assert report.head_error == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize(("first", "second"), [(10, 11), (3, 25)])
+@pytest.mark.parametrize(("first", "second"), [(10, 11), pytest.param(3, 25, marks=pytest.mark.slow)])
 def test_swapped_layers_are_named_with_each_other(bench: Bench, tmp_path: Path, first: int, second: int) -> None:
     candidate = bench.damaged(tmp_path / "model", swap(first, second))
     report = bench.report(candidate, tmp_path)

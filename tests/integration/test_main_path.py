@@ -132,6 +132,7 @@ def test_the_same_command_again_does_nothing_again(finished, workplace: Workplac
     assert len(recorder(workplace).runs(MODEL)) == 2
 
 
+@pytest.mark.slow  # test_quality.py holds the same for every kind of task
 def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, tmp_path: Path) -> None:
     """The same items, asked by lm-eval's own command from our task file, against a server of the same checkpoint."""
     from pipeline.environments import serving_python

@@ -207,7 +207,7 @@ def world(suite: Suite, tools: Tools, tokenizer: Path, tmp_path: Path, baseline:
     return suite, tools, tokenizer, tmp_path, baseline
 
 
-@pytest.mark.parametrize("order", ["guided", "uniform"])
+@pytest.mark.parametrize("order", ["guided", pytest.param("uniform", marks=pytest.mark.slow)])
 def test_an_equal_candidate_passes_with_a_part_of_the_items(world, order: str) -> None:
     baseline = world[-1]
     rule = GateRule({"colours": 0.1, "pens": 0.1}, order=order, block_items=16)

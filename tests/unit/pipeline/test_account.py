@@ -453,6 +453,8 @@ def stages_of(config: RunConfig) -> list[str]:
 def test_only_stages_that_the_path_has_are_foreseen(config) -> None:
     baseline = ["none/quality", "none/load"]
     assert stages_of(replace(config, quant={"method": "none"})) == baseline
+    embedded = replace(config, model=replace(config.model, source="embedded"), quant={"method": "none"})
+    assert stages_of(embedded) == ["/base", *baseline]
     kv_cache = replace(config, quant={"method": "none"}, engine=EngineConfig(kv_cache_dtype="fp8"))
     assert stages_of(kv_cache) == [*baseline, "none+fp8-kv-cache/quality", "none+fp8-kv-cache/load"]
     assert stages_of(config) == [*baseline, *(f"int8/{name}" for name in ("compress", "health", "quality", "load"))]
