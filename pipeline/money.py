@@ -236,8 +236,9 @@ def planned_works(config: RunConfig, plan: Plan, scenario: LoadScenario) -> list
 
 def _base_work(config: RunConfig, plan: Plan) -> Work:
     """The base checkpoint, where it is made here: fetched and dequantized, or of random weights."""
-    decides = {"model": config.model, "seed": config.seed if plan.meaningless_quality else None}
-    decides |= {"tools": versions(Path(sys.executable), "transformers", "gguf", "torch")}
+    seed = config.seed if plan.meaningless_quality else None
+    tools = versions(Path(sys.executable), "transformers", "gguf", "torch")
+    decides = {"model": config.model, "seed": seed, "tools": tools}
     return _work("", "base", config.model.weights, None, plan.facts.num_parameters, decides)
 
 
