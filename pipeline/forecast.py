@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 KNOWN = "known-stages"
 """Folder of the cache: settings of a stage -> the key under which the store has it."""
+SHARED = "shared"
+"""In place of a variant's name: what several of them need."""
 Place = tuple[str, str]
 """Variant and stage."""
 
@@ -220,12 +222,11 @@ def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
 
 def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
     times, usd = _range(one.expected_s, one.low_s, one.high_s), _usd_range(*_usd_of(one))
-    label = work.label or ("student" if work.stage == "distill" else "all")
-    return label, work.stage, times, usd, one.basis.partition(":")[0]
+    return work.label or SHARED, work.stage, times, usd, one.basis.partition(":")[0]
 
 
 def _outcome_row(one: StageOutcome) -> tuple[str, ...]:
     expected = "no estimate" if one.expected_s is None else duration(one.expected_s)
     ratio = f"x{one.actual_s / one.expected_s:.2f}" if one.expected_s else ""
     usd = "" if one.expected_usd is None else usd_text(one.expected_usd)
-    return one.label or "all", one.stage, expected, duration(one.actual_s), ratio, usd, usd_text(one.charged_usd)
+    return one.label or SHARED, one.stage, expected, duration(one.actual_s), ratio, usd, usd_text(one.charged_usd)

@@ -53,7 +53,9 @@ build_environment() { # build_environment LOCK FOLDER
   local lock=$1 folder=$2 options=(--no-progress)
   find_python
   find_uv
-  [[ $lock == */focus.txt ]] && base_python=3.12 # focus-validator runs on no other; uv finds or fetches it
+  if [[ $lock == */focus.txt ]]; then # focus-validator runs on no other Python; uv finds or fetches one
+    base_python=$(compgen -G "$HOME/.pyenv/versions/3.12*/bin/python3.12" | head -1) || base_python=3.12
+  fi
   local find_links="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}"
   export UV_FIND_LINKS="$find_links"
   # A CPU build of torch comes from the local wheels where they hold one, else from PyTorch's own index.

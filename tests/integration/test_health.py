@@ -30,7 +30,7 @@ from pipeline.schema import CalibConfig, ModelConfig
 from pipeline.stages import StageStore
 from tests.integration.conftest import ROOT, Workplace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 MAKE = """
 import sys
 from pathlib import Path
@@ -161,7 +161,6 @@ def test_a_healthy_int4_checkpoint_passes_with_room(bench: Bench, tmp_path: Path
     assert list(bench.cache.parent.glob(".*.tmp")) == []
 
 
-@pytest.mark.slow
 def test_a_healthy_int8_checkpoint_passes_and_reuses_the_base(bench: Bench, tmp_path: Path) -> None:
     bench.measured(bench.base)
     report = bench.measured(bench.made / "int8")
@@ -169,7 +168,6 @@ def test_a_healthy_int8_checkpoint_passes_and_reuses_the_base(bench: Bench, tmp_
     assert judge(report, HALF) == []
 
 
-@pytest.mark.slow
 def test_the_base_against_itself_differs_in_nothing(bench: Bench) -> None:
     report = bench.measured(bench.base)
     assert judge(report, HealthLimits()) == []
@@ -181,7 +179,7 @@ def test_the_base_against_itself_differs_in_nothing(bench: Bench) -> None:
     assert report.head_error == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize(("first", "second"), [(10, 11), pytest.param(3, 25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("first", "second"), [(10, 11), (3, 25)])
 def test_swapped_layers_are_named_with_each_other(bench: Bench, tmp_path: Path, first: int, second: int) -> None:
     candidate = bench.damaged(tmp_path / "model", swap(first, second))
     report = bench.report(candidate, tmp_path)
@@ -206,7 +204,6 @@ def test_a_layers_zeroed_scales_stop_before_and_after_loading(bench: Bench, tmp_
     assert finding.where == "model.layers.12 in model.safetensors"
 
 
-@pytest.mark.slow
 def test_a_nan_stops_before_and_after_loading(bench: Bench, tmp_path: Path) -> None:
     tensor = "model.layers.20.mlp.down_proj.weight_scale"
     candidate = bench.damaged(tmp_path / "model", poison(tensor))
@@ -224,7 +221,6 @@ def test_a_truncated_shard_stops_at_once(bench: Bench, tmp_path: Path) -> None:
     assert not (tmp_path / "health.log").exists()
 
 
-@pytest.mark.slow
 def test_a_format_without_a_loader_here_is_not_checked(bench: Bench, tmp_path: Path) -> None:
     def other_format(file: Path) -> None:
         config = read_json(file.parent / "config.json")
@@ -239,7 +235,6 @@ def test_a_format_without_a_loader_here_is_not_checked(bench: Bench, tmp_path: P
     assert report.metrics() == {}
 
 
-@pytest.mark.slow
 def test_a_base_that_does_not_load_is_not_the_candidates_fault(bench: Bench, tmp_path: Path) -> None:
     broken = tmp_path / "base"
     shutil.copytree(bench.base, broken)

@@ -17,6 +17,9 @@ from tests.integration.conftest import ROOT, Workplace
 
 pytestmark = pytest.mark.integration
 MODEL = "smollm2-135m-q4_1"
+LABEL = "rtn-int8"
+QUANT = f"quant={LABEL}"
+"""Made in seconds; the methods that take minutes are tried in the slow tests."""
 
 
 def processes_of(place: Workplace) -> list[str]:
@@ -65,13 +68,10 @@ def partial(place: Workplace, name: str, file: str) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(workplace: Workplace) -> subprocess.CompletedProcess[str]:
-    """A run that was killed while it compressed and while it was measured, and then went on to its end."""
-    kill_when(workplace, lambda: partial(workplace, "quality", "lm_eval.log"), "quant=int8")
+    """A run that was killed while it was measured, with a server running, and then went on to its end."""
+    kill_when(workplace, lambda: partial(workplace, "quality", "lm_eval.log"), QUANT)
     assert stages(workplace, "quality") == set()
-    kill_when(workplace, lambda: partial(workplace, "compress", "compress.log"), "quant=int8")
-    assert len(stages(workplace, "quality")) == 1, "the baseline was not finished before the variant began"
-    assert stages(workplace, "compress") == set()
-    return workplace.run("quant=int8")
+    return workplace.run(QUANT)
 
 
 def recorder(place: Workplace) -> Recorder:
@@ -80,15 +80,13 @@ def recorder(place: Workplace) -> Recorder:
 
 def test_the_killed_run_goes_on_to_a_decision(finished: subprocess.CompletedProcess[str], workplace: Workplace) -> None:
     assert finished.returncode == 0, finished.stderr
-    assert "Decision on int8: " in finished.stdout
-    assert "none: quality: reused" in finished.stdout
-    assert "none: load: reused" in finished.stdout
+    assert f"Decision on {LABEL}: " in finished.stdout
     assert not processes_of(workplace)
 
 
 def test_baseline_and_variant_are_recorded_with_cost_beside_quality(finished, workplace: Workplace) -> None:
     runs = {run.data.tags["label"]: run for run in recorder(workplace).runs(MODEL)}
-    assert set(runs) == {"none", "int8"}
+    assert set(runs) == {"none", LABEL}
     for run in runs.values():
         metrics = run.data.metrics
         for name in (
@@ -100,14 +98,14 @@ def test_baseline_and_variant_are_recorded_with_cost_beside_quality(finished, wo
             assert name in metrics, f"{run.data.tags['label']} has no {name}"
         assert 0 < metrics["cost/usd_per_1k_tokens.lo"] <= metrics["cost/usd_per_1k_tokens"]
         assert metrics["cost/peak/usd_per_1k_tokens"] < metrics["cost/usd_per_1k_tokens"]
-    assert runs["int8"].data.metrics["size/ratio"] > 1.4
-    assert runs["int8"].data.tags["decision"] in ("promote", "hold")
-    assert "quality/piqa/flip_rate" in runs["int8"].data.metrics
+    assert runs[LABEL].data.metrics["size/ratio"] > 1.4
+    assert runs[LABEL].data.tags["decision"] in ("promote", "hold")
+    assert "quality/piqa/flip_rate" in runs[LABEL].data.metrics
 
 
 def test_the_evidence_is_attached(finished, workplace: Workplace, tmp_path: Path) -> None:
     book = recorder(workplace)
-    run = next(run for run in book.runs(MODEL) if run.data.tags["label"] == "int8")
+    run = next(run for run in book.runs(MODEL) if run.data.tags["label"] == LABEL)
     names = {item.path for item in book.client.list_artifacts(run.info.run_id)}
     assert {"config.yaml", "plan.yaml", "outcomes", "server", "frontier.png", "frontier.html", "decision.json"} <= names
     outcomes = Path(book.client.download_artifacts(run.info.run_id, "outcomes/piqa.csv", str(tmp_path)))
@@ -117,16 +115,18 @@ def test_the_evidence_is_attached(finished, workplace: Workplace, tmp_path: Path
     manifest = json.loads(
         Path(book.client.download_artifacts(run.info.run_id, "artifact/manifest.json", str(tmp_path))).read_text()
     )
-    assert manifest["method"] == "int8"
-    assert manifest["calibration"]["licenses"]["squad"] == "CC-BY-SA-4.0"
+    assert manifest["method"] == LABEL
 
 
 def test_the_same_command_again_does_nothing_again(finished, workplace: Workplace) -> None:
     before = {name: stages(workplace, name) for name in ("compress", "quality", "load")}
     started = time.monotonic()
-    again = workplace.run("quant=int8")
+    again = workplace.run(QUANT)
     assert again.returncode == 0, again.stderr
-    assert "int8/compress, int8/health, int8/load, int8/quality, none/load, none/quality" in again.stdout
+    reused = ", ".join(
+        ["none/load", "none/quality", *(f"{LABEL}/{one}" for one in ("compress", "health", "load", "quality"))]
+    )
+    assert reused in again.stdout
     assert {name: stages(workplace, name) for name in before} == before
     assert time.monotonic() - started < 60
     assert len(recorder(workplace).runs(MODEL)) == 2
@@ -180,7 +180,7 @@ def test_deciding_again_under_another_gate_changes_the_registry_only_by_a_promot
     ended = workplace.run("gate.delta_points=99", module="pipeline.promote")
     assert ended.returncode == 0, ended.stderr
     versions = recorder(workplace).client.search_model_versions(f"name = '{MODEL}'")
-    if "int8: promote" in ended.stdout:
+    if f"{LABEL}: promote" in ended.stdout:
         assert "is now 'champion'" in ended.stdout
         assert len(versions) == 1
     else:
@@ -191,9 +191,27 @@ def test_deciding_again_under_another_gate_changes_the_registry_only_by_a_promot
 def test_the_frontier_is_printed_and_drawn(finished, workplace: Workplace, tmp_path: Path) -> None:
     ended = workplace.run(f"+out={tmp_path}", module="pipeline.frontier")
     assert ended.returncode == 0, ended.stderr
-    assert "int8" in ended.stdout
+    assert LABEL in ended.stdout
     assert (tmp_path / "frontier.png").stat().st_size > 10_000
     assert "<svg" in (tmp_path / "frontier.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_quantizes_reuses_the_baseline(finished, workplace: Workplace, tmp_path: Path) -> None:
+    before = {name: stages(workplace, name) for name in ("compress", "quality", "load")}
+    kill_when(workplace, lambda: partial(workplace, "compress", "compress.log"), "quant=int8")
+    assert {name: stages(workplace, name) for name in before} == before
+    ended = workplace.run("quant=int8")
+    assert ended.returncode == 0, ended.stderr
+    assert "none: quality: reused" in ended.stdout
+    assert "none: load: reused" in ended.stdout
+    assert {name: len(stages(workplace, name) - before[name]) for name in before} == dict.fromkeys(before, 1)
+    book = recorder(workplace)
+    run = next(run for run in book.runs(MODEL) if run.data.tags["label"] == "int8")
+    manifest = json.loads(
+        Path(book.client.download_artifacts(run.info.run_id, "artifact/manifest.json", str(tmp_path))).read_text()
+    )
+    assert manifest["calibration"]["licenses"]["squad"] == "CC-BY-SA-4.0"
 
 
 def test_a_server_that_dies_shows_its_last_lines(workplace: Workplace) -> None:

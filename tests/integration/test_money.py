@@ -45,6 +45,7 @@ from pipeline.models.resolve import model_facts
 from pipeline.money import with_tags
 from pipeline.plan import make_plan
 from pipeline.planned import find_price, planned_engine
+from pipeline.schema import ModelConfig
 from pipeline.stages import StageStore
 from evals.load.scenario import from_config
 
@@ -269,6 +270,10 @@ def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         found = store.run("health", {"of": artifact.digest}, lambda folder: time.sleep(STAGE_S) or {})
         return HealthReport("not checked", "no tool"), found
 
+    def a_base(model, seed, store) -> Artifact:
+        store.run("base", {}, lambda _: {})
+        return checkpoint("none")
+
     for name, fake in {
         "compress": compress,
         "check_health": check_health,
@@ -276,7 +281,7 @@ def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         "run_suite": a_quality,
         "run_gated_suite": lambda *_, **__: SimpleNamespace(candidate=a_quality()),
         "run_load": a_load,
-        "base_model": lambda *_: checkpoint("none"),
+        "base_model": a_base,
         "unpack_datasets": lambda _: tmp_path,
         "serving_python": lambda: Path(sys.executable),
     }.items():
@@ -303,7 +308,7 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     out = capsys.readouterr().out
     assert "waits for approval, request 1" in out
     charges = ledger.charges()
-    assert [one.stage for one in charges] == ["quality", "load", "compress", "health", "quality", "load"]
+    assert [one.stage for one in charges] == ["base", "quality", "load", "compress", "health", "quality", "load"]
     walls = {path.parent.name: read_json(path)["wall_s"] for path in tmp_path.glob("home/store/*/*/stage.json")}
     assert abs(ledger.total_usd() - Decimal(repr(sum(walls.values()))) / 100) < Decimal("0.01")
     for charge in charges:  # a charge ends when the result is stored, a moment after the work
@@ -318,7 +323,7 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     metrics = runs["int8"].data.metrics
     assert metrics["estimate/quality/actual_s"] >= STAGE_S
     assert metrics["estimate/quality/relative_error"] < 0  # the rough rule expects a minute and more
-    assert metrics["cost/charged_usd"] == pytest.approx(float(sum(one.effective_usd for one in charges[2:])))
+    assert metrics["cost/charged_usd"] == pytest.approx(float(sum(one.effective_usd for one in charges[3:])))
 
     Approvals(ledger).decide(1, approve=True, who="bob")
     run(config)
@@ -344,6 +349,7 @@ def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monk
     with pytest.raises(ToolError):
         run(command_config(fast_path, None))
     assert [(one.stage, one.status, one.work) for one in ledger.charges()] == [
+        ("base", "completed", "useful"),
         ("quality", "completed", "useful"),
         ("load", "failed", "lost"),
     ]

@@ -207,7 +207,8 @@ def world(suite: Suite, tools: Tools, tokenizer: Path, tmp_path: Path, baseline:
     return suite, tools, tokenizer, tmp_path, baseline
 
 
-@pytest.mark.parametrize("order", ["guided", pytest.param("uniform", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["guided", "uniform"])
 def test_an_equal_candidate_passes_with_a_part_of_the_items(world, order: str) -> None:
     baseline = world[-1]
     rule = GateRule({"colours": 0.1, "pens": 0.1}, order=order, block_items=16)
@@ -229,6 +230,7 @@ def test_an_equal_candidate_passes_with_a_part_of_the_items(world, order: str) -
     assert server.num_requests == asked, "requests were sent that nobody needed"
 
 
+@pytest.mark.slow
 def test_the_first_rejected_task_ends_the_evaluation_and_the_full_run_agrees(world) -> None:
     baseline = world[-1]
     rule = GateRule({"colours": 0.05, "pens": 0.05}, block_items=16)
