@@ -385,6 +385,9 @@ def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    from importlib import import_module
+
     from pipeline.cli import run_command
 
-    sys.exit(run_command(main, sys.argv[1:]))
+    # The module by its own name: other modules raise that one's exceptions.
+    sys.exit(run_command(import_module("pipeline.promote").main, sys.argv[1:]))
