@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from finops.charges import Charge
     from finops.ledger import Ledger
     from finops.meter import Meter
-    from pipeline.promote import Subject
+    from pipeline.approvals import Subject
 
 log = logging.getLogger(__name__)
 KEEP_EVERY_S = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,26 @@ from common.errors import UserError
 from common.files import plain
 from finops.errors import ApprovalRequiredError
 from pipeline.money import with_ledger
-from pipeline.promote import PromotionRefusedError, Subject
 from pipeline.schema import RunConfig
 
 if TYPE_CHECKING:
     from finops.ledger import Ledger
+
+
+class PromotionRefusedError(UserError):
+    """A promotion that its evidence does not carry."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What somebody approves: this checkpoint as a version of this model."""
+
+    model: str
+    variant: str
+    digest: str
+    """SHA-256 of the checkpoint."""
+    run_id: str
+    """The MLflow run that holds the evidence."""
 
 
 def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd: Decimal) -> str | None:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from common.errors import ConfigError, UserError, closest
+from common.errors import ConfigError, closest
+from pipeline.approvals import PromotionRefusedError, Subject, ledgers_approver
 from pipeline.schema import PromoteConfig, RunConfig
 from pipeline.types import Decision
 
@@ -42,22 +43,6 @@ PREVIOUS = "previous"
 WEIGHTS = "model"
 """Artifact folder of a promoted run's weights."""
 ROLLBACK = "--rollback"
-
-
-class PromotionRefusedError(UserError):
-    """A promotion that its evidence does not carry."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What somebody approves: this checkpoint as a version of this model."""
-
-    model: str
-    variant: str
-    digest: str
-    """SHA-256 of the checkpoint."""
-    run_id: str
-    """The MLflow run that holds the evidence."""
 
 
 Approvals = Callable[[Subject], str | None]
@@ -345,7 +330,6 @@ def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
 def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
     """Record the decision with the winner's run and promote it; returns one line that says what was done."""
     from pipeline import decision_page
-    from pipeline.approvals import ledgers_approver
     from pipeline.record.store import staging_folder
 
     winner = found.contest.winner
@@ -385,9 +369,6 @@ def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from importlib import import_module
-
     from pipeline.cli import run_command
 
-    # The module by its own name: other modules raise that one's exceptions.
-    sys.exit(run_command(import_module("pipeline.promote").main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -118,8 +118,8 @@ def with_student(measured: Measured, distilled: StageResult) -> Measured:
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
+    from pipeline.approvals import PromotionRefusedError
     from pipeline.promote import (
-        PromotionRefusedError,
         champion_version,
         decision_tags,
         held,

@@ -111,7 +111,9 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         student, _ = distill(base, config, plan, services)
         with machine_lock(services.home, shared=True):
             console = Console(f"{config.model.name}/{candidate.label}")
-            artifact, _ = compress(candidate, student, config, plan.plan_hash, services.store, console.stage)
+            artifact, _ = compress(
+                candidate, student, config, plan.plan_hash, services.store, console.stage, planned.elsewhere
+            )
         space = space_for(plan.machine.device, space_size)
         say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
         trials = search(

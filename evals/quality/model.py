@@ -61,8 +61,9 @@ class Interviewed:
     def check_kinds(self, tasks: Iterable[str]) -> None:
         """End the worker where a gated task asks in two ways: its items could not be scored block by block."""
         for leaf, task, _ in self.places.values():
-            kinds = {one.request_type for one in leaf.instances}
-            if task in tasks and self.interview.is_gated(task) and len(kinds) > 1:
+            if task not in tasks or not self.interview.is_gated(task):
+                continue
+            if len({one.request_type for one in leaf.instances}) > 1:
                 raise SystemExit(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
 
     def fetch(self, wanted: Mapping[str, Any], ask: Ask) -> dict[str, Any]:

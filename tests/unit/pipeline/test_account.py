@@ -26,7 +26,6 @@ from finops.money import from_us
 from pipeline import account as account_module
 from pipeline.account import Account
 from pipeline.distill.config import DistillConfig, DistillDataConfig, StudentConfig
-from pipeline.facts import facts_from_shape
 from pipeline.money import (
     charge_tags,
     ledger_url,
@@ -56,20 +55,9 @@ from pipeline.schema import (
 )
 from pipeline.stages import StageStore
 from pipeline.types import Machine, Plan
+from tests.unit.pipeline.shapes import FACTS, MACHINE
 
 ROOT = Path(__file__).resolve().parents[3]
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-FACTS = facts_from_shape("tiny", SHAPE)
-MACHINE = Machine("cpu", "test CPU", 1, 2, 24 * 2**30, None, None)
 GPU = Machine("cuda", "NVIDIA A100", 1, 8, 64 * 2**30, 10 * 2**30, 8.0)
 PRICE = Price("cpu", Decimal(3600), Decimal(3600), "on_demand", "given by the user", "", 2)
 """A machine at one dollar a second, so that a tenth of a second is many cents."""

@@ -7,17 +7,8 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from pipeline.compress.allocate import FusedGroup, Level, Option, allocate, fused_groups, levels, lowest_bits_per_weight
 from pipeline.facts import facts_from_shape
+from tests.unit.pipeline.shapes import SHAPE
 
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
 kl = st.one_of(st.just(0.0), st.floats(1e-6, 2.0))
 option = st.tuples(st.integers(1, 40), kl)
 problem = st.lists(st.lists(option, min_size=1, max_size=3), min_size=1, max_size=6)

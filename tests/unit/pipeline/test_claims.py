@@ -35,7 +35,8 @@ from pipeline.claims import (
 )
 from pipeline.plan import make_plan
 from pipeline.schema import TrackingConfig
-from tests.unit.pipeline.test_plan import FACTS, FREE, MACHINE, PRICE, a_config
+from tests.unit.pipeline.shapes import FACTS, MACHINE
+from tests.unit.pipeline.test_plan import FREE, PRICE, a_config
 
 ENGINE = {"dtype": "float32", "max_num_seqs": 256, "speculative": None}
 SLOW = {1: (10.0, 10.1, 9.9), 8: (40.0, 40.4, 39.6)}

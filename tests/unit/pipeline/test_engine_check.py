@@ -8,7 +8,8 @@ from pipeline.cli import CONF
 from pipeline.engine_check import check_engine, engine_suffix
 from pipeline.plan import make_plan
 from pipeline.schema import EngineConfig
-from tests.unit.pipeline.test_plan import FACTS, FREE, MACHINE, PRICE, a_config
+from tests.unit.pipeline.shapes import FACTS, MACHINE
+from tests.unit.pipeline.test_plan import FREE, PRICE, a_config
 
 
 def fields(**settings: Any) -> list[str]:

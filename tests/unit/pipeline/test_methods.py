@@ -17,7 +17,8 @@ from pipeline.facts import facts_from_shape, linear_shapes
 from pipeline.plan import make_plan
 from pipeline.schema import CalibConfig, EngineConfig
 from pipeline.types import Machine, ModelFacts
-from tests.unit.pipeline.test_plan import FACTS, FREE, MACHINE, PRICE, SHAPE, a_config, problems_of
+from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE
+from tests.unit.pipeline.test_plan import FREE, PRICE, a_config, problems_of
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "quant"
 H100 = Machine("cuda", "NVIDIA H100 80GB HBM3", 8, 16, 200 * 2**30, 80 * 2**30, 9.0)

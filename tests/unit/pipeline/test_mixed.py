@@ -14,18 +14,9 @@ from pipeline.compress.mixed import METHOD, Args, options_of, scheme_of, targets
 from pipeline.compress.sensitivity import MAX_LENGTH, Sensitivity, draw, measure, rounded
 from pipeline.facts import facts_from_shape
 from pipeline.types import Machine
+from tests.unit.pipeline import shapes
 
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
+SHAPE = {"architectures": ["LlamaForCausalLM"], **shapes.SHAPE}
 TINY = {
     **SHAPE,
     "hidden_size": 64,

@@ -20,19 +20,8 @@ from pipeline.schema import (
     SuiteConfig,
 )
 from pipeline.types import Machine
+from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE
 
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-FACTS = facts_from_shape("tiny", SHAPE)
-MACHINE = Machine("cpu", "test CPU", 1, 2, 24 * 2**30, None, None)
 PRICE = Price("cpu", Decimal("0.1"), Decimal("0.2"), "on_demand", "test", "2026-01-01")
 FREE = 100 * 2**30
 

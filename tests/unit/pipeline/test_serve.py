@@ -17,8 +17,8 @@ from pipeline.serve.vllm import (
     target_digest,
 )
 from pipeline.types import Artifact
+from tests.unit.pipeline.shapes import MACHINE
 from tests.unit.pipeline.test_methods import H100
-from tests.unit.pipeline.test_plan import MACHINE
 
 PYTHON = Path("/env/bin/python")
 ARTIFACT = Artifact(Path("/store/model"), "d" * 64, 1, "awq", None)

@@ -34,7 +34,7 @@ from pipeline.tuning import (
     space_for,
     winner,
 )
-from tests.unit.pipeline.test_plan import FACTS
+from tests.unit.pipeline.shapes import FACTS
 
 pytest.importorskip("optuna")
 PRICE = Price("l4-24gb", Decimal("0.7"), Decimal("0.95"), "on_demand", "test", "2026")

@@ -11,19 +11,8 @@ from pipeline.environments import ROOT
 from pipeline.facts import count_parameters, facts_from_shape
 from pipeline.types import Machine
 from tests.unit.pipeline.distill.jobs import a_config
+from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE
 
-SHAPE = {
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
-FACTS = facts_from_shape("tiny", SHAPE)
-MACHINE = Machine("cpu", "test CPU", 1, 2, 24 * 2**30, None, None)
 GPU = Machine("cuda", "test GPU", 2, 8, 64 * 2**30, 24 * 2**30, 8.0)
 
 
