@@ -1,7 +1,8 @@
 """A FOCUS file through focus-validator 2.2.1, with the rules that are known to be wrong waived one by one.
 
 The validator exits with 0 when rules fail and skips its conditional rules when not told what applies: so its JUnit
-report is read, and every criterion that holds for our files is named. It runs from its own folder, since it opens its
+report is read, and every criterion that holds for our files is named. Rules that it passes whatever a file holds are
+evaluated beside it (`finops.focus_blind`). It runs from its own folder, since it opens its
 currency table by a relative path, and from its own environment (requirements/focus.txt, Python 3.12).
 """
 
@@ -10,10 +11,12 @@ from __future__ import annotations
 import subprocess
 import tempfile
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import ToolError, UserError
+from finops.focus_blind import Breach, blind_rules, find_breaches
+from finops.focus_files import read_rows
 
 APPLICABLE = (
     "ACCOUNT_NAMING_SUPPORTED",
@@ -55,25 +58,32 @@ WAIVERS = {
 
 @dataclass(frozen=True)
 class FocusReport:
-    """What the validator found. `failed` are rules outside the waivers; `unused` waivers did not fail and can go."""
+    """What was found. `failed` are rules outside the waivers; `unused` waivers did not fail and can go."""
 
     num_rules: int
+    """Of the validator."""
     num_skipped: int
     failed: tuple[str, ...]
     waived: tuple[str, ...]
     unused: tuple[str, ...]
+    num_blind: int = 0
+    """Rules that the validator does not see broken, evaluated here."""
+    breaches: tuple[Breach, ...] = ()
+    """Which of these are broken."""
 
     @property
     def passed(self) -> bool:
         """Whether every rule passed, was skipped as untestable, or is waived."""
-        return not self.failed and self.num_rules > 0
+        return not self.failed and not self.breaches and self.num_rules > 0
 
     def __str__(self) -> str:
         """A few lines for people."""
         lines = [
             f"{self.num_rules} rules: {len(self.failed)} failed, {len(self.waived)} waived, "
-            f"{self.num_skipped} not testable by the validator",
+            f"{self.num_skipped} not testable by the validator; {self.num_blind} that it is blind for were evaluated "
+            f"here: {len(self.breaches)} failed",
             *(f"  FAILED {name}" for name in self.failed),
+            *(f"  FAILED {one.rule}: {one.says} ({one.num_rows} rows, first {one.first})" for one in self.breaches),
             *(f"  waived {name}: {WAIVERS[name]}" for name in self.waived),
             *(f"  waiver not needed any more: {name}" for name in self.unused),
         ]
@@ -105,7 +115,10 @@ def check(file: Path, validator: str = "focus-validator", timeout_s: float = 600
             )
         if done.returncode != 0 or not output.exists():
             raise ToolError(f"focus-validator ended with {done.returncode}", log)
-        return _read(output)
+        found = _read(output)
+    rules = blind_rules(folder)
+    breaches = find_breaches(rules, read_rows(file))
+    return replace(found, num_blind=len(rules), breaches=tuple(breaches))
 
 
 def _package_folder(validator: str) -> Path:

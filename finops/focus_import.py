@@ -8,12 +8,10 @@ one with other figures leaves exactly its billed cost.
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -22,6 +20,7 @@ from common.files import digest_json
 from finops import schema
 from finops.charges import NO_QUANTITIES, Charge, charge_key
 from finops.corrections import correction
+from finops.focus_files import read_rows
 from finops.ledger import COLUMNS, Ledger
 from finops.money import (
     day_of,
@@ -204,7 +203,7 @@ def _record_rest(
 def _bills(path: Path) -> tuple[list[_Bill], int]:
     bills: dict[tuple[str, int, int], _Bill] = {}
     others = 0
-    for where, row in _read(path):
+    for where, row in read_rows(path, _NEEDED):
         if not row.get("ResourceId") or row["ChargeCategory"] != "Usage":
             others += 1
             continue
@@ -225,37 +224,3 @@ def _bills(path: Path) -> tuple[list[_Bill], int]:
         if bill.currency != row["BillingCurrency"]:
             raise UserError(f"{where}: BillingCurrency {row['BillingCurrency']}, earlier rows say {bill.currency}")
     return list(bills.values()), others
-
-
-def _read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a FOCUS file, each with the place to name in an error."""
-    try:
-        if path.suffix == ".parquet":
-            yield from _read_parquet(path)
-        else:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                _check_columns(path, list(reader.fieldnames or []))
-                yield from ((f"{path}, row {number}", row) for number, row in enumerate(reader, start=2))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"focus import: cannot read {path}: {error}") from None
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    try:
-        table = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise UserError(f"focus import: cannot read {path}: {error}") from None
-    with table:
-        _check_columns(path, table.schema_arrow.names)
-        rows = (row for batch in table.iter_batches() for row in batch.to_pylist())
-        yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1))
-
-
-def _check_columns(path: Path, names: list[str]) -> None:
-    missing = [name for name in _NEEDED if name not in names]
-    if missing:
-        raise UserError(f"focus import: {path} is not a FOCUS file: it has no column {', '.join(missing)}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from finops.focus_check import check
-from finops.focus_rows import COLUMNS
+from finops.focus_columns import COLUMNS
 from finops.ledger import Ledger
 from tests.unit.finops.every_kind import NOW, fill
 
@@ -77,23 +77,44 @@ def test_a_file_with_every_kind_of_row_passes_the_focus_validator(database, tmp_
     assert report.unused == (), "a waiver that is not needed any more must go"
 
 
+def faulty(rows):
+    """Faults of each kind, and the rules that they break: those that the validator sees, and those that it does not."""
+    usage = [row for row in rows if row["ChargeCategory"] == "Usage" and row["PricingQuantity"]]
+    covered = next(row for row in rows if row["CommitmentDiscountStatus"] == "Used")
+    rows[0]["BilledCost"] = ""
+    usage[1]["ChargeCategory"] = "Usages"
+    usage[2]["ServiceCategory"] = "Machine Learning"
+    usage[3]["PricingCategory"] = "On Demand"
+    usage[4]["ListUnitPrice"] = "9.99"
+    usage[5]["ContractedUnitPrice"] = "9.99"
+    usage[6]["BillingCurrency"] = "Dollars"
+    usage[7]["SkuPriceId"] = ""
+    usage[8]["ServiceSubcategory"] = "Virtual Machines"
+    covered["CommitmentDiscountStatus"] = "Consumed"
+    by_the_validator = {"BilledCost-C-003-M"}
+    beside_it = {
+        "ChargeCategory-C-003-M", "ServiceCategory-C-003-M", "PricingCategory-C-007-M", "ListUnitPrice-C-010-C",
+        "ListCost-C-009-C", "ContractedUnitPrice-C-011-C", "SkuPriceId-C-005-C", "ServiceSubcategory-C-004-M",
+        "CommitmentDiscountStatus-C-005-M",
+    }  # fmt: skip
+    return by_the_validator, beside_it
+
+
 def test_the_check_finds_what_is_wrong(database, tmp_path):
     program, good, bad = validator(), tmp_path / "good.csv", tmp_path / "bad.csv"
     assert run("focus", "--ledger", str(database), "export", "--output", str(good)).returncode == 0
     with good.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    rows[0]["ChargeCategory"] = "Usages"
-    rows[1]["BilledCost"] = ""
-    for row in rows:
-        if row["CommitmentDiscountStatus"] == "Used":
-            row["ListUnitPrice"] = "9.99"
+    by_the_validator, beside_it = faulty(rows)
     with bad.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(COLUMNS))
         writer.writeheader()
         writer.writerows(rows)
     report = check(bad, program)
     assert not report.passed
-    assert "BilledCost-C-003-M" in report.failed
+    assert by_the_validator <= set(report.failed)
+    assert beside_it <= {breach.rule for breach in report.breaches}
+    assert "9.99" in str(report)
 
 
 def promtool(*arguments, **options):

@@ -17,8 +17,8 @@ from common.errors import ConfigError, UserError
 from finops import focus, ingest
 from finops.charges import Rate, device_charge
 from finops.focus import export
+from finops.focus_columns import COLUMNS, pico_text
 from finops.focus_import import import_file
-from finops.focus_rows import COLUMNS, pico_text
 from finops.ingest import read_csv, read_prometheus
 from finops.money import from_pico
 from finops.tags import TagPolicy
