@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from evals.quality.answers import AnswerCache, request_digest
@@ -110,6 +110,15 @@ class Interviewed:
             scores.append(item_score(leaf, [requests[row] for row in mine], [answers[keys[row]] for row in mine]))
         return scores
 
+    def num_tokens(self, kind: str, sample: Mapping[str, Any], encode: Callable[[str], Sequence[int]]) -> int | None:
+        """Prompt and answer tokens of an item's requests; None where nobody will draw by them."""
+        if self.interview.evaluation is not None:
+            return None
+        texts = [args[0] + (args[1] if kind == "loglikelihood" else "") for args in sample["arguments"]]
+        if kind == "generate_until":
+            texts += [text for resps in sample["resps"] for text in resps]
+        return sum(len(encode(text)) for text in texts)
+
 
 def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Interview, places: Places) -> Any:
     """lm-eval's model of a job, with the interview before it. lm-eval is imported here."""
@@ -133,13 +142,7 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Intervie
             raise SystemExit(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
 
         def num_tokens(self, kind: str, sample: Mapping[str, Any]) -> int | None:
-            """Prompt and answer tokens of an item's requests; None where nobody will draw by them."""
-            if interview.evaluation is not None:
-                return None
-            texts = [args[0] + (args[1] if kind == "loglikelihood" else "") for args in sample["arguments"]]
-            if kind == "generate_until":
-                texts += [text for resps in sample["resps"] for text in resps]
-            return sum(len(self.tok_encode(text)) for text in texts)
+            return asked.num_tokens(kind, sample, self.tok_encode)
 
     target = job["target"]
     return InterviewedCompletions(
