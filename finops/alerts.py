@@ -32,7 +32,7 @@ import sqlalchemy as sa
 from common.errors import ConfigError
 from finops import schema
 from finops.database import insert_ignore
-from finops.money import cents, from_pico, from_us, to_us
+from finops.money import from_pico, from_us, to_us, usd_text
 from finops.redact import redact_text
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ MAX_AGE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Alert:
-    """A budget reached a threshold in a period. Amounts in USD, as texts with cents."""
+    """A budget reached a threshold in a period. Amounts in USD, as texts for people."""
 
     id: str
     budget: str
@@ -243,8 +243,8 @@ class AlertDispatcher:
                 .values(due_us=now_us + int(LEASE_S * 1e6), num_attempts=row.num_attempts + 1)
             )
         alert = Alert(
-            row.alert_id, row.budget_name, row.threshold_percent, str(cents(from_pico(row.spent_pico))),
-            str(cents(from_pico(row.limit_pico))), from_us(row.period_start_us).date().isoformat(), row.run_id,
+            row.alert_id, row.budget_name, row.threshold_percent, usd_text(from_pico(row.spent_pico)),
+            usd_text(from_pico(row.limit_pico)), from_us(row.period_start_us).date().isoformat(), row.run_id,
             from_us(row.created_us).isoformat(timespec="seconds"),
         )  # fmt: skip
         return alert, row.channel, row.num_attempts + 1

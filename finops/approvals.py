@@ -26,7 +26,7 @@ from common.files import digest_json
 from finops import schema
 from finops.errors import ApprovalRequiredError
 from finops.ledger import Ledger
-from finops.money import cents, from_pico, from_us, round_decimals, to_pico, to_us
+from finops.money import from_pico, from_us, round_decimals, to_pico, to_us, usd_text
 from finops.redact import redact, redact_text
 
 if TYPE_CHECKING:
@@ -98,8 +98,8 @@ class Approvals:
                     connection, subject=subject, kind=kind, who=who, summary=summary, estimate_usd=estimate_usd
                 )
         raise ApprovalRequiredError(
-            f"approval: the estimate of {cents(estimate_usd)} USD passes finops.approval.threshold_usd="
-            f"{cents(threshold_usd)}; request {found.id} waits until {found.expires:%Y-%m-%d %H:%M} UTC\n"
+            f"approval: the estimate of {usd_text(estimate_usd)} USD passes finops.approval.threshold_usd="
+            f"{usd_text(threshold_usd)}; request {found.id} waits until {found.expires:%Y-%m-%d %H:%M} UTC\n"
             f"    -> someone other than {found.requester} runs: python -m finops.approvals approve {found.id}\n"
             "    -> then start the same command again; a changed plan, estimate or price needs a new approval"
         )
@@ -217,8 +217,8 @@ def main(arguments: list[str] | None = None) -> int:
     elif options.action == "list":
         for item in approvals.all():
             decided = f" by {item.decided_by}" if item.decided_by else f" until {item.expires:%Y-%m-%d %H:%M} UTC"
-            print(f"{item.id}  {item.state}{decided}  {cents(item.estimate_usd)} USD  {item.kind} of {item.requester}: "
-                  f"{item.summary}")  # fmt: skip
+            usd = usd_text(item.estimate_usd)
+            print(f"{item.id}  {item.state}{decided}  {usd} USD  {item.kind} of {item.requester}: {item.summary}")
     else:
         done = approvals.decide(options.id, approve=options.action == "approve", reason=options.reason)
         print(f"approval {done.id}: {done.state} by {done.decided_by}")

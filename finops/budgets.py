@@ -28,7 +28,7 @@ from finops import schema
 from finops.budget_rows import PERIODS, SCOPES, matching_budgets, note_alerts, period_bounds, spent_in_period
 from finops.errors import BudgetExceededError, HoldError
 from finops.ledger import Ledger, utc_now
-from finops.money import cents, from_pico, from_us, to_pico, to_us
+from finops.money import from_pico, from_us, to_pico, to_us, usd_text
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -285,7 +285,7 @@ class Budgets:
 
 
 def _usd(pico: int) -> str:
-    return f"{cents(from_pico(pico))} USD"
+    return f"{usd_text(from_pico(pico))} USD"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -321,8 +321,8 @@ def main(arguments: list[str] | None = None) -> int:
     for budget in Budgets(ledger).status():
         print(
             f"{budget.name}: {budget.scope}; {budget.period} from {budget.period_start.date()}: limit "
-            f"{cents(budget.limit_usd)}, spent {cents(budget.spent_usd)}, held {cents(budget.held_usd)}, left "
-            f"{cents(budget.left_usd)} USD"
+            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, held {usd_text(budget.held_usd)}, left "
+            f"{usd_text(budget.left_usd)} USD"
         )
     return 0
 

@@ -62,7 +62,7 @@ def stacked_bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], u
     for index in range(num_steps + 1):
         y = floor - plot * index / num_steps
         body.append(f'<line x1="{left}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        body.append(_text(left - 8, y + 4, money(index * step), "end"))
+        body.append(_text(left - 8, y + 4, f"{index * step:,g}", "end"))
     slot = (WIDTH - 8 - left) / max(1, len(labels))
     every = max(1, math.ceil(len(labels) / MAX_TICKS))
     for column, label in enumerate(labels):
@@ -122,6 +122,7 @@ def gauge(label: str, parts: Sequence[tuple[str, float]], limit: float, unit: st
     total = sum(value for _, value in parts)
     scale = (WIDTH - 24) / (max(limit, total) * 1.05 or 1.0)
     body, x = [_text(8, 14, label)], 8.0
+    body.append(f'<rect x="8" y="22" width="{limit * scale:.1f}" height="16" class="track"/>')
     for number, (name, value) in enumerate(parts):
         width = max(0.0, value * scale)
         body.append(

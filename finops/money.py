@@ -89,9 +89,16 @@ def round_decimals(value: Decimal, decimals: int) -> Decimal:
     return value.quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_EVEN)
 
 
-def cents(value: Decimal) -> Decimal:
-    """Half-even rounding to the cent, for display and comparison."""
-    return round_decimals(value, 2)
+def usd_text(amount: Decimal) -> str:
+    """An amount for people: cents, and below ten of them two significant digits.
+
+    >>> usd_text(Decimal("12.345")), usd_text(Decimal("0.001234")), usd_text(Decimal(0))
+    ('12.34', '0.0012', '0')
+    """
+    if amount == 0:
+        return "0"
+    decimals = 2 if abs(amount) >= Decimal("0.1") else 1 - amount.adjusted()
+    return f"{round_decimals(amount, decimals):f}"
 
 
 def cost_pico(unit_price: Decimal, quantity_micro: int, field: str = "unit price") -> int:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import ConfigError, UserError
 from common.files import write_atomic
-from finops.money import cents, parse_moment, to_decimal
+from finops.money import parse_moment, to_decimal, usd_text
 
 if TYPE_CHECKING:
     from finops.budgets import Budget
@@ -92,12 +92,12 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
             ["team", "USD", "device hours", "lost work USD", "last month", "top cost drivers"],
             [
                 [
-                    share.team or "(none)", str(cents(share.usd)), f"{share.device_hours:.2f}",
-                    str(cents(share.lost_usd)), "" if share.trend is None else f"{share.trend:+.0%}",
-                    "; ".join(f"{name}: {cents(usd)}" for name, usd in share.drivers),
+                    share.team or "(none)", usd_text(share.usd), f"{share.device_hours:.2f}",
+                    usd_text(share.lost_usd), "" if share.trend is None else f"{share.trend:+.0%}",
+                    "; ".join(f"{name}: {usd_text(usd)}" for name, usd in share.drivers),
                 ]
                 for share in report.shares
-            ] + [["all", str(cents(report.total_usd)), "", "", "", ""]],
+            ] + [["all", usd_text(report.total_usd), "", "", "", ""]],
         ),
         (
             "unit costs and success metrics",
@@ -109,7 +109,7 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
             ["budget", "for", "period from", "limit USD", "spent", "held", "left"],
             [
                 [item.name, item.scope, f"{item.period} {item.period_start.date()}",
-                 *(str(cents(value)) for value in (item.limit_usd, item.spent_usd, item.held_usd, item.left_usd))]
+                 *(usd_text(value) for value in (item.limit_usd, item.spent_usd, item.held_usd, item.left_usd))]
                 for item in report.budgets
             ],
         ),
@@ -118,7 +118,7 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
             ["run", "stage", "estimated s", "actual s", "estimated USD", "actual USD", "within range"],
             [
                 [error.run_id, error.stage, f"{error.expected_s:.1f}", f"{error.actual_s:.1f}",
-                 str(cents(error.expected_usd)), str(cents(error.actual_usd)), "yes" if error.within_range else "no"]
+                 usd_text(error.expected_usd), usd_text(error.actual_usd), "yes" if error.within_range else "no"]
                 for error in report.errors
             ],
         ),
@@ -127,7 +127,7 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
             ["model", "promoted", "replaced", "since", "tokens served", "saved USD"],
             [
                 [item.model_name, item.model_id, item.replaced_model_id or "", f"{item.time:%Y-%m-%d}",
-                 f"{item.num_tokens}", str(cents(item.usd)) if item.usd is not None else f"unknown: {item.reason}"]
+                 f"{item.num_tokens}", usd_text(item.usd) if item.usd is not None else f"unknown: {item.reason}"]
                 for item in report.savings
             ],
         ),

@@ -6,7 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from finops.charts import bars, gauge, money, scatter, stacked_bars
-from finops.money import cents
+from finops.money import usd_text
 
 if TYPE_CHECKING:
     from finops.report import Report
@@ -18,12 +18,14 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; m
 h1 { font-size: 24px; margin: 0 0 4px; } h2 { font-size: 18px; margin: 36px 0 8px; }
 p { margin: 4px 0 12px; } .muted { color: #595959; fill: #595959; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
-th, td { text-align: left; padding: 6px 10px 6px 0; border-bottom: 1px solid #ddd; vertical-align: top;
-         overflow-wrap: anywhere; }
+th, td { text-align: left; padding: 6px 14px 6px 0; border-bottom: 1px solid #ddd; vertical-align: top; min-width: 3em;
+         overflow-wrap: break-word; }
+th { white-space: nowrap; } td:first-child { white-space: nowrap; } td.long { min-width: 20em; }
+.scroll { overflow-x: auto; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 svg { width: 100%; max-width: 720px; height: auto; display: block; margin: 8px 0; }
 svg text { font: 12.5px system-ui, sans-serif; fill: #1a1a1a; } svg text.muted { fill: #595959; }
-svg .grid { stroke: #ddd; } svg .limit { stroke: #1a1a1a; stroke-dasharray: 4 3; }
+svg .track { fill: #eee; } svg .grid { stroke: #ddd; } svg .limit { stroke: #1a1a1a; stroke-dasharray: 4 3; }
 .good { color: #00664a; } .bad { color: #a33b00; }
 .big { font-size: 30px; font-weight: 600; margin: 12px 0 0; }
 """
@@ -56,7 +58,7 @@ def _head(report: Report) -> str:
     return (
         f'<h1>The money</h1><p class="muted">{escape(report.period)}{team}; written '
         f"{report.created:%Y-%m-%d %H:%M} UTC; effective cost in USD</p>"
-        f'<p class="big">{cents(report.total_usd):,} USD</p>'
+        f'<p class="big">{usd_text(report.total_usd)} USD</p>'
     )
 
 
@@ -68,12 +70,12 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     numeric = [all(_is_number(row[i]) or not row[i] for row in rows) for i in range(len(header))]
 
     def cell(tag: str, index: int, text: str) -> str:
-        style = ' class="number"' if numeric[index] else {"yes": ' class="good"', "no": ' class="bad"'}.get(text, "")
-        return f"<{tag}{style}>{escape(text)}</{tag}>"
+        kind = "number" if numeric[index] else {"yes": "good", "no": "bad"}.get(text, "long" if len(text) > 40 else "")
+        return f"<{tag} class={kind}>{escape(text)}</{tag}>" if kind else f"<{tag}>{escape(text)}</{tag}>"
 
     lines = ["".join(cell("th", index, text) for index, text in enumerate(header))]
     lines += ["".join(cell("td", index, text) for index, text in enumerate(row)) for row in rows]
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return f"<div class=scroll><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table></div>"
 
 
 def _spend(report: Report) -> str:
@@ -83,7 +85,12 @@ def _spend(report: Report) -> str:
     series = {
         share.team or "(none)": [float(share.by_month.get(month, 0)) for month in months] for share in report.shares
     }
-    labels = [f"{month // 100}-{month % 100:02d}" for month in months]
+    years = [month // 100 for month in months]
+    is_new_year = [number == 0 or year != years[number - 1] for number, year in enumerate(years)]
+    labels = [
+        f"{month // 100}-{month % 100:02d}" if new else f"{month % 100:02d}"
+        for month, new in zip(months, is_new_year, strict=True)
+    ]
     drivers = [(name, float(usd)) for name, usd in report.drivers]
     return (
         f"<p>Spend by team and month</p>{stacked_bars(labels, series, 'USD')}"

@@ -1,7 +1,8 @@
 """What promotions saved, and what reserving devices would have saved.
 
 record_promotion(ledger, run_id="r9", model_name="chat", model_id="chat:v7", replaced_model_id="chat:v6",
-                 usd_per_1k_tokens=Decimal("0.0021"), replaced_usd_per_1k_tokens=Decimal("0.0034"), team="research")
+                 usd_per_1k_tokens=Decimal("0.0021"), replaced_usd_per_1k_tokens=Decimal("0.0034"),
+                 decision_usd=Decimal("0.82"), team="research")
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from typing import Any
 import sqlalchemy as sa
 
 from finops import schema
-from finops.database import exact_sum, insert_ignore, join_sum
+from finops.database import insert_ignore
 from finops.ledger import Ledger
-from finops.money import from_pico, from_us, round_decimals, to_us
+from finops.money import from_pico, from_us, round_decimals, to_pico, to_us
 
 MAX_RESERVED = 64
 
@@ -62,23 +63,21 @@ class Reservation:
 
 def record_promotion(
     ledger: Ledger, *, run_id: str, model_name: str, model_id: str, team: str, usd_per_1k_tokens: Decimal,
-    replaced_model_id: str | None = None, replaced_usd_per_1k_tokens: Decimal | None = None,
+    decision_usd: Decimal, replaced_model_id: str | None = None, replaced_usd_per_1k_tokens: Decimal | None = None,
 ) -> None:  # fmt: skip
-    """Record a promotion with both models' unit costs, and what the deciding run cost. Repeating changes nothing."""
-    charge = schema.charges
+    """Record a promotion with both models' unit costs, and what its evidence cost. Repeating changes nothing."""
 
     def nano(price: Decimal | None) -> int | None:
         return None if price is None else int(round_decimals(price, 9).scaleb(9))
 
     with ledger.database.write() as connection:
-        cost = sa.select(*exact_sum(charge.c.effective_usd_pico)).where(charge.c.run_id == run_id)
         connection.execute(
             insert_ignore(schema.promotions, ledger.database.is_sqlite),
             {
                 "run_id": run_id, "model_name": model_name, "model_id": model_id, "team": team,
                 "replaced_model_id": replaced_model_id, "price_per_1k_nano": nano(usd_per_1k_tokens),
                 "replaced_price_per_1k_nano": nano(replaced_usd_per_1k_tokens),
-                "decision_pico": join_sum(*connection.execute(cost).one()), "time_us": to_us(ledger.clock()),
+                "decision_pico": to_pico(round_decimals(decision_usd, 12)), "time_us": to_us(ledger.clock()),
             },
         )  # fmt: skip
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Self
 from common.errors import ParsimonyError, UserError
 from evals.load.scenario import LoadScenario
 from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
-from finops.money import round_decimals
+from finops.money import round_decimals, usd_text
 from pipeline.console import duration, say
 from pipeline.forecast import Forecast, Place, show_outcomes
 from pipeline.money import (
@@ -40,7 +40,6 @@ from pipeline.money import (
     load_usage,
     rate_of,
     resource_of,
-    usd_text,
     with_ledger,
 )
 from pipeline.schema import RunConfig
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from evals.types import CostReport
     from finops.budgets import Hold
     from finops.charges import Charge
     from finops.ledger import Ledger
@@ -319,26 +317,11 @@ class Account:
         channel = CallbackChannel("mlflow", lambda alert: set_tag("budget_alert", alert.text))
         dispatcher_from_environment(self._opened(), channel).deliver()
 
-    def promoted(self, client: MlflowClient, before: ModelVersion | None, cost: CostReport) -> None:
+    def promoted(self, client: MlflowClient, before: ModelVersion | None) -> None:
         """Note a promotion with both models' prices per token; nothing where the champion is still `before`."""
-        from finops.savings import record_promotion
-        from pipeline.promote import champion_version
+        from pipeline.savings import note_promotion
 
-        name = self._config.model.name
-        after = champion_version(client, name, self._config.promote.alias)
-        if after is None or (before is not None and before.version == after.version) or cost.usd_per_1k_tokens is None:
-            return
-        former = None if before is None else client.get_run(before.run_id).data.metrics.get("cost/usd_per_1k_tokens")
-        record_promotion(
-            self._opened(),
-            run_id=self.run_id,
-            model_name=name,
-            model_id=f"{name}:v{after.version}",
-            team=self.tags.get("team", ""),
-            usd_per_1k_tokens=cost.usd_per_1k_tokens.value,
-            replaced_model_id=None if before is None else f"{name}:v{before.version}",
-            replaced_usd_per_1k_tokens=None if former is None else Decimal(repr(former)),
-        )
+        note_promotion(self._opened(), client, self._config, before, self.tags.get("team", ""))
 
     def approver(self, subject: Subject) -> str | None:
         """Who approved a promotion (`promote.require_approval`); a request is filed where nobody was asked yet.

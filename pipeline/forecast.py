@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from common.files import write_atomic
 from evals.load.scenario import LoadScenario
 from finops.errors import LedgerUnavailableError
-from finops.money import round_decimals
+from finops.money import round_decimals, usd_text
 from pipeline.console import duration, say, table
 from pipeline.money import (
     StageOutcome,
@@ -27,7 +27,6 @@ from pipeline.money import (
     planned_works,
     priced_rate,
     resource_of,
-    usd_text,
 )
 from pipeline.schema import RunConfig
 from pipeline.types import Plan

@@ -319,18 +319,6 @@ def load_usage(result: Mapping[str, Any]) -> dict[str, int]:
     return totals
 
 
-def usd_text(amount: Decimal) -> str:
-    """An amount for people: cents, and below ten of them two significant digits.
-
-    >>> usd_text(Decimal("12.345")), usd_text(Decimal("0.001234")), usd_text(Decimal(0))
-    ('12.34', '0.0012', '0')
-    """
-    if amount == 0:
-        return "0"
-    decimals = 2 if abs(amount) >= Decimal("0.1") else 1 - amount.adjusted()
-    return f"{round_decimals(amount, decimals):f}"
-
-
 def with_ledger(config: RunConfig, message: str) -> str:
     """Commands in a message, with the ledger that they must look at where they would not find it themselves."""
     where = ledger_url(config)

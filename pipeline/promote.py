@@ -331,6 +331,7 @@ def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> st
     """Record the decision with the winner's run and promote it; returns one line that says what was done."""
     from pipeline import decision_page
     from pipeline.record.store import staging_folder
+    from pipeline.savings import note_in_ledger
 
     winner = found.contest.winner
     if winner is None:
@@ -340,8 +341,9 @@ def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> st
     with staging_folder() as folder:
         decision_page.write(record, folder)
         recorder.annotate(run.info.run_id, tags=decision_tags(decision), metrics={}, folder=folder)
+    before = champion_version(recorder.client, config.model.name, config.promote.alias)
     try:
-        return promote(
+        done = promote(
             recorder,
             run.info.run_id,
             decision,
@@ -356,6 +358,8 @@ def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> st
         refused = held(decision, error)
         recorder.annotate(run.info.run_id, tags=decision_tags(refused), metrics={})
         raise
+    note_in_ledger(recorder.client, config, before, run.data.tags.get("team", ""))
+    return done
 
 
 def held(decision: Decision, error: PromotionRefusedError) -> Decision:

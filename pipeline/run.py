@@ -161,7 +161,7 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
         decision = held(decision, error)
         recorder.annotate(run_ids[-1], tags=decision_tags(decision), metrics={})
         done = "registry: unchanged, the promotion is refused"
-    services.account.promoted(recorder.client, before, candidate.cost)
+    services.account.promoted(recorder.client, before)
     services.account.deliver_alerts(partial(recorder.client.set_tag, run_ids[-1]))
     report.show_result(measured, decision, comparison, done, config, recorder)
     if config.publish.hub is not None:

@@ -19,6 +19,7 @@ from evals.load.scenario import LoadScenario
 from evals.types import LoadPoint, LoadReport, QualityReport, Target
 from finops.approvals import Approvals
 from finops.budgets import Budgets
+from finops.kpis import kpis
 from finops.ledger import Ledger
 from finops.savings import savings
 from pipeline.cli import command_config
@@ -334,6 +335,10 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     assert book.client.get_model_version_by_alias(config.model.name, "champion").tags["approved_by"] == "bob"
     (saving,) = savings(ledger)
     assert (saving.model_id, saving.replaced_model_id) == (f"{config.model.name}:v1", None)
+    decision = next(one for one in kpis(ledger) if one.name == "usd_per_promotion_decision")
+    spent = [runs[label].data.metrics[f"cost/{what}_usd"] for label, what in
+             (("none", "eval"), ("int8", "eval"), ("int8", "compress"))]  # fmt: skip
+    assert decision.value == pytest.approx(sum(spent)), "its evidence was paid for by the run before"
     (budget,) = Budgets(ledger).status()
     assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())
 

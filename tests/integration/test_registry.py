@@ -5,6 +5,7 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from common.errors import ConfigError
 from evals.types import QualityReport
 from finops.approvals import Approvals
+from finops.kpis import kpis
 from finops.ledger import Ledger
+from finops.savings import savings
 from pipeline.decide import Evidence
 from pipeline.models.resolve import checkpoint_digest
 from pipeline.promote import (
@@ -57,6 +60,14 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recorder(tmp_path: Path, empty_store: Path) -> Recorder:
     shutil.copyfile(empty_store, tmp_path / "mlflow.db")
     return Recorder(TrackingConfig(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts"))
+
+
+@pytest.fixture(autouse=True)
+def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The ledger that promotions are noted in."""
+    url = f"sqlite:///{tmp_path}/finops.db"
+    monkeypatch.setenv("PARSIMONY_LEDGER_URL", url)
+    return url
 
 
 def a_checkpoint(folder: Path, content: str) -> tuple[Path, str]:
@@ -184,7 +195,8 @@ def record(recorder: Recorder, tmp_path: Path, label: str, scores: list[float], 
         "artifact_digest": digest,
     }
     evidence = Evidence(label, quality, load(), priced)
-    metrics = quality_metrics(quality) | cost_metrics(priced)
+    metrics = quality_metrics(quality) | cost_metrics(priced) | {"cost/eval_usd": 0.5}
+    metrics |= {} if label == "none" else {"cost/compress_usd": 0.25}
     return recorder.record(RunRecord(f"{label}-{suite}", label, tags, {}, metrics, {}, {}, {"load": 1.0}, evidence))[0]
 
 
@@ -225,17 +237,12 @@ def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record
 
 
 def test_deciding_again_asks_the_ledger_for_approval_and_says_what_became_of_it(
-    recorder: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recorder: Recorder, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PARSIMONY_USER", "ann")
     record(recorder, tmp_path, "none", GOOD, "1")
     run_id = record(recorder, tmp_path, "gptq", GOOD, "0.5")
-    where = f"sqlite:///{tmp_path}/finops.db"
-    config = replace(
-        a_config(),
-        promote=PromoteConfig(require_approval=True),
-        finops=FinopsConfig(ledger=LedgerConfig(where)),
-    )
+    config = replace(a_config(), promote=PromoteConfig(require_approval=True))
     with pytest.raises(PromotionRefusedError, match="waits for approval, request 1"):
         promote_winner(standing(config, recorder), config, recorder)
     tags = recorder.client.get_run(run_id).data.tags
@@ -246,6 +253,28 @@ def test_deciding_again_asks_the_ledger_for_approval_and_says_what_became_of_it(
     assert "is now 'champion'" in promote_winner(standing(config, recorder), config, recorder)
     assert recorder.client.get_run(run_id).data.tags["decision"] == "promote"
     assert recorder.client.get_model_version_by_alias("tiny", "champion").tags["approved_by"] == "bob"
+
+
+def test_deciding_again_notes_what_the_promotion_saves(
+    recorder: Recorder, tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    record(recorder, tmp_path, "none", GOOD, "1")
+    for number, (label, usd) in enumerate((("gptq", "0.5"), ("int8", "0.4")), start=1):
+        record(recorder, tmp_path, label, GOOD, usd)
+        assert f"version {number} is now" in promote_winner(standing(a_config(), recorder), a_config(), recorder)
+    with closing(Ledger(where)) as ledger:
+        first, second = savings(ledger)
+        assert (first.model_id, first.replaced_model_id) == ("tiny:v1", None)
+        assert (second.model_id, second.replaced_model_id) == ("tiny:v2", "tiny:v1")
+        (cost,) = [one for one in kpis(ledger) if one.name == "usd_per_promotion_decision"]
+        assert cost.value == Decimal("1.25"), "the candidate's making and asking, and its baseline's asking"
+    record(recorder, tmp_path, "rtn-int8", GOOD, "0.3")
+    unreachable = replace(
+        a_config(), finops=FinopsConfig(ledger=LedgerConfig("postgresql://u:topsecret@127.0.0.1:1/x"))
+    )
+    assert "version 3 is now" in promote_winner(standing(unreachable, recorder), unreachable, recorder)
+    assert "the promotion is not in the ledger" in caplog.text
+    assert "topsecret" not in caplog.text
 
 
 def aliases_of(recorder: Recorder) -> list[str]:

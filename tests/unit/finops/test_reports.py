@@ -157,7 +157,7 @@ def test_estimate_is_held_against_actual(ledger):
 
 def test_a_promotions_saving_ends_with_the_next(ledger, clock):
     clock.now = START
-    common = {"model_name": "chat", "team": "research"}
+    common = {"model_name": "chat", "team": "research", "decision_usd": Decimal("0.5")}
     record_promotion(ledger, run_id="run-p", model_id="v2", replaced_model_id="v1", usd_per_1k_tokens=Decimal("0.002"),
                      replaced_usd_per_1k_tokens=Decimal("0.003"), **common)  # fmt: skip
     for day in (1, 2, 8):
@@ -232,7 +232,7 @@ def test_the_page_stands_alone_and_escapes(full):
 
 def test_an_empty_ledger_gives_an_empty_report(ledger):
     found = gather(ledger)
-    assert "0.00 USD" in as_html(found)
+    assert ">0 USD<" in as_html(found)
     assert "nothing recorded" in as_text(found)
 
 

@@ -22,7 +22,7 @@ from finops.charges import device_charge
 from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
 from finops.estimates import estimate_errors
 from finops.ledger import Ledger
-from finops.money import from_us
+from finops.money import from_us, usd_text
 from pipeline import account as account_module
 from pipeline.account import Account
 from pipeline.distill.config import DistillConfig, DistillDataConfig, StudentConfig
@@ -35,7 +35,6 @@ from pipeline.money import (
     priced_rate,
     rate_of,
     resource_of,
-    usd_text,
     with_tags,
 )
 from pipeline.plan import make_plan
