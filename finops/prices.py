@@ -317,7 +317,8 @@ def _row(offer: Offer) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """List or refresh the catalog; exit code 2 with one message where a file breaks a rule."""
-    parser = argparse.ArgumentParser(prog="python -m finops.prices", description="The price catalog.")
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m finops.prices", description=__doc__, formatter_class=form)
     parser.add_argument("--catalog", type=Path, default=CATALOG, help="the catalog file (default: ours)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="print every offer")
@@ -331,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print("\n".join(write_refreshed(options.catalog, options.new)) or "no price changes")
     except ParsimonyError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     return 0
 

@@ -55,6 +55,14 @@ def test_help_has_an_example_and_an_unreadable_ledger_is_one_message(module, tmp
     assert "topsecretword" not in done.stderr
 
 
+def test_the_price_catalogs_help_has_an_example_and_a_missing_file_is_one_message(tmp_path):
+    assert "python -m finops.prices refresh --from NEW.yaml" in run("prices", "--help").stdout
+    done = run("prices", "--catalog", str(tmp_path / "none.yaml"), "list")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
 def validator():
     """The validator's program: FOCUS_VALIDATOR, the PATH, or the product's own environment."""
     home = Path(os.environ.get("PARSIMONY_HOME") or Path.home() / ".cache/parsimony")
