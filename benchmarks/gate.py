@@ -501,7 +501,7 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
 
 TABLES = {
     "boundary": (boundary_tables, 6400),
-    "power": (power_tables, 400),
+    "power": (power_tables, 1600),
     "tests": (fixed_tests_table, 2000),
     "guided": (guided_tables, 600),
 }

@@ -25,14 +25,17 @@ def duration(seconds: float) -> str:
 
     >>> duration(4.21), duration(83), duration(7260)
     ('4.2 s', '1 min 23 s', '2 h 1 min')
+    >>> duration(9.97), duration(59.6), duration(1259.8), duration(3599.7)
+    ('10 s', '1 min 0 s', '21 min 0 s', '1 h 0 min')
     """
-    if seconds < 10:
+    if round(seconds, 1) < 10:
         return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 class Console:
