@@ -19,7 +19,7 @@ from evals.gate import Decision as GateDecision
 from evals.information import Divergence, divergence
 from evals.sequential import GateRule, SequentialEvaluation, replay
 from evals.stats import PairedComparison, align, flips, paired_bootstrap
-from evals.types import CostReport, Estimate, LoadReport, QualityReport
+from evals.types import CostReport, Estimate, LoadReport, QualityReport, ThetaSlo
 from pipeline.schema import GateConfig
 from pipeline.types import Decision
 
@@ -363,6 +363,9 @@ def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Verdict]:
     for metric, limit in limits.items():
         if limit is None:
             continue
+        if load.theta_slo is not None:
+            verdicts.append(_searched(load.theta_slo, metric, limit))
+            continue
         worst = worst_latency(load, metric)
         if worst is None:
             words = f"SLO: {metric} was not measured"
@@ -373,6 +376,20 @@ def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Verdict]:
             beaten = "" if holds else f"the SLO: {figures}, {worst / limit - 1:.0%} over it"
             verdicts.append(Verdict(holds, f"SLO: {figures}", beaten))
     return verdicts
+
+
+def _searched(theta: ThetaSlo, metric: str, limit: float) -> Verdict:
+    """Where the load looked for theta_slo the price stands on that rate, and so does the objective."""
+    searched = getattr(theta, metric)
+    if searched is None or searched > limit:
+        bound = "no limit" if searched is None else f"{searched:g} s"
+        words = f"{metric} <= {limit:g} s is asked for, theta_slo was searched with {bound}"
+        way_out = f"load.search.slo_{metric}={limit:g} searches with it"
+        return Verdict(False, f"SLO: {words}; {way_out}", f"the SLO: {words}")
+    if theta.held_req_per_s is None:
+        words = f"{metric} <= {searched:g} s: {theta.reason}"
+        return Verdict(False, f"SLO: {words}", f"the SLO: {words}")
+    return Verdict(True, f"SLO: {metric} <= {searched:g} s holds at {theta.held_req_per_s:g} requests/s (theta_slo)")
 
 
 def worst_latency(load: LoadReport, metric: str) -> float | None:

@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from common.files import plain
 from evals.sequential import SequentialEvaluation, estimate_after_stopping, uniform_drawing
 from evals.stats import mean_estimate
-from evals.types import CostReport, ItemOutcome, LoadPoint, LoadReport, Money, Price, QualityReport, TaskResult
+from evals.types import (
+    CostReport,
+    ItemOutcome,
+    LoadPoint,
+    LoadReport,
+    Money,
+    Price,
+    QualityReport,
+    TaskResult,
+    ThetaSlo,
+)
 from pipeline.decide import Evidence, contest, decide, gates_of, mean_quality, rule_of
 from pipeline.decision_page import make_record, write
 from pipeline.record.metrics import comparison_metrics, gate_metrics
@@ -126,6 +136,26 @@ def test_the_slo_must_hold_where_one_is_given(ttft: float | None, action: str) -
     gate = replace(GATE, slo_ttft_p99_s=0.5)
     decision, _ = decide(evidence(GOOD, "0.5", ttft=ttft), evidence(GOOD, "1"), gate, seed=0)
     assert decision.action == action
+
+
+@pytest.mark.parametrize(
+    ("theta", "action", "words"),
+    [
+        (ThetaSlo(0.5, None, 2.0, 2.2, 6), "promote", "holds at 2 requests/s (theta_slo)"),
+        (ThetaSlo(0.4, 0.1, 2.0, None, 6), "promote", "ttft_p99_s <= 0.4 s holds"),
+        (ThetaSlo(2.0, None, 2.0, 2.2, 6), "hold", "load.search.slo_ttft_p99_s=0.5 searches with it"),
+        (ThetaSlo(None, 0.1, 2.0, 2.2, 6), "hold", "searched with no limit"),
+        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate holds"), "hold", "no tested rate holds"),
+    ],
+)
+def test_where_the_load_looked_for_theta_the_slo_is_told_by_it(theta: ThetaSlo, action: str, words: str) -> None:
+    gate = replace(GATE, slo_ttft_p99_s=0.5)
+    candidate = evidence(GOOD, "0.5", ttft=99.0)  # of the closed loop at capacity, which no user sees
+    decision, _ = decide(
+        replace(candidate, load=replace(candidate.load, theta_slo=theta)), evidence(GOOD, "1"), gate, 0
+    )
+    assert decision.action == action
+    assert words in "\n".join(decision.reasons)
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0.0, 0.3), st.integers(20, 300))
