@@ -23,7 +23,8 @@ import numpy as np
 from common.files import write_atomic, write_json
 from evals.gate import Gate, best_of_k_level
 from evals.types import Estimate, ItemOutcome, Money, QualityReport
-from pipeline.decide import Contest, Evidence, Loss, TaskGate, gates_of, mean_quality
+from pipeline.decide import Contest, Evidence, Loss, mean_quality
+from pipeline.gates import TaskGate, gates_of
 from pipeline.schema import GateConfig
 from pipeline.types import Decision
 

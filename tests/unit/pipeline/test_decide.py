@@ -26,8 +26,9 @@ from evals.types import (
     TaskResult,
     ThetaSlo,
 )
-from pipeline.decide import Evidence, contest, decide, gates_of, mean_quality, rule_of
+from pipeline.decide import Evidence, contest, decide, mean_quality
 from pipeline.decision_page import make_record, write
+from pipeline.gates import gates_of, rule_of
 from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.record.store import revive
 from pipeline.schema import GateConfig
