@@ -261,7 +261,7 @@ share above alpha would show as a small p."""
 def adversarial_guide(d: np.ndarray, rng: np.random.Generator) -> Guide:
     """Weights that look everywhere but at the losses: those lie at the floor of half the mean."""
     weights = np.where(d < 0, 0.5, rng.uniform(0.8, 2.0, d.size))
-    return Guide(weights, np.where(d < 0, 0.1, 1.0), 0.5)
+    return Guide(weights, np.where(d < 0, 0.1, 1.0))
 
 
 def power_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
@@ -371,7 +371,7 @@ items."""
                     uniform = run_gate(d, delta, rng, num_runs=num_runs)
                     row: list[object] = [name, num_items, 100 * delta, case, int(np.median(uniform.num_items))]
                     for guess, shown in (("as measured", margins), ("useless", rng.permutation(margins))):
-                        guide = guide_weights(shown.tolist(), delta)
+                        guide = guide_weights(shown.tolist())
                         guided = run_gate(d, delta, rng, num_runs=num_runs, guide=guide)
                         factor = float(np.median(uniform.num_items) / np.median(guided.num_items))
                         row += [int(np.median(guided.num_items)), f"{factor:.2f}"]
@@ -380,9 +380,9 @@ items."""
                             and abs(d.mean() - CASES[case] * delta) < delta / 4
                         ):
                             factors[guess].append(factor)
-                    rows.append([*row, guide.floor])
+                    rows.append(row)
     yield from table(
-        ["flips as", "N", "delta, points", "case", "uniform", "guided", "factor", "useless guide", "factor", "floor"],
+        ["flips as", "N", "delta, points", "case", "uniform", "guided", "factor", "useless guide", "factor"],
         rows,
     )
     yield ""
@@ -451,7 +451,7 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
         d = differences([items[i]["score"] for i in ids], [base[i]["score"] for i in ids])
         costs = [base[i]["num_tokens"] for i in ids] if all(base[i].get("num_tokens") for i in ids) else None
         for delta in (0.02, 0.03, 0.05):
-            guide = guide_weights([margin(base[i]) for i in ids], delta, costs)
+            guide = guide_weights([margin(base[i]) for i in ids], costs)
             uniform = run_gate(d, delta, rng, num_runs=num_runs)
             guided = run_gate(d, delta, rng, num_runs=num_runs, guide=guide)
             truth, limit = bool(d.mean() > -delta), oracle_limit(d, delta, 0.05)
@@ -476,7 +476,6 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
                     f"{medians[1]:.0f}",
                     f"{medians[0] / medians[1]:.2f}",
                     f"{limit:.0f}",
-                    guide.floor,
                 ]
             )
     yield from table(
@@ -494,7 +493,6 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
             "guided",
             "factor",
             "limit",
-            "floor",
         ],
         rows,
     )

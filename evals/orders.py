@@ -6,7 +6,7 @@ that draws such items first, and weighs its bets (`evals/gate.py`), needs fewer 
 
 The weights may use the baseline's answers, prompts and costs, never the candidate's answers.
 
-    guide = guide_weights(baseline_margins, delta=0.02, token_costs=prompt_tokens)
+    guide = guide_weights(baseline_margins, token_costs=prompt_tokens)
     order = guided_order(guide.weights, rng)
     gate = Gate(len(order), 0.02, order_weights=guide.weights[order], predicted_flips=guide.predicted_flips[order])
 """
@@ -44,30 +44,23 @@ class Guide:
     weights: FloatArray
     predicted_flips: FloatArray
     """Predicted flip probabilities up to a factor."""
-    floor: float
-    """The smallest weight as a share of the mean; 1 is the uniform order."""
 
 
-MAX_LOSS = 0.95
-"""As in evals/gate.py: no bet may lose more."""
+FLOOR = 0.75
+"""The smallest weight as a share of the mean (1 is the uniform order): the rarest item bounds every bet. Lower floors
+win more where flips are many and lose where a candidate hardly flips beside a wide margin (docs/statistics.md)."""
 FLIP_DECAY = 0.12
 """Flips fall off as exp(-u / 0.12), u the share of items with a smaller margin: measured on PIQA, INT8 and AWQ."""
 FLIP_BACKGROUND = 0.1
 """Share of the predicted flips that is spread evenly: how far the guide is distrusted."""
-FLOORS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-FLIP_RATES = (0.02, 0.05, 0.1, 0.2)
-"""For which the growth is predicted; nobody knows the candidate's."""
 
 
-def guide_weights(margins: Sequence[float | None], delta: float, token_costs: Sequence[float] | None = None) -> Guide:
+def guide_weights(margins: Sequence[float | None], token_costs: Sequence[float] | None = None) -> Guide:
     """Weights that draw first where answers can flip, from how sure the baseline was of each answer.
 
     `margins` (num_items,): best minus second log-likelihood, or the answer's mean token log-probability; only their
     ranks count, and None (no margin) predicts an average item. `token_costs` (num_items,) > 0: the items' prompt and
-    answer tokens. Weights grow like sqrt(predicted flips / cost), cut below at `floor` of the mean, since the rarest
-    item bounds the bets. The floor is the one of largest predicted growth per token against the uniform order, the mean
-    over scenarios and the worst of them taken together: a low floor is best where flips are many, and loses where a
-    candidate hardly flips but for its losses.
+    answer tokens. Weights grow like sqrt(predicted flips / cost), cut below at `FLOOR` of the mean.
 
     Raises ValueError where there is no item, a cost is not positive or the lengths differ.
     """
@@ -77,11 +70,7 @@ def guide_weights(margins: Sequence[float | None], delta: float, token_costs: Se
     costs = np.ones(flips.size) if token_costs is None else np.asarray(token_costs, np.float64)
     if costs.shape != flips.shape or not np.all(np.isfinite(costs) & (costs > 0)):
         raise ValueError(f"token_costs must be {flips.size} positive numbers")
-    raw = np.sqrt(flips / costs)
-    growths = np.array([_predicted_growths(_floored(raw, floor), flips, costs, delta) for floor in FLOORS])
-    gains = growths - growths[FLOORS.index(1.0)]
-    floor = FLOORS[int(np.argmax(gains.mean(axis=1) + gains.min(axis=1)))]
-    return Guide(_floored(raw, floor), flips, floor)
+    return Guide(_floored(np.sqrt(flips / costs), FLOOR), flips)
 
 
 def predict_flips(margins: Sequence[float | None]) -> FloatArray:
@@ -106,27 +95,3 @@ def _floored(raw: FloatArray, floor: float) -> FloatArray:
         lo, hi = (cut, hi) if cut < floor * np.maximum(raw, cut).mean() else (lo, cut)
     weights = np.maximum(raw, hi)
     return np.asarray(weights / weights.mean(), np.float64)
-
-
-def _predicted_growths(weights: FloatArray, flips: FloatArray, costs: FloatArray, delta: float) -> FloatArray:
-    """Log of the wealth's growth per token at the first item, under the best bet, in each scenario.
-
-    Scenarios: each flip rate, for acceptance of a candidate without loss and for rejection of one worse by 2 delta.
-    """
-    keep = slice(None, None, max(1, weights.size // 1000))
-    w, p, cost = weights[keep], flips[keep], costs[keep]
-    w, p = w / w.mean(), p / p.mean()
-    reach = 1 / w.min()
-    m, y = -delta / reach, 1 / (w * reach)
-    mean_cost = float((w * cost).sum() / w.sum())
-    found = []
-    for rate in FLIP_RATES:
-        for sign, effect in ((1.0, 0.0), (-1.0, -2 * delta)):
-            flip = np.minimum(max(rate, abs(effect)) * p, 1.0)
-            gained = 0.5 * (1 + effect / max(rate, abs(effect)))
-            up, down = (flip * gained, flip * (1 - gained))
-            bets = np.linspace(0.02, 1.0, 50)[:, None] * MAX_LOSS / (1 + sign * m)
-            each = (1 - flip) * np.log1p(-bets * sign * m)
-            each = each + up * np.log1p(bets * sign * (y - m)) + down * np.log1p(bets * sign * (-y - m))
-            found.append(math.log(max(float((each * w).mean(axis=-1).max()), 1e-12) / mean_cost))
-    return np.array(found)

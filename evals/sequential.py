@@ -84,7 +84,7 @@ def draw_order(task: str, baseline: TaskResult, rule: GateRule, seed: int) -> Dr
     has_costs = all(cost > 0 for cost in costs)
     if rule.order == "uniform" or not (has_costs or any(m is not None for m in margins)):
         return uniform_drawing(task, ids, seed)
-    guide = guide_weights(margins, rule.deltas[task], costs if has_costs else None)
+    guide = guide_weights(margins, costs if has_costs else None)
     order = guided_order(guide.weights, _generator(task, seed))
     return Drawing(
         "guided",
