@@ -98,7 +98,12 @@ def distill(base: Artifact, config: RunConfig, plan: Plan, services: Services) -
             store=services.store,
         )
 
-    effects = Effects(services.store, services.console.stage, say, generate)
+    def on_line(line: str) -> None:
+        say(line)
+        if line.startswith("checkpoint ") and line.endswith("is written"):
+            services.account.tick()  # what a killed run did until then is no lost work
+
+    effects = Effects(services.store, services.console.stage, on_line, generate)
     bill = Bill(config.hardware.purchase_option, plan.price.usd_per_hour)
     with machine_lock(services.home, shared=True):
         return distill_stage(base, config.distill, config.calib, config.seed, bill, effects)

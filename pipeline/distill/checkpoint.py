@@ -18,7 +18,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,8 +276,9 @@ class CheckpointStore:
 class BackgroundWriter:
     """Writes one checkpoint at a time beside the training."""
 
-    def __init__(self, store: CheckpointStore) -> None:
-        self._store = store
+    def __init__(self, store: CheckpointStore, on_written: Callable[[Written], None] = lambda one: None) -> None:
+        """`on_written` is told of every checkpoint that is whole, from the writing thread."""
+        self._store, self._on_written = store, on_written
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self.written: list[Written] = []
@@ -319,6 +320,7 @@ class BackgroundWriter:
     def _write(self, step: int, files: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         try:
             self.written.append(self._store.write(step, files, meta))
+            self._on_written(self.written[-1])
         except Exception as error:  # shown by the next submit or wait, in the training's own thread
             self._error = error
 

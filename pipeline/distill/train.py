@@ -335,7 +335,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         if mine["window"] is not None:
             loss, self._window_steps = mine["window"]
             self._window_loss = torch.tensor(loss, device=self.args.device)
-        self._saved_step = state["step"]
+        self._saved_step, self._saved_at = state["step"], time.monotonic()
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]

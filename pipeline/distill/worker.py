@@ -111,7 +111,7 @@ def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
         samples,
         config=config,
         teacher=teacher,
-        writer=BackgroundWriter(store),
+        writer=BackgroundWriter(store, lambda one: say(f"checkpoint of step {one.step} is written")),
         books=books,
         stop=stop,
         meta={"plan_hash": job["plan_hash"], "plan": job["plan"]},

@@ -128,13 +128,15 @@ def test_small_files_survive_a_damaged_one(url: str) -> None:
 
 def test_the_background_writer_reports_failures_with_the_last_good_checkpoint(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path / "there"))
-    writer = BackgroundWriter(store)
+    told: list[int] = []
+    writer = BackgroundWriter(store, lambda one: told.append(one.step))
     writer.submit(1, files(), META)
     writer.wait()
     assert [one.step for one in writer.written] == [1]
     writer.submit(2, {"model.safetensors": {"bad": object()}}, META)
     with pytest.raises(CheckpointError, match="last good one: step 1"):
         writer.wait()
+    assert told == [1], "only what is whole is told of"
     assert store.newest(tmp_path / "scratch")[0].step == 1
 
 
