@@ -195,7 +195,7 @@ class Account:
         self._check()
         self._allow_unforeseen((label, stage))
         about = {"variant": label} if label else {}
-        tags = {**self.tags, **about, "stage_key": key}
+        tags = {**self._tags_of(stage), **about, "stage_key": key}
         metered = self._opened().meter(
             run_id=self.run_id, stage=stage, resource=self.resource, rate=self.rate, tags=tags, hold=self._hold
         )
@@ -207,6 +207,17 @@ class Account:
             finally:
                 self._meter = None
         self._charges[label, stage] += meter.charges
+
+    def _tags_of(self, stage: str) -> dict[str, str]:
+        """The run's cost tags. Training a student is training, also in a run whose purpose is evaluation."""
+        allowed = self._config.finops.tags.allowed.get("workload_type", [])
+        if (
+            stage == "distill"
+            and self.tags.get("workload_type") == "evaluation"
+            and (not allowed or "training" in allowed)
+        ):
+            return {**self.tags, "workload_type": "training"}
+        return self.tags
 
     def _allow_unforeseen(self, place: Place) -> None:
         """A stage that the plan took for done runs after all: it needs room and approval as if it had been foreseen."""

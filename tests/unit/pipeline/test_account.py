@@ -168,6 +168,28 @@ def test_a_charge_names_variant_stage_key_tags_and_what_it_yielded(config, ledge
     assert '"environment": "development"' in loads[1].tags
 
 
+@pytest.mark.parametrize(
+    ("tag", "allowed", "charged_as"),
+    [
+        ("evaluation", ["training", "evaluation"], "training"),
+        ("evaluation", [], "training"),
+        ("evaluation", ["evaluation"], "evaluation"),
+        ("fine-tuning", [], "fine-tuning"),
+    ],
+)
+def test_training_a_student_is_charged_as_training(
+    config, ledger, tag: str, allowed: list[str], charged_as: str
+) -> None:
+    config.tags["workload_type"] = tag
+    config.finops.tags.allowed["workload_type"] = allowed
+    with account_of(config) as account:
+        for stage in ("distill", "quality"):
+            with account.charge(stage, "int8", "k"):
+                pass
+        found = {one.stage: one.workload_type for one in ledger.charges(run_id=account.run_id)}
+    assert found == {"distill": charged_as, "quality": tag}
+
+
 def test_reused_stages_are_not_charged_and_the_next_plan_knows_it(config, ledger, capsys) -> None:
     with account_of(config) as first:
         run_stages(first, config)
