@@ -428,19 +428,55 @@ def margin(item: dict) -> float | None:
     return ranked[0] - ranked[1] if len(ranked) > 1 else None
 
 
-def answers_tables(folder: Path, baseline: str, rng: np.random.Generator, num_runs: int) -> Iterator[str]:
-    """Recorded answers, re-ordered."""
-    answers = read_answers(folder)
-    yield f"""## Recorded answers in {num_runs} orders
+@dataclass(frozen=True)
+class Cell:
+    """One variant on one task under one margin, in many orders."""
 
-alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Factor: uniform / guided median items.
-"limit": the oracle's, as in the simulation, for the uniform order."""
-    yield ""
-    rows = []
-    factors: list[float] = []
-    everywhere: list[float] = []
-    over_limit: list[float] = []
-    wrong: list[float] = []
+    variant: str
+    task: str
+    d: np.ndarray
+    delta: float
+    uniform: Runs
+    guided: Runs
+
+    @property
+    def passes(self) -> bool:
+        """What all items say."""
+        return bool(self.d.mean() > -self.delta)
+
+    @property
+    def wrong(self) -> tuple[float, float]:
+        """Share of uniform and guided orders that decide otherwise."""
+        return float((self.uniform.passed != self.passes).mean()), float((self.guided.passed != self.passes).mean())
+
+    @property
+    def medians(self) -> tuple[float, float]:
+        """Items to a decision, uniform and guided."""
+        return float(np.median(self.uniform.num_items)), float(np.median(self.guided.num_items))
+
+    @property
+    def factor(self) -> float:
+        """How many times fewer items the guided order needs."""
+        return self.medians[0] / self.medians[1]
+
+    @property
+    def limit(self) -> float:
+        """The oracle's, for the uniform order."""
+        return oracle_limit(self.d, self.delta, 0.05)
+
+    def row(self) -> list[object]:
+        """A line of the table."""
+        shares = (self.d != 0).mean(), *self.wrong
+        flips, *wrong = (percent(share) for share in shares)
+        said = "pass" if self.passes else "fail"
+        items = [f"{median:.0f}" for median in self.medians]
+        about = [self.variant, self.task, len(self.d), f"{100 * self.d.mean():+.1f}", flips, 100 * self.delta, said]
+        return [*about, *wrong, *items, f"{self.factor:.2f}", f"{self.limit:.0f}"]
+
+
+def answer_cells(folder: Path, baseline: str, rng: np.random.Generator, num_runs: int) -> Iterator[Cell]:
+    """Every recorded variant and task beside its baseline's answers, under three margins."""
+    answers = read_answers(folder)
     for (variant, task), items in answers.items():
         if variant == baseline:
             continue
@@ -450,63 +486,38 @@ alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Fact
         ids = sorted(items.keys() & base.keys())
         d = differences([items[i]["score"] for i in ids], [base[i]["score"] for i in ids])
         costs = [base[i]["num_tokens"] for i in ids] if all(base[i].get("num_tokens") for i in ids) else None
+        guide = guide_weights([margin(base[i]) for i in ids], costs)
         for delta in (0.02, 0.03, 0.05):
-            guide = guide_weights([margin(base[i]) for i in ids], costs)
             uniform = run_gate(d, delta, rng, num_runs=num_runs)
             guided = run_gate(d, delta, rng, num_runs=num_runs, guide=guide)
-            truth, limit = bool(d.mean() > -delta), oracle_limit(d, delta, 0.05)
-            medians = float(np.median(uniform.num_items)), float(np.median(guided.num_items))
-            everywhere.append(medians[0] / medians[1])
-            over_limit.append(medians[0] / limit)
-            wrong += [float((one.passed != truth).mean()) for one in (uniform, guided)]
-            if medians[0] < 0.8 * len(d):
-                factors.append(medians[0] / medians[1])
-            rows.append(
-                [
-                    variant,
-                    task,
-                    len(d),
-                    f"{100 * d.mean():+.1f}",
-                    percent((d != 0).mean()),
-                    100 * delta,
-                    "pass" if truth else "fail",
-                    percent((uniform.passed != truth).mean()),
-                    percent((guided.passed != truth).mean()),
-                    f"{medians[0]:.0f}",
-                    f"{medians[1]:.0f}",
-                    f"{medians[0] / medians[1]:.2f}",
-                    f"{limit:.0f}",
-                ]
-            )
-    yield from table(
-        [
-            "variant",
-            "task",
-            "N",
-            "difference, points",
-            "flips, %",
-            "delta, points",
-            "all items say",
-            "wrong, uniform, %",
-            "wrong, guided, %",
-            "uniform",
-            "guided",
-            "factor",
-            "limit",
-        ],
-        rows,
-    )
+            yield Cell(variant, task, d, delta, uniform, guided)
+
+
+def answers_tables(folder: Path, baseline: str, rng: np.random.Generator, num_runs: int) -> Iterator[str]:
+    """Recorded answers, re-ordered."""
+    yield f"""## Recorded answers in {num_runs} orders
+
+alpha = beta = 5%. "wrong": share that decides otherwise than all items do. Factor: uniform / guided median items.
+"limit": the oracle's, as in the simulation, for the uniform order."""
     yield ""
-    if factors:
+    cells = list(answer_cells(folder, baseline, rng, num_runs))
+    header = "variant|task|N|difference, points|flips, %|delta, points|all items say|wrong, uniform, %|wrong, guided, %"
+    yield from table([*header.split("|"), "uniform", "guided", "factor", "limit"], [cell.row() for cell in cells])
+    yield ""
+    early = [cell.factor for cell in cells if cell.medians[0] < 0.8 * len(cell.d)]
+    if early:
         yield (
-            f"Cells in which uniform stops before 80% of N ({len(factors)} of {len(rows)}): geometric mean "
-            f"of the factor {math.exp(np.mean(np.log(factors))):.2f}, smallest {min(factors):.2f}."
+            f"Cells in which uniform stops before 80% of N ({len(early)} of {len(cells)}): geometric mean "
+            f"of the factor {math.exp(np.mean(np.log(early))):.2f}, smallest {min(early):.2f}."
         )
     yield ""
+    wrong = [share for cell in cells for share in cell.wrong]
+    smallest = min(cell.factor for cell in cells)
     yield (
-        f"All {len(rows)} cells: smallest factor {min(everywhere):.2f}; uniform median over the limit at most "
-        f"{max(over_limit):.2f}; wrong decisions {percent(float(np.mean(wrong)))}% on average, at most "
-        f"{percent(max(wrong))}% in a cell (one standard error at 5%: {percent(math.sqrt(0.05 * 0.95 / num_runs))}%)."
+        f"All {len(cells)} cells: smallest factor {smallest:.2f}; uniform median over the limit at most "
+        f"{max(cell.medians[0] / cell.limit for cell in cells):.2f}; wrong decisions "
+        f"{percent(float(np.mean(wrong)))}% on average, at most {percent(max(wrong))}% in a cell "
+        f"(one standard error at 5%: {percent(math.sqrt(0.05 * 0.95 / num_runs))}%)."
     )
 
 
