@@ -57,12 +57,13 @@ def stacked_bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], u
     heights = [[max(0.0, value) for value in values] for values in shown.values()]
     step = _nice_step(max((sum(column) for column in zip(*heights, strict=True)), default=0.0))
     num_steps = max(1, math.ceil(max((sum(c) for c in zip(*heights, strict=True)), default=0.0) / step - 1e-9))
+    decimals = max(0, -math.floor(math.log10(step)))
     left, plot, floor = 64.0, 190.0, 220.0
     body = [_text(left, 16, unit, extra='class="muted"')]
     for index in range(num_steps + 1):
         y = floor - plot * index / num_steps
         body.append(f'<line x1="{left}" x2="{WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        body.append(_text(left - 8, y + 4, f"{index * step:,g}", "end"))
+        body.append(_text(left - 8, y + 4, f"{index * step:,.{decimals}f}", "end"))
     slot = (WIDTH - 8 - left) / max(1, len(labels))
     every = max(1, math.ceil(len(labels) / MAX_TICKS))
     for column, label in enumerate(labels):

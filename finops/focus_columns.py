@@ -55,7 +55,7 @@ class Batch:
 
     @cached_property
     def billing_month(self) -> list[int]:
-        """Yyyymm of the bill: a correction is on the bill of the month in which it was made."""
+        """The bill's month (yyyymm): a correction is on the bill of the month in which it was made."""
         rows = zip(self["month"], self["charge_class"], self["created_us"], strict=True)
         return [month if kind is None else max(month, _month(created)) for month, kind, created in rows]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def _head(report: Report) -> str:
     return (
         f'<h1>The money</h1><p class="muted">{escape(report.period)}{team}; written '
         f"{report.created:%Y-%m-%d %H:%M} UTC; effective cost in USD</p>"
-        f'<p class="big">{usd_text(report.total_usd)} USD</p>'
+        f'<p class="big">{Decimal(usd_text(report.total_usd)):,f} USD</p>'
     )
 
 

@@ -1,4 +1,4 @@
-"""What the gates say of recorded answers: each task's gate replayed, and how far a candidate is from its base. Pure.
+"""What the gates say of recorded answers: each task's gate replayed, and the distance to the baseline. Pure.
 
 The decision (`pipeline/decide.py`) rests on it, the decision's page shows it, and MLflow's `gate/...` metrics hold it.
 """

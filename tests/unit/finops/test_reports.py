@@ -265,6 +265,20 @@ def test_charts_are_well_formed_and_inside_their_frame(svg):
         assert y + h <= height + 1
 
 
+@pytest.mark.parametrize(
+    ("largest", "labels"),
+    [(4_000_000.0, [">0<", ">1,000,000<", ">4,000,000<"]), (100.0, [">50<", ">100<"]), (0.04, [">0.01<", ">0.04<"])],
+)
+def test_an_axis_is_labelled_in_plain_numbers(largest, labels):
+    svg = stacked_bars(["2026-01"], {"team": [largest]}, "USD")
+    assert all(label in svg or label.replace(">0<", ">0.00<") in svg for label in labels), svg
+
+
+def test_a_large_total_is_legible(ledger):
+    use(ledger, name="big", hours=1_000, rate=Rate(Decimal("1234.5"), "v1"))
+    assert ">1,234,500.00 USD<" in as_html(gather(ledger))
+
+
 def test_metrics_are_exposed_without_missing_ones(full):
     text = render(collect(full))
     assert "parsimony_ledger_up 1.0" in text
