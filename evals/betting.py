@@ -9,9 +9,11 @@ Notation, for item t = 1..N of the order (arrays are 0-based):
     D_t     candidate's score - baseline's score, in [-1, 1]                        given, block by block
     w_t     the weight with which the item was drawn; 1 in the uniform order        Schedule
     R_t     max over the items left of 1 / (N q_t(i)) = sum of w left / (N min w left)   Schedule.reach
-    y_t     D_t (min w left) / w_t = D_t / (N q_t R_t), in [-1, 1]                   Schedule.shrink * D
+    f_t     the predicted difference of the item drawn; 0 without a forecast         evals/forecast.py
+    F_t     sum of what f_t predicts for the items left
+    y_t     (D_t - f_t) (min w left) / w_t = (D_t - f_t) / (N q_t R_t), in [-1, 1]   Schedule.shrink * (D - f)
     S_t     D_1 + ... + D_t
-    m_t     (M - S_{t-1} / N) / R_t, the mean of y_t where the mean of all D is exactly M
+    m_t     (M - (S_{t-1} + F_t) / N) / R_t, the mean of y_t where the mean of all D is exactly M
 
 In the uniform order R_t = (N - t + 1) / N, y_t = D_t and m_t = (N M - S_{t-1}) / (N - t + 1).
 """
@@ -24,10 +26,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.forecast import Forecast, Prediction, make_forecast, no_evidence, predict, sum_of_rest
+
 FloatArray = NDArray[np.float64]
 
 TIE = 1e-9
 """Means closer than this to the boundary count as on it. It covers the rounding of sums of fractional scores."""
+PRIOR_FLIP_RATE = 0.1
+"""Expected before the first answer where nothing is forecast."""
 SURE = 1e-9
 """Bets are made while |m_t| < 1 - SURE: beyond, rounding would decide."""
 
@@ -36,14 +42,13 @@ SURE = 1e-9
 class Bets:
     """A mixture of bets. Each assumes a true mean that lies `edges[j]` margins on the good side of the boundary.
 
-    `weights` sum to 1. The flips' second moment is learned: `prior_flip_rate` counts as `prior_items` items seen
-    before the first. No factor of a wealth falls below 1 - `max_loss`.
+    `weights` sum to 1. The flips' second moment is learned: what was expected counts as `prior_items` items seen before
+    the first. No factor of a wealth falls below 1 - `max_loss`.
     """
 
     edges: tuple[float, ...]
     weights: tuple[float, ...]
-    prior_flip_rate: float = 0.05
-    prior_items: float = 20.0
+    prior_items: float = 8.0
     max_loss: float = 0.95
 
     def __post_init__(self) -> None:
@@ -61,9 +66,10 @@ class Schedule:
     reach: FloatArray
     """R_t > 0."""
     shrink: FloatArray
-    """y_t / D_t, in (0, 1]."""
-    flip_shape: FloatArray
-    """E[y_t^2] up to one factor that is learned from the answers."""
+    """y_t / (D_t - f_t), in (0, 1]."""
+    second_moment: FloatArray
+    """E[y_t^2] where nothing is forecast, up to one factor that is learned from the answers."""
+    forecast: Forecast | None = None
 
     @property
     def num_items(self) -> int:
@@ -72,27 +78,36 @@ class Schedule:
 
     def block(self, start: int, stop: int) -> Schedule:
         """The items from `start` up to `stop`, 0-based."""
-        return Schedule(*(a[..., start:stop] for a in (self.reach, self.shrink, self.flip_shape)))
+        forecast = None if self.forecast is None else self.forecast.block(start, stop)
+        return Schedule(
+            self.reach[..., start:stop], self.shrink[..., start:stop], self.second_moment[..., start:stop], forecast
+        )
+
+    def rows(self, keep: NDArray[np.bool_]) -> Schedule:
+        """The replications (one leading axis) where `keep` is true."""
+        forecast = None if self.forecast is None else self.forecast.rows(keep)
+        return Schedule(self.reach[keep], self.shrink[keep], self.second_moment[keep], forecast)
+
+    @property
+    def first_second_moment(self) -> FloatArray:
+        """(..., 1) E[y_1^2]."""
+        return self.second_moment[..., :1] if self.forecast is None else self.forecast.first_second_moment
 
 
-def make_schedule(weights: FloatArray, predicted_flips: FloatArray | None = None) -> Schedule:
-    """Weights (..., N) > 0 and predicted flip probabilities (..., N) >= 0, both in the order of drawing.
+def make_schedule(weights: FloatArray, ranks: FloatArray | None = None, baseline: FloatArray | None = None) -> Schedule:
+    """Weights (..., N) > 0 in the order of drawing; with the margins' ranks and the baseline's scores, a forecast too.
 
-    Predictions only steer the size of the bets; None predicts the same for every item.
+    `ranks` (..., N) in [0, 1], nan where an item has no margin; `baseline` (..., N) in [0, 1].
     """
     w = np.asarray(weights, np.float64)
     w = w / w.mean(axis=-1, keepdims=True)
-    p = np.ones_like(w) if predicted_flips is None else np.asarray(predicted_flips, np.float64)
-    p = p / np.maximum(p.mean(axis=-1, keepdims=True), 1e-300)
-    w_left = _suffix_sum(w)
+    w_left = sum_of_rest(w)
     w_min = np.minimum.accumulate(w[..., ::-1], axis=-1)[..., ::-1]
-    flip_shape = w_min**2 / w_left * _suffix_sum(p / w)
-    return Schedule(w_left / (w.shape[-1] * w_min), w_min / w, np.maximum(flip_shape, 1e-12))
-
-
-def _suffix_sum(values: FloatArray) -> FloatArray:
-    total: FloatArray = np.cumsum(values[..., ::-1], axis=-1)[..., ::-1]
-    return total
+    second_moment = PRIOR_FLIP_RATE * w_min**2 / w_left * sum_of_rest(1 / w)
+    forecast = None
+    if ranks is not None and baseline is not None:
+        forecast = make_forecast(np.asarray(ranks, np.float64), np.asarray(baseline, np.float64), w)
+    return Schedule(w_left / (w.shape[-1] * w_min), w_min / w, np.maximum(second_moment, 1e-12), forecast)
 
 
 @dataclass(frozen=True)
@@ -104,23 +119,27 @@ class Carry:
     """S."""
     sum_squares: FloatArray
     """Sum of y^2."""
-    sum_shapes: FloatArray
-    """Sum of flip_shape over the items used."""
+    sum_expected: FloatArray
+    """Sum of the y^2 that were expected."""
     log_accept: FloatArray
     """Log wealth per bet against "mean D <= -delta"."""
     log_reject: FloatArray
     """Log wealth per bet against "mean D >= -delta"."""
+    evidence: FloatArray
+    """Log-likelihoods of the forecast's curves, (2, K, ...)."""
 
     def rows(self, keep: NDArray[np.bool_]) -> Carry:
         """The replications where `keep` is true."""
-        sums = (self.total[keep], self.sum_squares[keep], self.sum_shapes[keep])
-        return Carry(self.num_used, *sums, self.log_accept[:, keep], self.log_reject[:, keep])
+        sums = (self.total[keep], self.sum_squares[keep], self.sum_expected[keep])
+        wealths = self.log_accept[:, keep], self.log_reject[:, keep]
+        return Carry(self.num_used, *sums, *wealths, self.evidence[..., keep])
 
 
 def start(accept: Bets, reject: Bets, leading: tuple[int, ...] = ()) -> Carry:
     """Before the first item: every wealth is 1."""
     zero = np.zeros(leading)
-    return Carry(0, zero, zero, zero, np.zeros((len(accept.edges), *leading)), np.zeros((len(reject.edges), *leading)))
+    wealths = np.zeros((len(accept.edges), *leading)), np.zeros((len(reject.edges), *leading))
+    return Carry(0, zero, zero, zero, *wealths, no_evidence(leading))
 
 
 @dataclass(frozen=True)
@@ -133,6 +152,7 @@ class Path:
     """Log of the mixture's wealth against "mean D <= -delta"."""
     log_reject: FloatArray
     """Log of the mixture's wealth against "mean D >= -delta"."""
+    prediction: Prediction
 
 
 def advance(
@@ -147,29 +167,37 @@ def advance(
     num_items, begin, end = schedule.num_items, carry.num_used, carry.num_used + d.shape[-1]
     part = schedule.block(begin, end)
     total = carry.total[..., None] + np.cumsum(d, axis=-1)
-    y = d * part.shrink
-    m = (boundary_total - (total - d)) / (num_items * part.reach)
+    predicted, evidence = prediction(part, carry.evidence, d)
+    expected = predicted.second_moment
+    y = (d - predicted.difference) * part.shrink
+    m = (boundary_total - (total - d) - predicted.ahead) / (num_items * part.reach)
     is_open = np.abs(m) < 1 - SURE  # beyond, the answer is certain, and no bet is made
     m = np.where(is_open, m, 0.0)
     sum_squares = carry.sum_squares[..., None] + np.cumsum(y * y, axis=-1)
-    sum_shapes = carry.sum_shapes[..., None] + np.cumsum(part.flip_shape, axis=-1)
+    sum_expected = carry.sum_expected[..., None] + np.cumsum(expected, axis=-1)
     unit = max(abs(boundary_total) / num_items, 0.005) / part.reach
-    first_shape = schedule.flip_shape[..., :1]
+    first = schedule.first_second_moment
 
     def wealth(sign: float, bet: Bets, log_start: FloatArray) -> FloatArray:
-        seen, expected = sum_squares - y * y, sum_shapes - part.flip_shape
-        prior = bet.prior_items * first_shape
-        second = part.flip_shape * (bet.prior_flip_rate * prior + seen) / (prior + expected)
+        prior = bet.prior_items * first
+        second = expected * (prior + sum_squares - y * y) / (prior + sum_expected - expected)
         bets_made = [kelly_bet(sign * m, edge * unit, second) for edge in bet.edges]
         logs = [np.where(is_open, _log_factor(sign * y, sign * m, made, bet.max_loss), 0.0) for made in bets_made]
         return np.stack([begun[..., None] + np.cumsum(x, axis=-1) for begun, x in zip(log_start, logs, strict=True)])
 
     accept, reject = wealth(1.0, bets[0], carry.log_accept), wealth(-1.0, bets[1], carry.log_reject)
-    path = Path(total, log_mixture(accept, bets[0]), log_mixture(reject, bets[1]))
+    path = Path(total, log_mixture(accept, bets[0]), log_mixture(reject, bets[1]), predicted)
     if not d.shape[-1]:
         return carry, path
-    sums = (total[..., -1], sum_squares[..., -1], sum_shapes[..., -1])
-    return Carry(end, *sums, accept[..., -1], reject[..., -1]), path
+    sums = (total[..., -1], sum_squares[..., -1], sum_expected[..., -1])
+    return Carry(end, *sums, accept[..., -1], reject[..., -1], evidence), path
+
+
+def prediction(part: Schedule, evidence: FloatArray, differences: FloatArray) -> tuple[Prediction, FloatArray]:
+    """What is predicted before each answer of a block, and the evidence after it (`forecast.predict`)."""
+    if part.forecast is None:
+        return Prediction(0.0, 0.0, part.second_moment), evidence
+    return predict(part.forecast, evidence, differences)
 
 
 def _log_factor(y: FloatArray, m: FloatArray, bet: FloatArray, max_loss: float) -> FloatArray:
@@ -233,11 +261,12 @@ def confidence_bounds(differences: FloatArray, schedule: Schedule, error: float)
     if n in (0, num_items):
         return lo, hi
     part = schedule.block(0, n)
-    y = d * part.shrink
+    predicted, _ = prediction(part, no_evidence(), d)
+    y = (d - predicted.difference) * part.shrink
     second = (0.5 + np.cumsum(y * y) - y * y) / (8 + np.arange(n))
     targets = np.unique(np.minimum(16 * 2.0 ** np.arange(24), num_items))[:, None]
     bets = np.sqrt(2 * np.log(2 / error) / (targets * second)) / part.reach
-    before = (np.cumsum(d) - d) / num_items
+    before = (np.cumsum(d) - d + predicted.ahead) / num_items
 
     def is_rejected(mean: float, sign: float) -> bool:
         m = sign * np.clip((mean - before) / part.reach, -1 + SURE, 1 - SURE)

@@ -25,6 +25,10 @@ The test. H0: (1/N) sum D <= -delta (a tie is not a pass). S_t = D_1 + ... + D_t
     give the uniform case back. A bad guide costs items, never validity. (Importance-weighted bets of risk-limiting
     audits: Waudby-Smith, Stark and Ramdas, "RiLACS", arXiv 2107.11323; Shekhar, Xu, Lipton, Liang and Ramdas,
     "Risk-limiting financial audits via weighted sampling without replacement", arXiv 2305.06884.)
+    Forecast. With f_t(i) the difference that is predicted for item i before D_t is seen, and F_t its sum over the items
+    left, Z_t = (D_t - f_t(I_t)) / (N q_t(I_t)) has conditional mean (sum of D left - F_t) / N, so that
+    m_t = -(delta + (S_{t-1} + F_t) / N) / R_t; y_t = Z_t / R_t stays in [-1, 1], since D and f lie in [-b, 1 - b] for a
+    baseline's score b. The rest stands as it is: a bad forecast costs items, never validity (evals/forecast.py).
     Mixture. A weighted mean of such wealths is one again (evals/betting.py: edges of half a margin to sixteen, bet by
     Kelly's rule with the flips' second moment learned from the past).
     Rejection. The mirror wealth, against "(1/N) sum D >= -delta", fails the candidate at 1/beta: a candidate that is
@@ -62,8 +66,8 @@ from evals import betting
 from evals.betting import Bets, FloatArray
 from evals.types import Estimate
 
-ACCEPT_BETS = Bets(edges=(0.5, 1.0, 2.0), weights=(0.3, 0.5, 0.2), prior_flip_rate=0.1, prior_items=8)
-REJECT_BETS = Bets(edges=(1.0, 4.0, 16.0), weights=(0.39, 0.58, 0.03), prior_flip_rate=0.1, prior_items=8)
+ACCEPT_BETS = Bets(edges=(0.5, 1.0, 2.0), weights=(0.3, 0.5, 0.2), prior_items=8)
+REJECT_BETS = Bets(edges=(1.0, 4.0, 16.0), weights=(0.36, 0.61, 0.03), prior_items=8)
 """One margin is the edge of "no loss" (accept) and of "worse by 2 delta" (reject); the rest is tuned."""
 
 
@@ -115,7 +119,8 @@ class Gate:
         alpha: float = 0.05,
         beta: float = 0.05,
         order_weights: Sequence[float] | FloatArray | None = None,
-        predicted_flips: Sequence[float] | FloatArray | None = None,
+        ranks: Sequence[float | None] | FloatArray | None = None,
+        baseline: Sequence[float] | FloatArray | None = None,
         max_items: int | None = None,
         stop_early: bool = True,
         accept_bets: Bets = ACCEPT_BETS,
@@ -123,26 +128,26 @@ class Gate:
     ) -> None:
         """A gate over `num_items` items with margin `delta` (a share: 0.02 is 2 points).
 
-        `order_weights` and `predicted_flips` (num_items,) are those of a guided order, rearranged to the order of
-        drawing; None is the uniform order. `stop_early=False` decides by all items alone (`gate=full`).
+        `order_weights` (num_items,) are those of a guided order, in the order of drawing; None is the uniform order.
+        The `ranks` of the baseline's margins (in [0, 1]; None: no margin) and the `baseline`'s scores, in the same
+        order, make a forecast of the answers; it needs both. `stop_early=False` decides by all items alone, as
+        `gate=full` does.
 
         Raises ValueError where a parameter is out of its range.
         """
         _check(num_items, delta, alpha, beta)
         self.num_items, self.delta, self.alpha, self.beta = num_items, delta, alpha, beta
         self.max_items = num_items if max_items is None else min(max_items, num_items)
-        self.is_uniform, self.stop_early = order_weights is None, stop_early
+        self.is_plain, self.stop_early = order_weights is None and ranks is None, stop_early
         weights = np.ones(num_items) if order_weights is None else np.asarray(order_weights, np.float64)
-        flips = None if predicted_flips is None else np.asarray(predicted_flips, np.float64)
         if weights.shape != (num_items,) or not np.all(np.isfinite(weights) & (weights > 0)):
             raise ValueError(f"order_weights must be {num_items} positive numbers")
-        if flips is not None and (flips.shape != (num_items,) or not np.all(np.isfinite(flips) & (flips >= 0))):
-            raise ValueError(f"predicted_flips must be {num_items} numbers, none negative")
+        known = _check_forecast(num_items, ranks, baseline)
         if self.max_items < 1:
             raise ValueError(f"max_items must be at least 1, not {max_items}")
         # As typed: 0.07 of 100 items is 7, while 0.07 * 100 in floating point is more.
         self._boundary = -float(Fraction(str(delta)) * num_items)
-        self._schedule = betting.make_schedule(weights, flips)
+        self._schedule = betting.make_schedule(weights, *known)
         self._bets = (accept_bets, reject_bets)
         self._carry = betting.start(accept_bets, reject_bets)
         self._blocks: list[FloatArray] = []
@@ -157,7 +162,8 @@ class Gate:
     def update(self, block: Sequence[float] | FloatArray) -> GateState:
         """Feed the differences of the next items, in the order of drawing.
 
-        Raises ValueError where a difference is not in [-1, 1], or there are more of them than items left.
+        Raises ValueError where a difference is not in [-1, 1] or not possible beside the baseline's score, or there are
+        more of them than items left.
         """
         d = np.asarray(block, np.float64)
         used = self._carry.num_used
@@ -165,6 +171,7 @@ class Gate:
             raise ValueError(f"a block of shape {d.shape} for {self.num_items - used} items left")
         if not np.all(np.abs(d) <= 1):
             raise ValueError("differences of scores must lie in [-1, 1]; see differences() for unscored items")
+        self._check_possible(d, used)
         if not d.size:
             return self._state
         self._carry, path = betting.advance(self._carry, d, self._schedule, self._boundary, self._bets)
@@ -198,7 +205,8 @@ class Gate:
     def _can_pass(self, total: float, used: int, log_pass: float) -> bool:
         """Whether gains on all items that are left within the budget would pass the candidate.
 
-        No factor of any bet exceeds 1 + c (1 - m) / (1 + m), which falls as m grows, and m is smallest when all D = 1.
+        No factor of any bet exceeds 1 + c (1 - m) / (1 + m), which falls as m grows, and m is smallest when all D = 1
+        and the forecast expects every wrong answer to be won.
         """
         left = self.max_items - used
         if self.max_items == self.num_items:
@@ -208,10 +216,23 @@ class Gate:
         best_total = total + np.arange(left)
         if best_total[-1] + 1 - self._boundary > self.num_items - self.max_items:
             return True
-        reach = self._schedule.block(used, self.max_items).reach
-        m = np.clip((self._boundary - best_total) / (self.num_items * reach), -1 + betting.SURE, 1 - betting.SURE)
+        part = self._schedule.block(used, self.max_items)
+        ahead = 0.0 if part.forecast is None else part.forecast.most_ahead
+        m = (self._boundary - best_total - ahead) / (self.num_items * part.reach)
+        m = np.clip(m, -1 + betting.SURE, 1 - betting.SURE)
         largest = np.log1p(self._bets[0].max_loss * (1 - m) / (1 + m)).sum()
         return bool(log_pass + largest >= math.log(1 / self.alpha)) and self.stop_early
+
+    def _check_possible(self, d: FloatArray, used: int) -> None:
+        forecast = self._schedule.forecast
+        if forecast is None:
+            return
+        part = forecast.block(used, used + d.size)
+        score = np.where(part.effect < 0, -part.effect, 1 - part.effect)
+        wrong = np.flatnonzero((d < -score - 1e-9) | (d > 1 - score + 1e-9))
+        if wrong.size:
+            i = int(wrong[0])
+            raise ValueError(f"item {used + i + 1} of the order: a difference of {d[i]} from a baseline's {score[i]}")
 
     def course(self) -> Course:
         """The e-processes and the estimate after each item so far."""
@@ -221,7 +242,7 @@ class Gate:
         return Course(
             np.concatenate([p.log_accept for p in self._paths]),
             np.concatenate([p.log_reject for p in self._paths]),
-            self._estimates(np.concatenate(self._blocks)),
+            self._estimates(np.concatenate(self._blocks), self._predicted()),
         )
 
     def flip_rate(self) -> float:
@@ -236,15 +257,23 @@ class Gate:
             raise ValueError("no item has been fed yet: there is nothing to estimate")
         return np.concatenate(self._blocks)
 
-    def _estimates(self, d: FloatArray) -> FloatArray:
+    def _predicted(self) -> tuple[FloatArray, FloatArray]:
+        """What was predicted of each item so far, and of the items left before it."""
+        blocks = [(p.prediction.difference, p.prediction.ahead, p.total.size) for p in self._paths]
+        difference, ahead = zip(*((np.broadcast_to(f, n), np.broadcast_to(a, n)) for f, a, n in blocks), strict=True)
+        return np.concatenate(difference), np.concatenate(ahead)
+
+    def _estimates(self, d: FloatArray, predicted: tuple[FloatArray, FloatArray] | None = None) -> FloatArray:
         """The estimated mean of all D after each item: the sample mean, or for a guided order a weighted mean.
 
-        S_{t-1} / N + Z_t has the right mean for each t; their weights 1 / R_t^2 are its precision up to a factor.
+        (S_{t-1} + F_t) / N + Z_t has the right mean for each t; their weights 1 / R_t^2 are its precision up to a
+        factor.
         """
-        if self.is_uniform:
+        if self.is_plain:
             return np.asarray(np.cumsum(d) / np.arange(1, d.size + 1), np.float64)
         part = self._schedule.block(0, d.size)
-        each = (np.cumsum(d) - d) / self.num_items + d * part.shrink * part.reach
+        difference, ahead = (0.0, 0.0) if predicted is None else predicted
+        each = (np.cumsum(d) - d + ahead) / self.num_items + (d - difference) * part.shrink * part.reach
         precision = part.reach**-2.0
         estimates = np.cumsum(each * precision) / np.cumsum(precision)
         if d.size == self.num_items:
@@ -258,7 +287,7 @@ class Gate:
         """
         d = self._seen()
         lo, hi = betting.confidence_bounds(d, self._schedule, 1 - confidence)
-        value = min(max(float(self._estimates(d)[-1]), lo), hi)
+        value = min(max(float(self._estimates(d, self._predicted())[-1]), lo), hi)
         method = f"confidence sequence {confidence:.0%}, valid at any stopping time"
         if d.size == self.num_items:
             lo = hi = value
@@ -282,6 +311,23 @@ def _first_verdict(codes: NDArray[np.int8], used: int, num_items: int) -> _Verdi
     if code in (betting.E_ACCEPT, betting.E_REJECT):
         return _Verdict(decision, "e-value", at)
     return _Verdict(decision, "exact" if at == num_items else "certain", at)
+
+
+def _check_forecast(
+    num_items: int, ranks: Sequence[float | None] | FloatArray | None, baseline: Sequence[float] | FloatArray | None
+) -> tuple[FloatArray | None, FloatArray | None]:
+    if (ranks is None) != (baseline is None):
+        raise ValueError("a forecast needs both the margins' ranks and the baseline's scores")
+    if ranks is None or baseline is None:
+        return None, None
+    known = np.array([math.nan if rank is None else rank for rank in ranks], np.float64)
+    scores = np.asarray(baseline, np.float64)
+    for name, values in (("ranks", known[~np.isnan(known)]), ("baseline", scores)):
+        if not np.all((values >= 0) & (values <= 1)):
+            raise ValueError(f"{name} must lie in [0, 1]")
+    if known.shape != (num_items,) or scores.shape != (num_items,):
+        raise ValueError(f"ranks and baseline must be {num_items} numbers")
+    return known, scores
 
 
 def _check(num_items: int, delta: float, alpha: float, beta: float) -> None:

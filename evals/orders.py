@@ -2,13 +2,14 @@
 
 Why: two models differ where the baseline was unsure. On PIQA the tenth of the items of smallest margin (best minus
 second log-likelihood of the baseline) held 30% flips under INT8 and 46% under AWQ, the upper half less than 1%. A gate
-that draws such items first, and weighs its bets (`evals/gate.py`), needs fewer items for the same guarantee.
+that draws such items first, weighs its bets (`evals/gate.py`) and bets on what the margins do not foretell
+(`evals/forecast.py`) needs fewer items for the same guarantee.
 
 The weights may use the baseline's answers, prompts and costs, never the candidate's answers.
 
     guide = guide_weights(baseline_margins, token_costs=prompt_tokens)
     order = guided_order(guide.weights, rng)
-    gate = Gate(len(order), 0.02, order_weights=guide.weights[order], predicted_flips=guide.predicted_flips[order])
+    gate = Gate(len(order), 0.02, order_weights=guide.weights[order], ranks=guide.ranks[order], baseline=scores[order])
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class Guide:
     """How a guided order draws: arrays (num_items,) in the items' own order."""
 
     weights: FloatArray
-    predicted_flips: FloatArray
-    """Predicted flip probabilities up to a factor."""
+    ranks: FloatArray
+    """Share of items with a smaller margin, in (0, 1); nan for an item without a margin."""
 
 
-FLOOR = 0.75
+FLOOR = 0.8
 """The smallest weight as a share of the mean (1 is the uniform order): the rarest item bounds every bet. Lower floors
 win more where flips are many and lose where a candidate hardly flips beside a wide margin (docs/statistics.md)."""
 FLIP_DECAY = 0.12
@@ -55,34 +56,54 @@ FLIP_BACKGROUND = 0.1
 """Share of the predicted flips that is spread evenly: how far the guide is distrusted."""
 
 
+def margin(loglikelihoods: Sequence[float], target: object = None) -> float | None:
+    """How far a model is from changing its score on a question: |right choice's log-likelihood - best of the others|.
+
+    Where the right choice's index is not known, best minus second log-likelihood; None without two choices.
+    """
+    if len(loglikelihoods) < 2:
+        return None
+    if isinstance(target, int) and 0 <= target < len(loglikelihoods):
+        others = [one for choice, one in enumerate(loglikelihoods) if choice != target]
+        return abs(loglikelihoods[target] - max(others))
+    best, second = sorted(loglikelihoods, reverse=True)[:2]
+    return best - second
+
+
 def guide_weights(margins: Sequence[float | None], token_costs: Sequence[float] | None = None) -> Guide:
     """Weights that draw first where answers can flip, from how sure the baseline was of each answer.
 
-    `margins` (num_items,): best minus second log-likelihood, or the answer's mean token log-probability; only their
-    ranks count, and None (no margin) predicts an average item. `token_costs` (num_items,) > 0: the items' prompt and
-    answer tokens. Weights grow like sqrt(predicted flips / cost), cut below at `FLOOR` of the mean.
+    `margins` (num_items,): see `margin`, or the answer's mean token log-probability; only their ranks count, and None
+    predicts an average item. `token_costs` (num_items,) > 0: the items' prompt and answer tokens. Weights grow like
+    sqrt(predicted flips / cost), cut below at `FLOOR` of the mean.
 
     Raises ValueError where there is no item, a cost is not positive or the lengths differ.
     """
     if not margins:
         raise ValueError("a guide needs at least one item")
-    flips = predict_flips(margins)
-    costs = np.ones(flips.size) if token_costs is None else np.asarray(token_costs, np.float64)
-    if costs.shape != flips.shape or not np.all(np.isfinite(costs) & (costs > 0)):
-        raise ValueError(f"token_costs must be {flips.size} positive numbers")
-    return Guide(_floored(np.sqrt(flips / costs), FLOOR), flips)
+    ranks = margin_ranks(margins)
+    costs = np.ones(ranks.size) if token_costs is None else np.asarray(token_costs, np.float64)
+    if costs.shape != ranks.shape or not np.all(np.isfinite(costs) & (costs > 0)):
+        raise ValueError(f"token_costs must be {ranks.size} positive numbers")
+    return Guide(_floored(np.sqrt(_predicted_flips(ranks) / costs), FLOOR), ranks)
 
 
-def predict_flips(margins: Sequence[float | None]) -> FloatArray:
-    """Predicted flip probability per item, relative to the mean: 1 for items without a margin."""
+def margin_ranks(margins: Sequence[float | None]) -> FloatArray:
+    """The share of items with a smaller margin, in (0, 1); ties share theirs; nan for items without a margin."""
     values = np.array([math.nan if m is None else m for m in margins], np.float64)
-    known = ~np.isnan(values)
-    flips = np.ones(values.size)
+    known = np.sort(values[~np.isnan(values)])
+    if not known.size:
+        return values
+    below, upto = (np.searchsorted(known, values, side=side) for side in ("left", "right"))
+    return np.where(np.isnan(values), math.nan, (below + upto) / (2 * known.size))
+
+
+def _predicted_flips(ranks: FloatArray) -> FloatArray:
+    """Predicted flips relative to the mean; 1 for items without a margin."""
+    known = ~np.isnan(ranks)
+    flips = np.ones(ranks.size)
     if known.any():
-        below = np.searchsorted(np.sort(values[known]), values[known], side="left")
-        upto = np.searchsorted(np.sort(values[known]), values[known], side="right")
-        rank = (below + upto) / (2 * known.sum())
-        shape = np.exp(-rank / FLIP_DECAY)
+        shape = np.exp(-ranks[known] / FLIP_DECAY)
         flips[known] = (1 - FLIP_BACKGROUND) * shape / shape.mean() + FLIP_BACKGROUND
     return flips
 

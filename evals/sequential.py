@@ -14,6 +14,7 @@ fails ends the evaluation, and so does the last one that passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,8 +24,8 @@ from common.errors import ConfigError, closest
 from common.files import digest_json
 from evals.betting import confidence_bounds, make_schedule
 from evals.gate import Combined, Decision, Gate, GateState, combine, differences
-from evals.orders import guide_weights, guided_order, uniform_order
-from evals.types import Drawing, Estimate, ItemOutcome, TaskResult
+from evals.orders import guide_weights, guided_order, margin, uniform_order
+from evals.types import Drawing, Estimate, TaskResult
 
 ORDERS = ("guided", "uniform")
 Scores = Mapping[int, float | None]
@@ -79,7 +80,7 @@ def draw_order(task: str, baseline: TaskResult, rule: GateRule, seed: int) -> Dr
     if baseline.drawing is not None and not baseline.is_complete:
         return baseline.drawing
     items = sorted(baseline.items, key=lambda item: item.item_id)
-    ids, margins = [item.item_id for item in items], [margin(item) for item in items]
+    ids, margins = [item.item_id for item in items], [margin(item.loglikelihoods, item.target) for item in items]
     costs = [float(item.num_tokens or 0) for item in items]
     has_costs = all(cost > 0 for cost in costs)
     if rule.order == "uniform" or not (has_costs or any(m is not None for m in margins)):
@@ -90,7 +91,7 @@ def draw_order(task: str, baseline: TaskResult, rule: GateRule, seed: int) -> Dr
         "guided",
         tuple(ids[i] for i in order),
         tuple(guide.weights[order].tolist()),
-        tuple(guide.predicted_flips[order].tolist()),
+        tuple(None if math.isnan(rank) else rank for rank in guide.ranks[order].tolist()),
     )
 
 
@@ -109,27 +110,24 @@ def draw_orders(baseline: Mapping[str, TaskResult], rule: GateRule, seed: int) -
     return {task: draw_order(task, baseline[task], rule, seed) for task in rule.deltas}
 
 
-def margin(item: ItemOutcome) -> float | None:
-    """How sure the model was: best minus second log-likelihood; None for an item without answer choices."""
-    ranked = sorted(item.loglikelihoods, reverse=True)
-    return ranked[0] - ranked[1] if len(ranked) > 1 else None
-
-
 def scores_of(tasks: Mapping[str, TaskResult]) -> dict[str, dict[int, float | None]]:
     """Scores by task and item id."""
     return {name: {item.item_id: item.score for item in result.items} for name, result in tasks.items()}
 
 
-def make_gate(drawing: Drawing, task: str, rule: GateRule) -> Gate:
-    """The gate of one task."""
+def make_gate(drawing: Drawing, task: str, rule: GateRule, baseline: Scores) -> Gate:
+    """The gate of one task. It forecasts answers where the order is guided and the baseline's scores are all there."""
     is_guided = drawing.order == "guided"
+    can_forecast = is_guided and bool(drawing.ranks) and all(item_id in baseline for item_id in drawing.item_ids)
+    scores = [baseline[item_id] for item_id in drawing.item_ids] if can_forecast else []
     return Gate(
         len(drawing.item_ids),
         rule.deltas[task],
         alpha=rule.alpha,
         beta=rule.beta,
         order_weights=drawing.weights if is_guided else None,
-        predicted_flips=drawing.predicted_flips if is_guided else None,
+        ranks=drawing.ranks if can_forecast else None,
+        baseline=[1.0 if score is None else score for score in scores] if can_forecast else None,
         max_items=rule.max_items,
         stop_early=rule.stop_early,
     )
@@ -146,7 +144,9 @@ class SequentialEvaluation:
     _turn: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.gates = {task: make_gate(drawing, task, self.rule) for task, drawing in self.drawings.items()}
+        self.gates = {
+            task: make_gate(drawing, task, self.rule, self.baseline[task]) for task, drawing in self.drawings.items()
+        }
 
     @property
     def combined(self) -> Combined:
@@ -203,7 +203,9 @@ def replay(
     evaluation = SequentialEvaluation(drawings, known, rule)
     for task in rule.deltas:
         if task in candidate and candidate[task].drawing is None:  # no random order: only all items together count
-            evaluation.gates[task] = make_gate(drawings[task], task, replace(rule, stop_early=False, max_items=None))
+            evaluation.gates[task] = make_gate(
+                drawings[task], task, replace(rule, stop_early=False, max_items=None), known[task]
+            )
     for task, scores in scores_of({name: candidate[name] for name in rule.deltas if name in candidate}).items():
         asked = [item_id for item_id in drawings[task].item_ids if item_id in scores and item_id in known[task]]
         if tuple(asked) == drawings[task].item_ids[: len(asked)]:

@@ -99,8 +99,8 @@ class Drawing:
     """All N items, in the order of drawing; the first ones were asked."""
     weights: tuple[float, ...] = ()
     """With which the items were drawn, in the same order; empty for the uniform order."""
-    predicted_flips: tuple[float, ...] = ()
-    """Predicted flip probabilities up to a factor, in the same order; empty for the uniform order."""
+    ranks: tuple[float | None, ...] = ()
+    """Of the baseline's margins, in (0, 1) and the same order; None without a margin; empty for the uniform order."""
 
 
 @dataclass(frozen=True)

@@ -116,4 +116,4 @@ def make_interview(job: Mapping[str, Any], items: Mapping[str, list[ItemId]]) ->
 
 def revive_drawing(raw: Mapping[str, Any]) -> Drawing:
     """A drawing from its JSON form."""
-    return Drawing(raw["order"], *(tuple(raw[name]) for name in ("item_ids", "weights", "predicted_flips")))
+    return Drawing(raw["order"], *(tuple(raw.get(name, ())) for name in ("item_ids", "weights", "ranks")))

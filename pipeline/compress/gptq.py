@@ -23,7 +23,10 @@ def compress(job: CompressJob) -> None:
         from llmcompressor.modifiers.gptq import GPTQModifier
 
         groups = llmcompressor.weight_only_groups(
-            num_bits=4, group_size=job.args["group_size"], symmetric=job.args["symmetric"]
+            num_bits=4,
+            group_size=job.args["group_size"],
+            symmetric=job.args["symmetric"],
+            observer=job.args["observer"],
         )
         return [GPTQModifier(config_groups=groups, ignore=["lm_head"], dampening_frac=job.args["dampening"])]
 

@@ -9,6 +9,7 @@ from common.errors import Problem
 from pipeline.facts import linear_shapes
 from pipeline.types import Machine, ModelFacts
 
+OBSERVERS = ("mse", "minmax")
 GROUP_SIZES = (128, 64, 32)
 """What vLLM's kernels serve, the usual one first."""
 
@@ -29,6 +30,8 @@ class GptqArgs(GroupArgs):
     """Symmetric around zero: what the Marlin kernels need."""
     dampening: float = 0.01
     """Dampening, as a share of the Hessian's mean diagonal."""
+    observer: str = "mse"
+    """How a group's scale is found: `mse` searches the one of least error |q - w|^2.4, `minmax` takes the largest."""
 
 
 Grouped = TypeVar("Grouped", bound=GroupArgs)
@@ -45,6 +48,7 @@ def check_gptq(args: GptqArgs, facts: ModelFacts, machine: Machine) -> list[Prob
         *check_group_size(args.group_size, facts),
         *check_symmetric(args.symmetric, machine),
         *check_share("dampening", args.dampening),
+        *check_observer(args.observer),
     ]
 
 
@@ -90,6 +94,14 @@ def check_symmetric(symmetric: bool, machine: Machine) -> list[Problem]:
         return []
     message = "false: on a GPU the Marlin kernels serve symmetric GPTQ only"
     return [Problem("quant.symmetric", message, ("quant.symmetric=true", "quant=awq, which is asymmetric"))]
+
+
+def check_observer(observer: str) -> list[Problem]:
+    """One of the ways to find a scale."""
+    if observer in OBSERVERS:
+        return []
+    ways = tuple(f"quant.observer={one}" for one in OBSERVERS)
+    return [Problem("quant.observer", f"'{observer}' is not one of {', '.join(OBSERVERS)}", ways)]
 
 
 def check_share(key: str, value: float) -> list[Problem]:

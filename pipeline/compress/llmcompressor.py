@@ -76,7 +76,9 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def weight_only_groups(*, num_bits: int, group_size: int | None, symmetric: bool) -> dict[str, Any]:
+def weight_only_groups(
+    *, num_bits: int, group_size: int | None, symmetric: bool, observer: str = "minmax"
+) -> dict[str, Any]:
     """One scheme for all linear layers: INT weights with a scale for each group of columns, or each row (None)."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
@@ -86,6 +88,7 @@ def weight_only_groups(*, num_bits: int, group_size: int | None, symmetric: bool
         symmetric=symmetric,
         strategy="channel" if group_size is None else "group",
         group_size=group_size,
+        observer="memoryless_mse" if observer == "mse" else None,  # None: minmax
     )
     return {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
 

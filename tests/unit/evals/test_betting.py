@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals import betting
+from evals.forecast import CURVES
 from evals.gate import ACCEPT_BETS, REJECT_BETS, Gate
 
 
@@ -54,15 +55,19 @@ def test_a_stopped_run_seldom_contradicts_the_full_run(num_lost, num_gained):
 def test_many_runs_at_once_are_the_same_as_one_gate_each():
     rng = np.random.default_rng(0)
     d = rng.choice([-1.0, -0.3, 0.0, 0.5, 1.0], (20, 60))
-    weights = rng.uniform(0.5, 2, (20, 60))
+    weights, ranks = rng.uniform(0.5, 2, (20, 60)), rng.random((20, 60))
+    baseline = rng.uniform(np.maximum(0, -d), 1 - np.maximum(0, d))
     bets = (ACCEPT_BETS, REJECT_BETS)
-    schedule = betting.make_schedule(weights, weights**2)
+    schedule = betting.make_schedule(weights, ranks, baseline)
     carry, paths = betting.start(*bets, (20,)), []
     for begin in range(0, 60, 25):
         carry, path = betting.advance(carry, d[:, begin : begin + 25], schedule, -60 * 0.05, bets)
         paths.append(path.log_accept)
+    keep = np.arange(20) % 3 == 0
+    rest = betting.advance(carry.rows(keep), d[keep, :0], schedule.rows(keep), -60 * 0.05, bets)[0]
+    assert rest.evidence.shape == (2, len(CURVES), 7)
     for i in range(20):
-        gate = Gate(60, 0.05, order_weights=weights[i], predicted_flips=weights[i] ** 2)
+        gate = Gate(60, 0.05, order_weights=weights[i], ranks=ranks[i], baseline=baseline[i])
         gate.update(d[i])
         assert np.concatenate(paths, axis=1)[i] == pytest.approx(gate.course().log_e_pass, abs=1e-9)
 
@@ -92,20 +97,25 @@ def test_schedule_scales_bounds_to_one(weights, seed):
         q = w[t:] / w[t:].sum()
         assert schedule.reach[t] == pytest.approx((1 / (w.size * q)).max())
         assert schedule.shrink[t] * schedule.reach[t] == pytest.approx(1 / (w.size * q[0]))
-        assert schedule.flip_shape[t] == pytest.approx((q / (w.size * q * schedule.reach[t]) ** 2).sum())
+        assert schedule.second_moment[t] == pytest.approx(0.1 * (q / (w.size * q * schedule.reach[t]) ** 2).sum())
 
 
-@pytest.mark.parametrize("is_guided", [False, True])
+@pytest.mark.parametrize("kind", ["uniform", "guided", "forecast"])
 @pytest.mark.parametrize(("num_lost", "num_gained"), [(10, 10), (40, 5), (4, 0), (110, 60)])
-def test_the_interval_holds_the_mean_where_the_gate_stopped(num_lost, num_gained, is_guided):
+def test_the_interval_holds_the_mean_where_the_gate_stopped(num_lost, num_gained, kind):
     """90% intervals at the gate's own stopping time: at most 10% misses, plus four standard errors."""
     rng, num_items, num_runs = np.random.default_rng(num_lost), 300, 60
     population = three_point(num_items, num_lost, num_gained)
     misses, widths = 0, []
     for _ in range(num_runs):
-        weights = np.where(population < 0, 0.6, 1.3) if is_guided else np.ones(num_items)
+        weights = np.ones(num_items) if kind == "uniform" else np.where(population < 0, 0.6, 1.3)
         order = np.argsort(rng.exponential(size=num_items) / weights)
-        gate = Gate(num_items, 0.05, order_weights=weights[order] if is_guided else None)
+        known = {}
+        if kind == "forecast":
+            ranks = np.where(population != 0, rng.random(num_items) / 2, rng.random(num_items))
+            baseline = np.where(population == 0, np.arange(num_items) % 2, population < 0)
+            known = {"ranks": ranks[order], "baseline": baseline[order]}
+        gate = Gate(num_items, 0.05, order_weights=None if kind == "uniform" else weights[order], **known)
         for begin in range(0, num_items, 40):
             if gate.update(population[order[begin : begin + 40]]).decision != "undecided":
                 break
@@ -132,14 +142,17 @@ def test_the_interval_narrows_and_closes_at_the_end():
         Gate(5, 0.1).confidence_sequence()
 
 
-def test_guided_estimate_is_unbiased():
+@pytest.mark.parametrize("has_forecast", [False, True])
+def test_guided_estimate_is_unbiased(has_forecast):
     rng = np.random.default_rng(2)
     population = three_point(200, 30, 10)
     weights = np.where(population < 0, 2.0, 0.8)
+    ranks, baseline = np.where(population < 0, 0.1, 0.7), (population < 0).astype(float)
     values = []
     for _ in range(800):
         order = np.argsort(rng.exponential(size=200) / weights)
-        gate = Gate(200, 0.01, order_weights=weights[order], alpha=1e-9, beta=1e-9)
+        known = {"ranks": ranks[order], "baseline": baseline[order]} if has_forecast else {}
+        gate = Gate(200, 0.01, order_weights=weights[order], alpha=1e-9, beta=1e-9, **known)
         gate.update(population[order][:80])
         values.append(gate.course().mean_difference[-1])
     standard_error = np.std(values) / math.sqrt(len(values))
@@ -158,7 +171,7 @@ def test_the_uniform_process_is_the_published_martingale(delta):
     x, mu, capital, seen = (d + 1) / 2, (1 - delta) / 2, 1.0, 0.0
     for t in range(n - 40):
         m = (n * mu - x[:t].sum()) / (n - t)
-        second = (one.prior_flip_rate * one.prior_items + seen) / (one.prior_items + t)
+        second = (betting.PRIOR_FLIP_RATE * one.prior_items + seen) / (one.prior_items + t)
         edge = delta * n / (n - t)
         # Their bet is at most c / m; ours, on the scale of D, is half of theirs.
         ours = float(betting.kelly_bet(np.array(2 * m - 1), np.array(edge), np.array(second)))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evals.forecast import CURVES
 from evals.gate import (
     ACCEPT_BETS,
     REJECT_BETS,
@@ -25,28 +26,49 @@ score_differences = st.lists(st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), st.flo
 deltas = st.sampled_from([0.0, 0.005, 0.02, 0.07, 0.1, 0.3])
 
 
-def direct_wealth(d, weights, flips, delta, sign, bets, num_open):
+def direct_wealth(d, weights, forecast, delta, sign, bets, num_open):
     """One sequence, one item at a time, wealth as a plain product: the formulas of the docstring and nothing else."""
     n = len(d)
     weights = [w / (sum(weights) / n) for w in weights]
-    flips = [p / (sum(flips) / n) for p in flips]
     wealth, course, s = [1.0] * len(bets.edges), [], 0.0
     seen = expected = first = 0.0
     for t in range(num_open):
         left, lightest = sum(weights[t:]), min(weights[t:])
         reach = left / (n * lightest)
-        shape = lightest**2 / left * sum(p / w for p, w in zip(flips[t:], weights[t:], strict=True))
+        guess, moment = direct_forecast(d[:t], *forecast) if forecast else ([0.0] * n, [0.1] * n)
+        shape = lightest**2 / left * sum(p / w for p, w in zip(moment[t:], weights[t:], strict=True))
         first = first or shape
-        z = d[t] / (n * weights[t] / left)
-        m, y = sign * -(delta + s / n) / reach, sign * z / reach
+        z = (d[t] - guess[t]) / (n * weights[t] / left)
+        m, y = sign * -(delta + (s + sum(guess[t:])) / n) / reach, sign * z / reach
         prior = bets.prior_items * first
-        second = shape * (bets.prior_flip_rate * prior + seen) / (prior + expected)
+        second = shape * (prior + seen) / (prior + expected)
         for j, edge in enumerate(bets.edges):
             bet = direct_kelly(m, edge * max(delta, 0.005) / reach, second)
             wealth[j] *= 1 + min(bet, bets.max_loss / (1 + m)) * (y - m)
         s, seen, expected = s + d[t], seen + y * y, expected + shape
         course.append(sum(w * x for w, x in zip(bets.weights, wealth, strict=True)))
     return course
+
+
+def direct_forecast(seen, ranks, baseline):
+    """Predicted difference and its second moment around it, of each item, from the differences seen."""
+    guess, moment = [0.0] * len(ranks), [0.0] * len(ranks)
+    for is_right in (True, False):
+        ours = [i for i, b in enumerate(baseline) if (b >= 0.5) == is_right]
+        chances = [{i: max(h * math.exp(-ranks[i] / c), 0.003) for i in ours} for h, c, _ in CURVES]
+        likelihood = [
+            prior
+            * math.prod(
+                chance[i] ** abs(x) * (1 - chance[i]) ** (1 - abs(x)) for i, x in enumerate(seen) if i in chance
+            )
+            for chance, (_, _, prior) in zip(chances, CURVES, strict=True)
+        ]
+        for share, chance in zip([one / sum(likelihood) for one in likelihood], chances, strict=True):
+            for i in ours:
+                effect = -baseline[i] if is_right else 1 - baseline[i]
+                guess[i] += share * chance[i] * effect
+                moment[i] += share * chance[i] * (1 - chance[i]) * effect**2
+    return guess, moment
 
 
 def direct_kelly(m, edge, second):
@@ -66,20 +88,24 @@ def direct_kelly(m, edge, second):
 
 
 @settings(max_examples=60, deadline=None)
-@given(score_differences, deltas, st.booleans(), st.integers(0, 1000))
-def test_agrees_with_the_slow_direct_implementation(d, delta, is_guided, seed):
+@given(score_differences, deltas, st.sampled_from(["uniform", "weights", "forecast", "both"]), st.integers(0, 1000))
+def test_agrees_with_the_slow_direct_implementation(d, delta, kind, seed):
     rng = np.random.default_rng(seed)
-    weights = rng.uniform(0.3, 3, len(d)) if is_guided else np.ones(len(d))
-    flips = rng.uniform(0.1, 1, len(d)) if is_guided else np.ones(len(d))
-    gate = Gate(len(d), delta, order_weights=weights if is_guided else None, predicted_flips=flips)
+    weights = rng.uniform(0.3, 3, len(d)) if kind in ("weights", "both") else np.ones(len(d))
+    ranks, baseline = rng.random(len(d)), rng.uniform(np.maximum(0, -np.array(d)), 1 - np.maximum(0, d))
+    forecast = (ranks, baseline) if kind in ("forecast", "both") else None
+    known = {"ranks": ranks, "baseline": baseline} if forecast else {}
+    gate = Gate(len(d), delta, order_weights=weights if kind != "uniform" else None, **known)
     gate.update(d)
     course = gate.course()
     # Beyond the first certain item no bet is asked; compare where |m| < 1.
     s = np.cumsum(d) - d
     open_items = np.abs(-len(d) * delta - s) < (len(d) - np.arange(len(d))) * (1 - 1e-6)
+    if forecast:
+        open_items &= len(d) - np.arange(len(d)) > 3 + 2 * np.abs(-len(d) * delta - s)  # |m| stays below 1 there
     num_open = len(d) if open_items.all() else int(np.argmin(open_items))
-    accept = direct_wealth(d, weights, flips, delta, 1, ACCEPT_BETS, num_open)
-    reject = direct_wealth(d, weights, flips, delta, -1, REJECT_BETS, num_open)
+    accept = direct_wealth(d, weights, forecast, delta, 1, ACCEPT_BETS, num_open)
+    reject = direct_wealth(d, weights, forecast, delta, -1, REJECT_BETS, num_open)
     for t in range(num_open):
         assert course.log_e_pass[t] == pytest.approx(math.log(accept[t]), abs=1e-6)
         assert course.log_e_fail[t] == pytest.approx(math.log(reject[t]), abs=1e-6)
@@ -98,6 +124,24 @@ def test_mean_wealth_over_all_orders_is_one_on_the_boundary(population):
         # A decided path may stop early; the process itself must be fair while no answer is certain.
         wealths.append(np.exp(gate.course().log_e_pass[: n - 3]))
     assert np.mean(wealths, axis=0) == pytest.approx(np.ones(n - 3), abs=1e-9)
+
+
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_mean_wealth_over_all_orders_is_one_on_the_boundary_beside_a_forecast(is_weighted):
+    """The same, each order weighing what its drawing weighs, whatever the forecast expects."""
+    d = np.array([1.0, -1.0, -1.0, 0.0, 0.0, 0.5, -0.5])
+    n, baseline = len(d), np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.4, 0.6])
+    weights = np.array([1.0, 3.0, 0.5, 1.0, 2.0, 0.7, 1.0]) if is_weighted else np.ones(n)
+    ranks = np.array([0.9, 1.0, 0.0, 0.1, 0.3, 0.5, 0.2])
+    wealths = np.zeros((2, n - 4))
+    for order in map(list, itertools.permutations(range(n))):
+        chance = math.prod(weights[order[t]] / weights[order[t:]].sum() for t in range(n))
+        gate = Gate(n, -d.sum() / n, order_weights=weights[order], ranks=ranks[order], baseline=baseline[order])
+        gate._boundary = d.sum()
+        gate.update(d[order])
+        course = gate.course()
+        wealths += chance * np.exp(np.stack([course.log_e_pass, course.log_e_fail])[:, : n - 4])
+    assert wealths == pytest.approx(np.ones((2, n - 4)), abs=1e-9)
 
 
 def test_mean_wealth_stays_at_most_one_where_the_boundary_becomes_certain():
@@ -180,7 +224,9 @@ def test_certainty_is_never_wrong_and_never_late(d, delta):
 @pytest.mark.parametrize("delta", [0.0, 1e-6, 0.05, 0.999])
 def test_extremes_stay_finite(d, delta):
     weights = np.where(np.arange(400) % 7 == 0, 1e-6, 1.0)
-    for kwargs in ({}, {"order_weights": weights}, {"order_weights": weights[::-1], "predicted_flips": np.zeros(400)}):
+    scores = np.where(np.array(d) == 0, np.arange(400) % 2, np.array(d) < 0)
+    known = {"ranks": np.linspace(0, 1, 400), "baseline": scores}
+    for kwargs in ({}, {"order_weights": weights}, known, {"order_weights": weights[::-1], **known}):
         gate = Gate(400, delta, alpha=1e-12, beta=1e-12, **kwargs)
         with np.errstate(all="raise", under="ignore"):
             for i in range(0, 400, 37):
@@ -291,7 +337,10 @@ def test_levels_for_many_candidates():
         ({"delta": 2.0}, "2 points are 0.02"),
         ({"delta": 0.1, "alpha": 0.0}, "alpha is an error probability"),
         ({"delta": 0.1, "order_weights": [1.0, 0.0]}, "2 positive numbers"),
-        ({"delta": 0.1, "predicted_flips": [-1.0, 0.0]}, "none negative"),
+        ({"delta": 0.1, "ranks": [0.1, 0.2]}, "both the margins' ranks and the baseline's scores"),
+        ({"delta": 0.1, "ranks": [0.1, 1.2], "baseline": [0.0, 1.0]}, r"ranks must lie in \[0, 1\]"),
+        ({"delta": 0.1, "ranks": [0.1, None], "baseline": [0.0, 2.0]}, r"baseline must lie in \[0, 1\]"),
+        ({"delta": 0.1, "ranks": [0.1], "baseline": [0.0]}, "must be 2 numbers"),
         ({"delta": 0.1, "max_items": 0}, "max_items"),
     ],
 )
@@ -300,3 +349,11 @@ def test_bad_parameters_are_refused(kwargs, match):
         Gate(2, **kwargs)
     with pytest.raises(ValueError, match=r"\[-1, 1\]"):
         Gate(2, 0.1).update([math.nan])
+
+
+def test_a_difference_that_the_baseline_rules_out_is_refused():
+    gate = Gate(3, 0.1, ranks=[0.1, 0.5, None], baseline=[1.0, 0.0, 1.0])
+    gate.update([0.0])
+    with pytest.raises(ValueError, match=r"item 2 of the order: a difference of -1\.0 from a baseline's 0\.0"):
+        gate.update([-1.0, 0.0])
+    assert gate.update([1.0, -1.0]).num_items == 3

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.gate import Decision, Gate
-from evals.orders import FLOOR, guide_weights, guided_order, predict_flips, uniform_order
+from evals.orders import FLOOR, guide_weights, guided_order, margin, margin_ranks, uniform_order
 
 
 def test_guided_order_is_weighted_sampling_without_replacement():
@@ -50,7 +50,20 @@ def test_weights_are_positive_floored_and_fall_with_the_margin(margins, has_cost
 def test_no_margin_at_all_gives_the_uniform_order():
     guide = guide_weights([None] * 20)
     assert guide.weights == pytest.approx(np.ones(20))
-    assert predict_flips([1.0] * 20) == pytest.approx(np.ones(20))
+    assert np.isnan(guide.ranks).all()
+    assert guide_weights([1.0] * 20).weights == pytest.approx(np.ones(20))
+
+
+def test_ranks_are_shares_of_smaller_margins_and_ties_share_theirs():
+    assert margin_ranks([3.0, None, 1.0, 1.0, 7.0]) == pytest.approx([0.625, math.nan, 0.25, 0.25, 0.875], nan_ok=True)
+
+
+def test_a_margin_is_what_stands_between_the_score_and_a_change():
+    assert margin([-1.0, -3.0, -7.0], 0) == 2.0
+    assert margin([-1.0, -3.0, -7.0], 2) == 6.0  # a wrong answer: how far the right one is behind, not the second best
+    assert margin([-1.0, -3.0, -7.0], "a text") == margin([-1.0, -3.0, -7.0]) == 2.0
+    assert margin([-1.0], 0) is None
+    assert margin((), None) is None
 
 
 def test_dear_items_are_drawn_later():
@@ -65,17 +78,23 @@ def test_bad_guides_are_refused():
         guide_weights([1.0, 2.0], [1.0, 0.0])
 
 
-def run_to_decision(d, delta, weights, flips, rng):
-    order = guided_order(weights, rng)
-    gate = Gate(len(d), delta, order_weights=weights[order], predicted_flips=flips[order])
+def run_to_decision(d, delta, rng, guide=None, baseline=None):
+    order = guided_order(np.ones(len(d)) if guide is None else guide.weights, rng)
+    known = {}
+    if guide is not None:
+        known = {"order_weights": guide.weights[order]}
+    if baseline is not None:
+        known |= {"ranks": guide.ranks[order], "baseline": baseline[order]}
+    gate = Gate(len(d), delta, **known)
     for begin in range(0, len(d), 100):
         if gate.update(d[order[begin : begin + 100]]).decision is not Decision.UNDECIDED:
             break
     return gate.state
 
 
+@pytest.mark.parametrize("foretold", ["nothing", "no loss", "only losses", "noise"])
 @pytest.mark.parametrize("kind", ["hides the losses", "loves the gains", "useless", "wild"])
-def test_alpha_holds_under_a_useless_or_adversarial_guide(kind):
+def test_alpha_holds_under_a_useless_or_adversarial_guide(kind, foretold):
     """400 orders at the boundary: at alpha = 10%, more than 60 false passes have a chance below 1 in 1000."""
     rng = np.random.default_rng(5)
     d = np.concatenate([-np.ones(50), np.ones(20), np.zeros(530)])
@@ -85,11 +104,17 @@ def test_alpha_holds_under_a_useless_or_adversarial_guide(kind):
         "useless": rng.uniform(0.5, 2, d.size),
         "wild": np.exp(rng.normal(0, 2, d.size)),
     }[kind]
-    flips = np.where(d < 0, 0.0, 1.0)
+    baseline = np.where(d == 0, rng.integers(0, 2, d.size), d < 0)
+    ranks = {
+        "no loss": np.where(d < 0, 1.0, 0.0),
+        "only losses": np.where(d < 0, 0.0, 1.0),
+        "noise": rng.random(d.size),
+    }.get(foretold)
     false_passes = 0
     for _ in range(400):
         order = guided_order(weights, rng)
-        gate = Gate(d.size, 0.05, alpha=0.1, order_weights=weights[order], predicted_flips=flips[order])
+        known = {} if ranks is None else {"ranks": ranks[order], "baseline": baseline[order]}
+        gate = Gate(d.size, 0.05, alpha=0.1, order_weights=weights[order], **known)
         gate.update(d[order])
         false_passes += gate.course().log_e_pass.max() >= math.log(10)
     assert false_passes <= 60
@@ -101,9 +126,9 @@ def test_a_good_guide_needs_fewer_items():
     is_flip = rng.random(2000) < 0.4 * np.exp(-np.arange(2000) / 200)
     d = np.where(is_flip, rng.choice([-1.0, 1.0], 2000), 0.0)
     guide = guide_weights(margins.tolist())
-    flat = np.ones(2000)
-    used = {"guided": [], "uniform": []}
-    for _ in range(60):
-        used["guided"].append(run_to_decision(d, 0.02, guide.weights, guide.predicted_flips, rng).num_items)
-        used["uniform"].append(run_to_decision(d, 0.02, flat, flat, rng).num_items)
-    assert np.median(used["guided"]) < 0.85 * np.median(used["uniform"])
+    baseline = np.where(d == 0, rng.integers(0, 2, d.size), d < 0)
+    kinds = {"uniform": (), "order": (guide,), "order and forecast": (guide, baseline)}
+    used = {kind: [run_to_decision(d, 0.02, rng, *known).num_items for _ in range(60)] for kind, known in kinds.items()}
+    median = {kind: np.median(items) for kind, items in used.items()}
+    assert median["order"] < 0.9 * median["uniform"]
+    assert median["order and forecast"] < 0.9 * median["order"]
