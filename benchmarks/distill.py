@@ -151,7 +151,7 @@ def prepare(arguments: argparse.Namespace, store: StageStore) -> Parts:
 def step_times(
     arguments: argparse.Namespace, parts: Parts, objective: str, num_steps: int, every_steps: int, folder: Path
 ) -> list[float]:
-    """Seconds of each optimizer step of a run under the Trainer, the first one left out."""
+    """Seconds of each optimizer step of a run under the Trainer, but for the first one, and of the run's end."""
     import shutil
 
     import torch
@@ -257,7 +257,8 @@ def speed(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> list[
     num_checkpoints = (arguments.checkpoint_steps - 1) // CHECKPOINT_EVERY  # both runs end with one more
 
     def of_medians(left: list[float], right: list[float]) -> float:
-        return float(np.median(left) / np.median(right))
+        first, second = (np.median(side[: arguments.steps - 1]) for side in (left, right))  # without the run's end
+        return float(first / second)
 
     def of_checkpoints(left: list[float], right: list[float]) -> float:
         return float(1 + (np.sum(left) - np.sum(right)) / num_checkpoints / (50 * np.median(right)))

@@ -8,8 +8,9 @@ The text goes through the base (`none=FOLDER`) and the variants in windows of `-
 nats, and the share of tokens whose most likely continuation is another than the base's (flips). Intervals are 95%,
 from a bootstrap over windows that draws the same windows for all variants.
 
-Every scored window is a line in `--record`: a run that was stopped goes on from there, and a variant that is named
-later is added to it. `--windows N` takes the first N only; without it, the whole text.
+Every scored window is a line in `--record`, under the digests of its variant and base: a run that was stopped goes on
+from there, and a variant that is named later, or made anew with other bytes, is added to it. `--windows N` takes the
+first N only; without it, the whole text. The records of the committed tables are in `benchmarks/windows/`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from common.files import write_atomic
 from pipeline.environments import versions
 from pipeline.machine import find_machine
+from pipeline.models.resolve import checkpoint_digest
 
 BASE = "none"
 DRAWS = 10_000
@@ -43,6 +45,8 @@ class Score:
     """One variant on one window: sums over its scored tokens."""
 
     variant: str
+    digest: str
+    """Of the variant's checkpoint, and of its base's."""
     start: int
     end: int
     tokens: int
@@ -67,12 +71,19 @@ def spans(num_tokens: int, window: int, stride: int) -> Iterator[Span]:
         scored, start = end, start + stride
 
 
+def digests(folders: Mapping[str, Path]) -> dict[str, str]:
+    """What each variant's windows are recorded under."""
+    found = {name: checkpoint_digest(folder)[:16] for name, folder in folders.items()}
+    return {name: f"{digest}/{found[BASE]}" for name, digest in found.items()}
+
+
 def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], record: Path) -> None:
     """Score what the record lacks, and write each window to it as soon as it is scored."""
     import torch
 
-    have = {(score.start, score.end, score.variant) for score in read(record)}
-    missing = {span: [name for name in folders if (span[0], span[2], name) not in have] for span in windows}
+    have = {(score.start, score.end, score.digest) for score in read(record)}
+    known = digests(folders)
+    missing = {span: [name for name in folders if (span[0], span[2], known[name]) not in have] for span in windows}
     if not any(missing.values()):
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -83,10 +94,10 @@ def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], reco
             if not names:
                 continue
             inputs, targets = ids[start:end].unsqueeze(0).to(device), ids[first:end].to(device)
-            base = _logits(models[BASE], inputs, len(targets))
+            base = _log_probabilities(models[BASE], inputs, len(targets))
             for name in names:
-                ours = base if name == BASE else _logits(models[name], inputs, len(targets))
-                score = Score(name, start, end, len(targets), *compare(base, ours, targets))
+                ours = base if name == BASE else _log_probabilities(models[name], inputs, len(targets))
+                score = Score(name, known[name], start, end, len(targets), *compare(base, ours, targets))
                 file.write(json.dumps(asdict(score)) + "\n")
             file.flush()
             sys.stderr.write(f"\r{end:,} of {len(ids):,} tokens")
@@ -100,17 +111,18 @@ def _load(folder: Path, device: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device).eval()
 
 
-def _logits(model: Any, inputs: Any, num_targets: int) -> Any:
-    """The logits that predict the window's last `num_targets` tokens: shape (num_targets, vocabulary)."""
-    return model(inputs, logits_to_keep=num_targets + 1, use_cache=False).logits[0, :-1]
+def _log_probabilities(model: Any, inputs: Any, num_targets: int) -> Any:
+    """What is said of the window's last `num_targets` tokens: shape (num_targets, vocabulary)."""
+    logits = model(inputs, logits_to_keep=num_targets + 1, use_cache=False).logits[0, :-1]
+    return logits.float().log_softmax(-1)
 
 
 def compare(base: Any, ours: Any, targets: Any) -> tuple[float, float, int]:
     """Sums over tokens: our negative log-likelihood (nats), KL(base || ours) (nats), other most likely tokens.
 
     Args:
-        base: logits, shape (num_tokens, vocabulary).
-        ours: logits of the same shape.
+        base: log-probabilities, shape (num_tokens, vocabulary).
+        ours: log-probabilities of the same shape.
         targets: the tokens that came, shape (num_tokens,).
 
     """
@@ -118,7 +130,7 @@ def compare(base: Any, ours: Any, targets: Any) -> tuple[float, float, int]:
     flips = 0
     for first in range(0, len(targets), ROWS):
         rows = slice(first, first + ROWS)
-        log_p, log_q = base[rows].float().log_softmax(-1), ours[rows].float().log_softmax(-1)
+        log_p, log_q = base[rows], ours[rows]
         nll -= log_q.gather(1, targets[rows].unsqueeze(1)).double().sum().item()
         kl += (log_p.exp() * (log_p - log_q)).sum(-1).double().sum().item()
         flips += int((log_q.argmax(-1) != log_p.argmax(-1)).sum())
@@ -201,7 +213,12 @@ def main() -> None:
     windows = list(spans(len(ids), arguments.window, arguments.stride))[: arguments.windows]
     measure(ids, windows, folders, arguments.record)
     taken = {(start, end) for start, _, end in windows}
-    scores = [one for one in read(arguments.record) if one.variant in folders and (one.start, one.end) in taken]
+    names = {digest: name for name, digest in digests(folders).items()}
+    scores = [
+        replace(one, variant=names[one.digest])
+        for one in read(arguments.record)
+        if one.digest in names and (one.start, one.end) in taken
+    ]
     num_scored = sum(score.tokens for score in scores if score.variant == BASE)
     machine = find_machine()
     tools = versions(Path(sys.executable), "transformers", "torch", "compressed-tensors", "llmcompressor", "gptqmodel")

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
 ROUGH_OVERHEAD_S = 60.0
-ROUGH_FLOPS = {"CPU": 2e11, "GPU": 3e13}
-"""Floating-point operations per second that a stage really reaches, by kind: orders of magnitude, not measurements."""
+ROUGH_FLOPS = {"CPU": 7e10, "GPU": 3e13}
+"""Floating-point operations per second that a stage really reaches, by kind: orders of magnitude. The CPU's is what a
+load sweep (6.7e10) and a distillation (8.8e10) reached on two cores; the GPU's is a guess."""
 ROUGH_PASSES = {"quantize": 3.0, "distill": 4.0}
 """Forward-pass equivalents over the tokens; 1 for the stages that are not here."""
 ROUGH_FACTOR = 4.0

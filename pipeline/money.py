@@ -301,10 +301,19 @@ def quality_tokens(config: RunConfig) -> int | None:
 
 
 def load_tokens(scenario: LoadScenario) -> int | None:
-    """Input and output tokens of all requests; None for a search, whose points are not known before."""
-    if not scenario.points or scenario.sweep or scenario.search or scenario.trace:
+    """Input and output tokens of all requests: of a sweep that goes as far as it may, of a search that needs all of its
+    points with the fewest requests. None for a trace, whose lengths are not known before.
+    """
+    if scenario.trace is not None:
         return None
     one = sum(point.num_requests * (point.input_tokens + point.output_tokens) for point in scenario.points)
+    if scenario.sweep is not None:
+        steps = [2**power for power in range(scenario.sweep.max_concurrency.bit_length())]
+        requests = sum(max(scenario.sweep.min_requests, scenario.sweep.requests_per_slot * step) for step in steps)
+        one += requests * (scenario.sweep.input_tokens + scenario.sweep.output_tokens)
+    if scenario.search is not None:
+        requests = scenario.search.max_points * scenario.search.min_requests
+        one += requests * (scenario.search.input_tokens + scenario.search.output_tokens)
     return one * scenario.num_repeats
 
 

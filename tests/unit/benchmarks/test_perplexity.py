@@ -20,7 +20,7 @@ def test_every_token_but_the_first_is_scored_once(num_tokens: int, window: int, 
 
 def test_the_sums_equal_a_plain_computation_in_float64() -> None:
     generator = torch.Generator().manual_seed(0)
-    base, ours = (torch.randn(150, 97, generator=generator) for _ in range(2))
+    base, ours = (torch.randn(150, 97, generator=generator).log_softmax(-1) for _ in range(2))
     targets = torch.randint(97, (150,), generator=generator)
     p, q = base.double().log_softmax(-1), ours.double().log_softmax(-1)
     nll, kl, flips = compare(base, ours, targets)
@@ -32,16 +32,19 @@ def test_the_sums_equal_a_plain_computation_in_float64() -> None:
 
 def test_a_line_cut_by_a_kill_is_taken_out(tmp_path: Path) -> None:
     record = tmp_path / "record.jsonl"
-    record.write_text(
-        '{"variant": "none", "start": 0, "end": 9, "tokens": 8, "nll": 8.0, "kl": 0.0, "flips": 0}\n{"variant'
+    whole = (
+        '{"variant": "none", "digest": "ab/ab", "start": 0, "end": 9, "tokens": 8, "nll": 8.0, "kl": 0.0, "flips": 0}'
     )
-    assert read(record) == [Score("none", 0, 9, 8, 8.0, 0.0, 0)]
+    record.write_text(f'{whole}\n{{"variant')
+    assert read(record) == [Score("none", "ab/ab", 0, 9, 8, 8.0, 0.0, 0)]
     assert record.read_text().endswith("}\n")
 
 
 def test_the_table_takes_the_windows_that_all_variants_have() -> None:
-    base = [Score("none", start, start + 9, 8, 8 * nll, 0.0, 0) for start, nll in ((0, 1.0), (9, 2.0), (18, 9.0))]
-    ours = [Score("gptq", start, start + 9, 8, 8 * nll, 0.8, 2) for start, nll in ((9, 2.5), (0, 1.5))]
+    base = [
+        Score("none", "a/a", start, start + 9, 8, 8 * nll, 0.0, 0) for start, nll in ((0, 1.0), (9, 2.0), (18, 9.0))
+    ]
+    ours = [Score("gptq", "b/a", start, start + 9, 8, 8 * nll, 0.8, 2) for start, nll in ((9, 2.5), (0, 1.5))]
     row = table(base + ours).splitlines()[-1]
     assert "| gptq | 7.39 [" in row
     assert "| 1.6487 [1.6487, 1.6487] | 0.1000 [0.1000, 0.1000] | 25.00% [25.00%, 25.00%] |" in row

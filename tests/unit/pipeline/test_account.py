@@ -29,6 +29,7 @@ from pipeline.distill.config import DistillConfig, DistillDataConfig, StudentCon
 from pipeline.money import (
     charge_tags,
     ledger_url,
+    load_tokens,
     load_usage,
     planned_works,
     price_version,
@@ -479,6 +480,17 @@ def test_a_student_is_foreseen_and_its_variants_are_smaller(config) -> None:
     assert works[1].num_parameters == FACTS.num_parameters > works[-1].num_parameters
     before = {work.identity for work in planned_works(config, plan_of(config), SCENARIO)}
     assert len(before & {work.identity for work in works}) == 2  # the baseline's
+
+
+def test_the_tokens_of_a_scenario_are_foreseen() -> None:
+    sweep = {"input_tokens": 100, "output_tokens": 28, "max_concurrency": 8, "requests_per_slot": 2, "min_requests": 4}
+    search = {"input_tokens": 90, "output_tokens": 10, "max_points": 8, "min_requests": 30, "slo_ttft_p99_s": 1.0}
+    trace = {"path": "trace.csv"}
+    assert load_tokens(SCENARIO) == 2 * 4 * (32 + 8)
+    scenario = from_config({"name": "sweep", "num_repeats": 3, "points": [], "sweep": sweep})
+    assert load_tokens(scenario) == 3 * 128 * (4 + 4 + 8 + 16)  # at 1, 2, 4 and 8 in flight
+    assert load_tokens(from_config({"name": "slo", "num_repeats": 3, "search": search})) == 3 * 8 * 30 * 100
+    assert load_tokens(from_config({"name": "trace", "trace": trace})) is None
 
 
 def test_a_dry_run_writes_nothing(config, tmp_path, capsys) -> None:
