@@ -134,6 +134,7 @@ def run_record(
         texts=texts,
         stage_wall_s=measured.stage_wall_s,
         evidence=evidence_of(measured),
+        curves={"distill/loss": curve} if (curve := measured.artifact.details.get("distill_curve")) else {},
     )
 
 

@@ -111,9 +111,14 @@ def distill(base: Artifact, config: RunConfig, plan: Plan, services: Services) -
 
 def with_student(measured: Measured, distilled: StageResult) -> Measured:
     """What was measured of a student, with the stage that made it."""
-    from pipeline.distill.stage import distill_metrics
+    from pipeline.distill.stage import distill_metrics, training_curve
 
-    details = {**measured.artifact.details, "distill": distill_metrics(distilled.result)}
+    result = distilled.result
+    details = {
+        **measured.artifact.details,
+        "distill": distill_metrics(result),
+        "distill_curve": training_curve(result),
+    }
     return replace(
         measured,
         artifact=replace(measured.artifact, details=details),

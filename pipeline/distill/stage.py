@@ -275,4 +275,5 @@ def _checked_artifact(made: StageResult, base: Artifact, method: str) -> Artifac
     if method == "distill":
         details["wall_s"] = made.result["making_wall_s"]
         details["distill"] = distill_metrics(made.result)
+        details["distill_curve"] = training_curve(made.result)
     return Artifact(folder, str(made.result["digest"]), int(made.result["num_bytes"]), method, base.digest, details)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 EVIDENCE = "evidence.json"
 MAX_RUNS = 5000
+MAX_BATCH = 1000
+"""Metrics that MLflow takes in one call."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RunRecord:
     """Artifact path -> text to write there."""
     stage_wall_s: Mapping[str, float]
     evidence: Evidence
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    """Metrics that have a value at each of several steps: (step, value)."""
 
 
 class Recorder:
@@ -73,6 +77,10 @@ class Recorder:
         metrics = [Metric(name, value, now, 0) for name, value in record.metrics.items()]
         params = [Param(name, value[:500]) for name, value in record.params.items()]
         self.client.log_batch(run_id, metrics=metrics, params=params)
+        for name, curve in record.curves.items():
+            points = [Metric(name, value, now, step) for step, value in curve]
+            for start in range(0, len(points), MAX_BATCH):
+                self.client.log_batch(run_id, metrics=points[start : start + MAX_BATCH])
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             write_json(folder / EVIDENCE, record.evidence)

@@ -204,6 +204,15 @@ def a_config(**gate: Any) -> RunConfig:
     return RunConfig(model=ModelConfig(name="tiny"), gate=GateConfig(num_resamples=500, **gate))
 
 
+def test_a_training_curve_is_a_metric_with_steps(recorder: Recorder) -> None:
+    evidence = Evidence("none", QualityReport({}), load(), cost("1"))
+    points = [(step, 1 / step) for step in range(1, 1200)]  # more than MLflow takes in one call
+    curves = {"distill/loss": points}
+    run_id, _ = recorder.record(RunRecord("c", "none", {}, {}, {}, {}, {}, {}, evidence, curves))
+    history = recorder.client.get_metric_history(run_id, "distill/loss")
+    assert sorted((point.step, point.value) for point in history) == points
+
+
 def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record(
     recorder: Recorder, tmp_path: Path
 ) -> None:
