@@ -10,7 +10,7 @@ from a bootstrap over windows that draws the same windows for all variants.
 
 Every scored window is a line in `--record`, under the digests of its variant and base: a run that was stopped goes on
 from there, and a variant that is named later, or made anew with other bytes, is added to it. `--windows N` takes the
-first N only; without it, the whole text. The records of the committed tables are in `benchmarks/windows/`.
+first N only; without it, the whole text.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from typing import Any
 from pipeline.registry import CompressJob
 
 TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "torch")
+OBSERVER_NAMES = {"mse": "memoryless_mse", "minmax": None}
+"""`quant.observer` as compressed-tensors calls it; None is its own default."""
 
 
 def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
@@ -88,7 +90,7 @@ def weight_only_groups(
         symmetric=symmetric,
         strategy="channel" if group_size is None else "group",
         group_size=group_size,
-        observer="memoryless_mse" if observer == "mse" else None,  # None: minmax
+        observer=OBSERVER_NAMES[observer],
     )
     return {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
 
