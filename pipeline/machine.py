@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from pipeline.types import Machine
 
 QUERY = "name,memory.total,compute_cap"
+INT8_FLAGS = {"avx512_vnni", "avx_vnni", "amx_int8"}
+"""x86 processors with one of them sum INT8 products in 32 bits."""
 
 
 def find_machine() -> Machine:
@@ -29,6 +32,7 @@ def find_machine() -> Machine:
             None,
             has_bf16=not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags),
             has_int4="avx512f" in flags,
+            has_int8=platform.machine() != "x86_64" or not INT8_FLAGS.isdisjoint(flags),
         )
     name, mib, capability = gpus[0]
     return Machine(

@@ -24,7 +24,19 @@ from pipeline.types import Candidate, Machine, ModelFacts, Plan
 WORKING_SPACE = 2.5
 """Disk needed, as a multiple of the checkpoint: the base in 16 bit, the variant, and a copy while it is written."""
 AUTO = "auto"
-SMALL_BITS = 4
+SERVED_AS_PLAIN = (
+    "vLLM has no kernel for {} on this processor: they become plain ones again as the model loads; quality is that of "
+    "the quantized weights, speed and price are those of plain ones"
+)
+NO_KERNEL = {
+    "w4a16": SERVED_AS_PLAIN.format("INT4 weights"),
+    "w8a16": SERVED_AS_PLAIN.format("INT8 weights with 16-bit activations"),
+    "w8a8": "vLLM has no kernel for INT8 products that is right on this processor (without VNNI sums are cut off at 16 "
+    "bits): the same codes are multiplied in float32; quality is that of the quantized model, speed and price are not",
+}
+"""What a plan says where vLLM lacks the kernel of a product (`registry.Method.products`)."""
+PRODUCT_OF_FORMAT = {"pack-quantized": "w4a16", "gptq": "w4a16", "awq": "w4a16", "int-quantized": "w8a8"}
+"""A format made elsewhere -> what its layers multiply, in all but rare cases."""
 KV_CACHE_DTYPES = (AUTO, "fp8")
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 GIB = 2**30
@@ -96,7 +108,7 @@ def make_plan(
     }
     notes = [config.model.note] if config.model.note else []
     notes += list(price.warnings)
-    notes += _kernel_notes(method, machine)
+    notes += _kernel_notes(method, machine, elsewhere)
     if random:
         notes.append(RANDOM_WEIGHTS)
     return Plan(
@@ -126,15 +138,15 @@ def _candidate(
     return Candidate("candidate", name, vars(method.resolve(args, facts)), label + suffix)
 
 
-def _kernel_notes(method: registry.Method, machine: Machine) -> list[str]:
+def _kernel_notes(method: registry.Method, machine: Machine, elsewhere: ModelFacts | None) -> list[str]:
     """What serves the weights where vLLM has no kernel of its own for them."""
-    bits = method.weight_only_bits
-    if machine.device != "cpu" or bits is None or (bits == SMALL_BITS and machine.has_int4):
+    if machine.device != "cpu":
         return []
-    return [
-        f"vLLM has no kernel for INT{bits} weights on this processor: they become plain ones again as the model "
-        "loads; quality is that of the quantized weights, speed and price are those of plain ones"
-    ]
+    lacking = {"w4a16": not machine.has_int4, "w8a16": True, "w8a8": not machine.has_int8}
+    products = method.products
+    if elsewhere is not None:
+        products = [PRODUCT_OF_FORMAT[made] for made in [elsewhere.quant_format] if made in PRODUCT_OF_FORMAT]
+    return [NO_KERNEL[product] for product in products if lacking[product]]
 
 
 def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:

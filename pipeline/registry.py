@@ -73,8 +73,8 @@ class Method:
     """Device -> why the method does not run there."""
     nearest: str = ""
     """The method to take where this one does not run."""
-    weight_only_bits: int | None = None
-    """Bits of the weights where activations stay in 16 bit; None for other kinds."""
+    products: Sequence[str] = ()
+    """What its layers multiply with integer codes: `w4a16`, `w8a16` or `w8a8`."""
     splits: bool = True
     """Whether vLLM can split the checkpoint over several GPUs."""
     resumable: bool = False

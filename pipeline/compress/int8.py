@@ -60,4 +60,5 @@ METHOD = Method(
     tools=llmcompressor.TOOLS,
     check=check,
     memory=sequential_memory,
+    products=("w8a8",),
 )

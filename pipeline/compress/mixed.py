@@ -24,7 +24,7 @@ from common.errors import Problem
 from common.files import write_json
 from pipeline.compress import allocate, llmcompressor
 from pipeline.compress.allocate import FusedGroup, Level, Option
-from pipeline.compress.groups import check_group_size, check_share
+from pipeline.compress.groups import check_group_size, check_observer, check_share
 from pipeline.compress.memory import sequential_memory
 from pipeline.facts import facts_from_folder, tensor_headers
 from pipeline.registry import CompressJob, Method
@@ -52,6 +52,8 @@ class Args:
     """GPTQ's dampening, as a share of the Hessian's mean diagonal."""
     sensitivity_tokens: int = 256
     """Calibration tokens that the sensitivities are measured on."""
+    observer: str = "mse"
+    """How a 4-bit group's scale is found: `mse` searches the one of least error, `minmax` takes the largest."""
 
 
 def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
@@ -69,7 +71,8 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
         problems.append(Problem("quant.sensitivity_tokens", message, ("quant.sensitivity_tokens=256",)))
     of_group_size = check_group_size(args.group_size, facts)
     of_bits = [] if of_group_size else check_bits(args, facts)
-    return [*problems, *check_share("dampening", args.dampening), *of_group_size, *of_bits]
+    of_gptq = [*check_share("dampening", args.dampening), *check_observer(args.observer)]
+    return [*problems, *of_gptq, *of_group_size, *of_bits]
 
 
 def max_tokens(facts: ModelFacts, machine: Machine) -> int:
@@ -111,12 +114,14 @@ def compress(job: CompressJob) -> None:
     model, tokenizer = llmcompressor.load_base(job)
     sample = draw(np.load(job.calibration, allow_pickle=False), args.sensitivity_tokens, job.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = measure(model, groups, {level.name: scheme_of(level, [], stored) for level in rounded}, sample, device)
+    measured = measure(
+        model, groups, {level.name: scheme_of(level, [], stored, args.observer) for level in rounded}, sample, device
+    )
     options = options_of(groups, known, measured)
     max_bits = int(args.target_bits * sum(group.num_weights for group in groups))
     chosen = allocate.allocate(options, max_bits)
     config_groups = {
-        level.name: scheme_of(level, targets, stored)
+        level.name: scheme_of(level, targets, stored, args.observer)
         for level in rounded
         if (targets := targets_of(level.name, groups, chosen))
     }
@@ -146,13 +151,15 @@ def options_of(
     }
 
 
-def scheme_of(level: Level, targets: Sequence[str], scale_dtype: Any) -> Any:
+def scheme_of(level: Level, targets: Sequence[str], scale_dtype: Any, observer: str = "mse") -> Any:
     """The level as a compressed-tensors QuantizationScheme for these modules."""
     from compressed_tensors.quantization import preset_name_to_scheme
 
     scheme = preset_name_to_scheme(level.name, list(targets))
     scheme.weights.group_size = level.group_size
     scheme.weights.scale_dtype = scale_dtype
+    if level.group_size is not None:
+        scheme.weights.observer = llmcompressor.OBSERVER_NAMES[observer] or scheme.weights.observer
     return scheme
 
 
@@ -228,4 +235,5 @@ METHOD = Method(
     tools=(*llmcompressor.TOOLS, "scipy"),
     check=check,
     memory=sequential_memory,
+    products=("w4a16", "w8a8"),
 )

@@ -30,4 +30,11 @@ def compress(job: CompressJob) -> None:
     llmcompressor.one_shot(job, recipe)
 
 
-METHOD = Method(name="rtn-int8", args=Args, compress=compress, tools=llmcompressor.TOOLS, memory=data_free_memory)
+METHOD = Method(
+    name="rtn-int8",
+    args=Args,
+    compress=compress,
+    tools=llmcompressor.TOOLS,
+    memory=data_free_memory,
+    products=("w8a8",),
+)

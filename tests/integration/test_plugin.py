@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.environments import serving_python
+from pipeline.machine import find_machine
 from pipeline.serve.vllm import PLUGIN
 
 pytestmark = pytest.mark.integration
@@ -65,6 +66,49 @@ print("checked", checked)
 """
 
 
+INT8 = """
+import torch
+from vllm.plugins import load_general_plugins
+load_general_plugins()
+import parsimony_vllm
+from vllm.model_executor.kernels.linear import init_int8_linear_kernel
+from vllm.model_executor.kernels.linear.scaled_mm.ScaledMMLinearKernel import Int8ScaledMMLinearLayerConfig
+
+NAMES = ("weight", "weight_scale", "input_scale", "input_zero_point", "azp_adj")
+torch.manual_seed(0)
+rows, columns = 64, 192
+ours = parsimony_vllm.int8_kernel_class()
+checked = 0
+for codes in (torch.randint(-127, 128, (rows, columns)), torch.full((rows, columns), 127)):
+    for static, symmetric, channelwise in [(False, True, True), (False, False, True), (False, True, False),
+                                           (True, True, True), (True, False, False)]:
+        scale = torch.rand(rows, 1) / 100 if channelwise else torch.tensor([0.004, 0.007])
+        by_row = scale if channelwise else scale.repeat_interleave(rows // 2).unsqueeze(1)
+        layer = torch.nn.Module()
+        layer.logical_widths = [rows // 2, rows // 2]
+        layer.bias = None
+        made = {"weight": codes.to(torch.int8), "weight_scale": scale, "input_scale": None, "input_zero_point": None}
+        if static:
+            made["input_scale"] = torch.tensor([0.03, 0.03])
+            made["input_zero_point"] = None if symmetric else torch.tensor([5, 5], dtype=torch.int32)
+        for name, value in made.items():
+            setattr(layer, name, None if value is None else torch.nn.Parameter(value, requires_grad=False))
+        kernel = ours(Int8ScaledMMLinearLayerConfig(static, channelwise, symmetric), NAMES)
+        kernel.process_weights_after_loading(layer)
+        x, bias = torch.rand(2, 5, columns) * 3 + 0.1, torch.randn(rows)
+        answer = kernel.apply_weights(layer, x, bias)
+        exact = x @ (codes * by_row).t() + bias  # but for the rounding of x: half a step a product
+        step = 0.03 if static else x.amax() / 127
+        bound = step * (codes * by_row).abs().sum(1).max()
+        assert answer.shape == (2, 5, rows) and (answer - exact).abs().max() < bound, (static, symmetric, channelwise)
+        assert (answer - exact).norm() < 0.01 * exact.norm(), ((answer - exact).norm(), exact.norm())
+        checked += 1
+chosen = type(init_int8_linear_kernel(True, False, True, "a layer")).__name__
+print("checked", checked)
+print("saturates:", parsimony_vllm.int8_products_saturate(), chosen)
+"""
+
+
 QUEUE = """
 import threading, time
 from vllm.plugins import load_general_plugins
@@ -106,6 +150,13 @@ def run_in_serving_environment(script: str, folder: Path) -> str:
 def test_every_message_arrives_where_a_waiting_process_sleeps(tmp_path: Path) -> None:
     is_small = (os.cpu_count() or 1) <= 4
     assert f"sleeps soon: {is_small}" in run_in_serving_environment(QUEUE, tmp_path)
+
+
+def test_int8_products_are_exact_where_the_processor_cuts_their_sums_off(tmp_path: Path) -> None:
+    said = run_in_serving_environment(INT8, tmp_path)
+    assert "checked 10" in said
+    saturates = not find_machine().has_int8
+    assert f"saturates: {saturates} {'ExactInt8LinearKernel' if saturates else 'CPUInt8ScaledMMLinearKernel'}" in said
 
 
 def test_the_plugins_weights_are_what_the_packed_codes_stand_for(tmp_path: Path) -> None:

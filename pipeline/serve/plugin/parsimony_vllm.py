@@ -1,9 +1,13 @@
-"""A vLLM plug-in for CPUs: INT4 and INT8 weights on processors without a kernel for them, and waiting without spinning.
+"""A vLLM plug-in for CPUs: INT4 and INT8 on processors without a right kernel for them, and waiting without spinning.
 
 vLLM 0.32 multiplies INT4 weights on a CPU only with AVX-512, and INT8 weights with 16-bit activations on no CPU at all.
 There this kernel turns the weights back into the activations' type once, as the model loads. The answers are those of
 the quantized weights; memory and speed are those of plain ones. Native GPTQ and AWQ checkpoints may then also be served
 in float32.
+
+oneDNN's INT8 products (W8A8) are wrong on x86 processors without VNNI: two products of 8 bits are added in 16 bits, and
+what does not fit is cut off (https://oneapi-src.github.io/oneDNN/dev_guide_int8_computations.html). Codes near the ends
+of their range are hit most. Where a trial product shows it, the same codes are multiplied in float32.
 
 A vLLM process that waits for another one's message spins for a second before it sleeps. On a small machine that takes a
 sixth of the worker's time (measured on 2 cores), so there it sleeps after a few milliseconds.
@@ -14,8 +18,10 @@ imports nothing else of this product.
 """
 
 import os
+import platform
 
 OWN_KERNEL = "CPUWNA16LinearKernel"
+OWN_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
 DISABLED = "VLLM_DISABLED_KERNELS"
 SMALL_MACHINE_CPUS = 4
 SPIN_S = 0.002
@@ -23,7 +29,7 @@ SPIN_S = 0.002
 
 
 def register() -> None:
-    """Add the kernel behind vLLM's own, and switch vLLM's own off where this processor's build lacks its operator."""
+    """Add our kernels behind vLLM's own, and switch vLLM's own off where their products are missing or wrong."""
     import torch
     from vllm.platforms import current_platform
     from vllm.platforms.interface import PlatformEnum
@@ -31,15 +37,40 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     current_platform.import_kernels()
-    if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
-        listed = [name for name in os.environ.get(DISABLED, "").split(",") if name]
-        os.environ[DISABLED] = ",".join([*listed, OWN_KERNEL])
     from vllm.model_executor.kernels.linear import register_linear_kernel
 
+    if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
+        disable(OWN_KERNEL)
     register_linear_kernel(kernel_class(), PlatformEnum.CPU, "mp")
+    if int8_products_saturate():
+        disable(OWN_INT8_KERNEL)
+        register_linear_kernel(int8_kernel_class(), PlatformEnum.CPU, "int8")
     allow_float32()
     if (os.cpu_count() or 1) <= SMALL_MACHINE_CPUS:
         spin_less()
+
+
+def disable(kernel: str) -> None:
+    """Keep vLLM from choosing a kernel of its own."""
+    listed = [name for name in os.environ.get(DISABLED, "").split(",") if name]
+    if kernel not in listed:
+        os.environ[DISABLED] = ",".join([*listed, kernel])
+
+
+def int8_products_saturate() -> bool:
+    """Whether vLLM's W8A8 product, tried on the largest codes, comes out wrong on this processor."""
+    import torch
+    from vllm import _custom_ops as ops
+
+    if platform.machine() != "x86_64" or not hasattr(torch.ops._C, "create_onednn_scaled_mm_handler"):
+        return False
+    rows, columns = 32, 64
+    codes = torch.full((rows, columns), 127, dtype=torch.int8).t()
+    scales = torch.ones(rows, 1)
+    handler = ops.create_onednn_scaled_mm(codes, scales, torch.float32, True, False, 1)
+    asked, answer = torch.full((2, columns), 127, dtype=torch.int8), torch.empty(2, rows)
+    ops.onednn_scaled_mm(handler, asked, answer, torch.ones(2, 1), None, None, None)
+    return not torch.equal(answer, torch.full_like(answer, 127.0 * 127.0 * columns))
 
 
 def spin_less() -> None:
@@ -117,3 +148,35 @@ def kernel_class() -> type:
             return layer.cpu_linear(x, layer.weight, bias)
 
     return DequantizedLinearKernel
+
+
+def int8_kernel_class() -> type:
+    """The W8A8 kernel's class, made after vLLM is imported."""
+    import torch
+    from vllm import _custom_ops as ops
+    from vllm.model_executor.kernels.linear import CPUInt8ScaledMMLinearKernel
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    class ExactInt8LinearKernel(CPUInt8ScaledMMLinearKernel):  # type: ignore[misc]
+        """vLLM's own codes and scales; the codes are multiplied in float32, which holds them and their sums."""
+
+        def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+            codes = getattr(layer, self.layer_param_names[0]).data.float()  # (rows, columns)
+            self.process_weights_for_onednn(layer)  # brings the scales into form, and takes the weights away
+            self.dnnl_handler = None
+            layer.weight = torch.nn.Parameter(codes, requires_grad=False)
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+
+        def apply_weights(
+            self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None
+        ) -> torch.Tensor:
+            tokens = x.reshape(-1, x.shape[-1])
+            _, scale, static_scale, static_zero, _ = self._get_layer_params(layer)
+            quantized = ops.onednn_scaled_int8_quant(tokens, static_scale, static_zero, self.config.input_symmetric)
+            codes, token_scale, zero = quantized
+            codes = codes.float() if zero is None else codes.float() - zero
+            answer = layer.cpu_linear(codes, layer.weight, None) * token_scale * scale.reshape(1, -1).float()
+            answer = answer if bias is None else answer + bias
+            return answer.to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    return ExactInt8LinearKernel

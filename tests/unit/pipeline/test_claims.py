@@ -171,8 +171,10 @@ def test_weights_that_are_served_as_plain_ones_test_no_claim_on_speed() -> None:
     rows = [row for row in table_rows(measurements([run, BASELINE])) if row[4] == "gptq"]
     assert [row[6] for row in rows if row[1] == SIZE] == ["agrees"]
     assert [row[6].partition(":")[0] for row in rows if row[1] in (SPEED, COST)] == ["no test of it"] * 3
-    plan = make_plan(a_config(quant={"method": "gptq"}), FACTS, replace(MACHINE, has_int4=False), PRICE, FREE)
-    assert any(note.startswith(NO_KERNEL) for note in plan.notes), "the plan's note has other words now"
+    without = replace(MACHINE, has_int4=False, has_int8=False)
+    for method in ("gptq", "int8", "int8-weight-only"):
+        plan = make_plan(a_config(quant={"method": method}), FACTS, without, PRICE, FREE)
+        assert any(note.startswith(NO_KERNEL) for note in plan.notes), "the plan's note has other words now"
 
 
 def test_only_the_newest_run_that_says_something_is_shown() -> None:

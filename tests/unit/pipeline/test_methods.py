@@ -111,7 +111,7 @@ def test_the_automatic_group_size_divides_every_layer_or_is_refused(hidden: int,
         assert all(offenders(larger, facts) for larger in GROUP_SIZES if larger > size)
 
 
-@pytest.mark.parametrize("name", ["gptq", "gptq-native"])
+@pytest.mark.parametrize("name", ["gptq", "gptq-native", "mixed"])
 def test_an_unknown_observer_is_refused_with_the_known_ones(name: str) -> None:
     found = problems_of(a_config(quant={"method": name, "observer": "entropy"}))
     assert "'entropy' is not one of mse, minmax" in found["quant.observer"]

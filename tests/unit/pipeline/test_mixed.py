@@ -69,8 +69,8 @@ def test_a_group_size_without_a_kernel_is_refused() -> None:
 
 def test_other_layers_and_numbers_out_of_range_are_refused_together() -> None:
     facts = replace(FACTS, architecture="Phi3ForCausalLM")
-    found = problems_of(Args(dampening=0.0, sensitivity_tokens=8), facts)
-    assert set(found) == {"quant.method", "quant.dampening", "quant.sensitivity_tokens"}
+    found = problems_of(Args(dampening=0.0, sensitivity_tokens=8, observer="none"), facts)
+    assert set(found) == {"quant.method", "quant.dampening", "quant.sensitivity_tokens", "quant.observer"}
     assert "Phi3ForCausalLM" in found["quant.method"]
 
 

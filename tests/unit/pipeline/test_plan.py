@@ -184,3 +184,33 @@ def test_a_gate_that_names_what_is_not_there_is_refused() -> None:
 
 def test_a_gate_without_a_task_is_refused() -> None:
     assert "nothing could be promoted" in problems_of(a_config(gate=GateConfig(tasks=[])))["gate.tasks"]
+
+
+@pytest.mark.parametrize(
+    ("method", "machine", "starts"),
+    [
+        ("gptq", {"has_int4": False}, ["INT4 weights"]),
+        ("gptq", {}, []),
+        ("int8-weight-only", {}, ["INT8 weights with 16-bit activations"]),
+        ("int8", {"has_int8": False}, ["INT8 products that is right"]),
+        ("rtn-int8", {"has_int8": False}, ["INT8 products that is right"]),
+        ("int8", {}, []),
+        ("mixed", {"has_int4": False, "has_int8": False}, ["INT4 weights", "INT8 products that is right"]),
+        ("none", {"has_int4": False, "has_int8": False}, []),
+        ("int8", {"has_int8": False, "device": "cuda", "device_memory_bytes": 80 * 2**30}, []),
+    ],
+)
+def test_what_a_processor_cannot_multiply_is_said(method: str, machine: dict, starts: list[str]) -> None:
+    plan = make_plan(a_config(quant={"method": method}), FACTS, replace(MACHINE, **machine), PRICE, FREE)
+    said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
+    assert [note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(said, starts, strict=True)] == [
+        True for _ in starts
+    ]
+
+
+def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> None:
+    config, machine = a_config(quant={"method": "as-is"}), replace(MACHINE, has_int4=False, has_int8=False)
+    for made, what in [("gptq", "INT4 weights"), ("int-quantized", "INT8 products"), ("fp8", None)]:
+        plan = make_plan(config, FACTS, machine, PRICE, FREE, elsewhere=replace(FACTS, quant_format=made))
+        said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
+        assert [note.partition(" for ")[2].startswith(what or "") for note in said] == ([True] if what else [])
