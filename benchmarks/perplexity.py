@@ -9,8 +9,8 @@ nats, and the share of tokens whose most likely continuation is another than the
 from a bootstrap over windows that draws the same windows for all variants.
 
 Every scored window is a line in `--record`, under the digests of its variant and base: a run that was stopped goes on
-from there, and a variant that is named later, or made anew with other bytes, is added to it. `--windows N` takes the
-first N only; without it, the whole text.
+from there, and a variant that is named later, or made anew with other bytes, is added to it. `--windows N` takes N of
+them, drawn at random and the same at every call, the smaller N's among the larger's; without it, the whole text.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], reco
     wanted = {BASE}.union(*missing.values())
     models = {name: _load(path, device) for name, path in folders.items() if name in wanted}
     with torch.inference_mode(), record.open("a") as file:
-        for (start, first, end), names in missing.items():
+        for number, ((start, first, end), names) in enumerate(missing.items(), start=1):
             if not names:
                 continue
             inputs, targets = ids[start:end].unsqueeze(0).to(device), ids[first:end].to(device)
@@ -100,7 +100,7 @@ def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], reco
                 score = Score(name, known[name], start, end, len(targets), *compare(base, ours, targets))
                 file.write(json.dumps(asdict(score)) + "\n")
             file.flush()
-            sys.stderr.write(f"\r{end:,} of {len(ids):,} tokens")
+            sys.stderr.write(f"\r{number} of {len(missing)} windows")
 
 
 def _load(folder: Path, device: str) -> Any:
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, required=True, help="JSON lines, one for each window and variant")
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--stride", type=int, default=896)
-    parser.add_argument("--windows", type=int, help="only the first N windows")
+    parser.add_argument("--windows", type=int, help="only N windows, drawn at random")
     parser.add_argument("--out", type=Path)
     parser.add_argument("variants", nargs="+", metavar="VARIANT=FOLDER")
     arguments = parser.parse_args()
@@ -210,7 +210,8 @@ def main() -> None:
 
     os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     ids = AutoTokenizer.from_pretrained(folders[BASE])(arguments.text.read_text(), return_tensors="pt").input_ids[0]
-    windows = list(spans(len(ids), arguments.window, arguments.stride))[: arguments.windows]
+    windows = list(spans(len(ids), arguments.window, arguments.stride))
+    windows = [windows[index] for index in np.random.default_rng(0).permutation(len(windows))[: arguments.windows]]
     measure(ids, windows, folders, arguments.record)
     taken = {(start, end) for start, _, end in windows}
     names = {digest: name for name, digest in digests(folders).items()}
@@ -222,9 +223,10 @@ def main() -> None:
     num_scored = sum(score.tokens for score in scores if score.variant == BASE)
     machine = find_machine()
     tools = versions(Path(sys.executable), "transformers", "torch", "compressed-tensors", "llmcompressor", "gptqmodel")
+    where = f"{machine.device_name}, {machine.num_cpus} CPUs, {time.strftime('%Y-%m-%d')}"
     text = (
-        f"{num_scored:,} of {len(ids) - 1:,} tokens of {arguments.text.name}, windows of {arguments.window} that move "
-        f"by {arguments.stride}; {machine.device_name}, {machine.num_cpus} CPUs, {time.strftime('%Y-%m-%d')}; "
+        f"{num_scored:,} of {len(ids) - 1:,} tokens of {arguments.text.name} ({len(windows)} windows of "
+        f"{arguments.window} that move by {arguments.stride}); {where}; "
         f"{', '.join(f'{name} {version}' for name, version in tools.items())}\n\n{table(scores)}"
     )
     if arguments.out is not None:

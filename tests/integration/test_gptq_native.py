@@ -1,0 +1,94 @@
+"""`quant=gptq-native`, killed on its way: GPTQModel goes on from its last checkpoint and ends with the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.files import write_json
+from pipeline import registry
+from pipeline.compress.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
+from pipeline.environments import ROOT
+from pipeline.facts import facts_from_folder
+from pipeline.models.resolve import base_model
+from pipeline.schema import ModelConfig
+from pipeline.stages import StageStore
+from tests.integration.conftest import Workplace
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+NUM_BLOCKS = 3 * BLOCKS_BETWEEN_CHECKPOINTS
+PATIENCE_S = 300
+
+
+@pytest.fixture(scope="module")
+def base(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model with the real tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    real = base_model(ModelConfig(name="smollm2-135m-q4_1", source="embedded"), 0, StageStore(workplace.home / "store"))
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": NUM_BLOCKS, "vocab_size": 49152}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**sizes, **heads)).to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(real.path).save_pretrained(folder)
+    np.save(folder / "tokens.npy", np.random.default_rng(0).integers(0, 40_000, size=(2, 64)))
+    return folder
+
+
+def start(base: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """The compress stage's process, in a group of its own."""
+    method = registry.method("gptq-native")
+    args = vars(method.resolve(registry.method_args("gptq-native", {}), facts_from_folder("base", base)))
+    job = {"method": "gptq-native", "base": base, "output": folder / "model", "args": args, "seed": 0}
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "job.json", job | {"calibration": base / "tokens.npy", "scratch": folder / "scratch"})
+    command = [sys.executable, "-m", "pipeline.compress.worker", str(folder / "job.json"), str(folder / "measured.json")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (folder / "log").open("wb") as log:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+@pytest.fixture
+def killed(base: Path, tmp_path: Path) -> Iterator[Path]:
+    """The folder of an attempt that was killed after its first checkpoint."""
+    folder = tmp_path / "killed"
+    process = start(base, folder)
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        while not (folder / "scratch" / "gptqmodel" / "CURRENT").exists():
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline, (folder / "log").read_text()
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    yield folder
+
+
+def next_block(folder: Path) -> int:
+    """Where the newest checkpoint goes on."""
+    store = folder / "scratch" / "gptqmodel"
+    newest = json.loads((store / "CURRENT").read_bytes())["generations"][0]
+    return int(json.loads((store / "objects" / newest).read_bytes())["cursor"])
+
+
+def test_a_killed_attempt_goes_on_and_ends_with_the_same_bytes(base: Path, killed: Path, tmp_path: Path) -> None:
+    assert not (killed / "measured.json").exists()
+    assert 0 < next_block(killed) < NUM_BLOCKS
+    assert start(base, killed).wait(PATIENCE_S) == 0, (killed / "log").read_text()
+    assert start(base, tmp_path / "whole").wait(PATIENCE_S) == 0, (tmp_path / "whole" / "log").read_text()
+    weights = [(folder / "model" / "model.safetensors").read_bytes() for folder in (killed, tmp_path / "whole")]
+    assert weights[0] == weights[1]
+    quantized = [(folder / "log").read_text().count("gptq") for folder in (killed, tmp_path / "whole")]
+    assert quantized[0] < quantized[1], "the second attempt did all blocks again"
