@@ -32,6 +32,7 @@ def find_machine() -> Machine:
             None,
             has_bf16=not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags),
             has_int4="avx512f" in flags,
+            has_fp8_cache=not {"avx512f", "amx_tile"}.isdisjoint(flags),
             has_int8=platform.machine() != "x86_64" or not INT8_FLAGS.isdisjoint(flags),
         )
     name, mib, capability = gpus[0]

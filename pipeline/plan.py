@@ -194,15 +194,22 @@ def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
 
 
 def _check_kv_cache(config: RunConfig, machine: Machine) -> list[Problem]:
-    """On a GPU, FP8 keys and values need FP8 units; vLLM's CPU attention converts them."""
+    """FP8 keys and values need FP8 units on a GPU, and AVX-512 or AMX on a CPU."""
     wanted = config.engine.kv_cache_dtype
     if wanted not in KV_CACHE_DTYPES:
         return [Problem("engine.kv_cache_dtype", f"'{wanted}' is not one of {', '.join(KV_CACHE_DTYPES)}")]
-    if wanted == AUTO or machine.device != "cuda" or (machine.compute_capability or 0) >= FP8_CAPABILITY:
+    if wanted == AUTO:
         return []
-    message = f"'{wanted}' needs compute capability {FP8_CAPABILITY}, {machine.device_name} has "
-    ways = (f"engine.kv_cache_dtype={AUTO}",)
-    return [Problem("engine.kv_cache_dtype", f"{message}{machine.compute_capability}", ways)]
+    if machine.device == "cuda":
+        has = (machine.compute_capability or 0) >= FP8_CAPABILITY
+        needed = f"compute capability {FP8_CAPABILITY}, {machine.device_name} has {machine.compute_capability}"
+    else:
+        has, needed = machine.has_fp8_cache, f"AVX-512 or AMX on a CPU, {machine.device_name} has neither"
+    return (
+        []
+        if has
+        else [Problem("engine.kv_cache_dtype", f"'{wanted}' needs {needed}", (f"engine.kv_cache_dtype={AUTO}",))]
+    )
 
 
 def _check_split(method: registry.Method, config: RunConfig, machine: Machine) -> list[Problem]:

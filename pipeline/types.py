@@ -62,6 +62,8 @@ class Machine:
     """Whether the device computes bfloat16 itself; a CPU without it emulates it, several times slower than float32."""
     has_int4: bool = True
     """Whether vLLM multiplies grouped INT4 weights there; on a CPU it needs AVX-512."""
+    has_fp8_cache: bool = True
+    """Whether vLLM keeps keys and values in FP8 there; on a CPU it needs AVX-512 or AMX."""
     has_int8: bool = True
     """Whether INT8 products come out right there; x86 processors without VNNI cut their sums off."""
 

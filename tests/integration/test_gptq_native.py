@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,13 @@ def start(base: Path, folder: Path) -> subprocess.Popen[bytes]:
     job = {"method": "gptq-native", "base": base, "output": folder / "model", "args": args, "seed": 0}
     folder.mkdir(exist_ok=True)
     write_json(folder / "job.json", job | {"calibration": base / "tokens.npy", "scratch": folder / "scratch"})
-    command = [sys.executable, "-m", "pipeline.compress.worker", str(folder / "job.json"), str(folder / "measured.json")]
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline.compress.worker",
+        str(folder / "job.json"),
+        str(folder / "measured.json"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with (folder / "log").open("wb") as log:
         return subprocess.Popen(
@@ -60,7 +65,7 @@ def start(base: Path, folder: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.fixture
-def killed(base: Path, tmp_path: Path) -> Iterator[Path]:
+def killed(base: Path, tmp_path: Path) -> Path:
     """The folder of an attempt that was killed after its first checkpoint."""
     folder = tmp_path / "killed"
     process = start(base, folder)
@@ -73,7 +78,7 @@ def killed(base: Path, tmp_path: Path) -> Iterator[Path]:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    yield folder
+    return folder
 
 
 def next_block(folder: Path) -> int:

@@ -13,6 +13,7 @@ from pipeline import registry
 from pipeline.cli import CONF, check_choices, choices, command_config
 from pipeline.environments import set_defaults
 from pipeline.facts import facts_from_shape
+from pipeline.planned import without_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 set_defaults()
@@ -42,6 +43,20 @@ def test_every_choice_composes_and_fits_the_schema(group: str, name: str) -> Non
         registry.method_args(values.pop("method"), values)
     if group == "load":
         assert from_config(config.load).name == name
+
+
+def test_a_checkpoint_made_elsewhere_leaves_the_baseline_as_it_was_named(tmp_path: Path) -> None:
+    path = f"model.path={tmp_path}"
+    config = command_config(["model=smollm2-135m-q4_1", path, "quant=as-is"], None)
+    assert (config.model.name, config.model.source, config.model.path) == (
+        "smollm2-135m-q4_1",
+        "embedded",
+        str(tmp_path),
+    )
+    baseline, elsewhere = without_checkpoint(config)
+    assert (baseline.model.path, elsewhere) == (None, tmp_path)
+    config = command_config(["model=smollm2-135m-q4_1", path, "quant=int8"], None)
+    assert (config.model.name, config.model.source) == (tmp_path.name, "path")
 
 
 @pytest.mark.parametrize("path", sorted(CONF.glob("*/*.yaml")), ids=str)

@@ -139,6 +139,8 @@ def test_an_fp8_kv_cache_composes_with_any_method_and_makes_a_candidate_of_the_b
     assert beside.candidate.label == "awq+fp8-kv-cache"
     assert "8.0" in problems_of(a_config(engine=engine), machine=A100)["engine.kv_cache_dtype"]
     assert "auto, fp8" in problems_of(a_config(engine=EngineConfig(kv_cache_dtype="int3")))["engine.kv_cache_dtype"]
+    without = replace(MACHINE, has_fp8_cache=False)
+    assert "AVX-512 or AMX" in problems_of(a_config(engine=engine), machine=without)["engine.kv_cache_dtype"]
 
 
 def test_bitsandbytes_checkpoints_are_not_split_over_gpus() -> None:
