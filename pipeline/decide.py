@@ -1,8 +1,8 @@
 """The decision: promote the cheapest candidate that passed the gate and meets the SLO. Pure.
 
 A candidate must pass its gate on every task that decides (`evals/gate.py`, replayed from the recorded outcomes), cost
-less than the baseline, and hold the p99 latencies where an SLO is given. Of several that do, the cheapest wins. Every
-reason carries its figures, and every loser says who beat it and by how much.
+less than the baseline by more than the repeats' noise, and hold the p99 latencies where an SLO is given. Of several
+that do, the cheapest wins. Every reason carries its figures, and every loser says who beat it and by how much.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from evals.curves import compare as load_ratios
 from evals.gate import Combined, best_of_k_level, e_bh
 from evals.gate import Decision as GateDecision
 from evals.sequential import SequentialEvaluation
@@ -53,7 +54,7 @@ def decide(
     tasks = {} if evaluation is None else task_gates(evaluation, candidate.quality, baseline.quality)
     verdicts = [
         *_quality(candidate.quality, evaluation, tasks, gate),
-        _price(candidate.cost, baseline.cost, "the baseline"),
+        _price(candidate, baseline),
         *_slo(candidate.load, gate),
     ]
     action = "promote" if all(verdict.passed for verdict in verdicts) else "hold"
@@ -188,16 +189,44 @@ def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Verdict:
     return Verdict(passed, f"quality: {one.task}: {figures}, {asked}: {words} ({how_sure(one, gate)})", beaten)
 
 
-def _price(candidate: CostReport, other: CostReport, name: str) -> Verdict:
-    ours, theirs = candidate.usd_per_1k_tokens, other.usd_per_1k_tokens
+def _price(candidate: Evidence, baseline: Evidence) -> Verdict:
+    name = "the baseline"
+    ours, theirs = candidate.cost.usd_per_1k_tokens, baseline.cost.usd_per_1k_tokens
     if ours is None or theirs is None:
-        missing = candidate.missing.get("usd_per_1k_tokens") or other.missing.get("usd_per_1k_tokens", "not measured")
+        reasons = (one.cost.missing.get("usd_per_1k_tokens") for one in (candidate, baseline))
+        missing = next((reason for reason in reasons if reason), "not measured")
         return Verdict(False, f"price: unknown: {missing}", f"{name}: no price was measured here ({missing})")
     change = float(ours.value / theirs.value) - 1
     figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
     cheaper = ours.value < theirs.value
+    doubt = price_doubt(candidate.load, baseline.load) if cheaper else ""
+    if doubt:
+        return Verdict(False, f"price: {figures}: not told apart from {name}'s: {doubt}", f"{name} on price: {doubt}")
     reason = f"price: {figures}: {'cheaper' if cheaper else 'not cheaper'} than {name}"
     return Verdict(cheaper, reason, "" if cheaper else f"{name} on price: {figures}")
+
+
+def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
+    """Why a lower price is not told apart from the baseline's; empty where it is, or where one repeat has no noise.
+
+    At a closed loop the 95% interval of the throughputs' ratio (Welch, over the repeats) must leave out 1. Where
+    theta_slo was searched, the rate that held must reach the lowest that failed the baseline.
+    """
+    if load.theta_slo is not None and baseline.theta_slo is not None:
+        held, failed = load.theta_slo.held_req_per_s, baseline.theta_slo.failed_req_per_s
+        if held is None or (failed is not None and held >= failed):
+            return ""
+        bound = "no rate failed the baseline" if failed is None else f"the baseline fails from {failed:g} on only"
+        return f"theta_slo is {held:g} requests/s, and {bound}; load.search.tolerance and point_duration_s refine it"
+    point = headline_point(load)
+    found = next((one for one in load_ratios(baseline, load) if point is not None and one.name == point.name), None)
+    if found is None or found.lo is None or found.hi is None or found.verdict != "not told apart":
+        return ""
+    num = len(point.repeats)
+    return (
+        f"{found.ratio - 1:+.1%} [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}] over {num} repeats; "
+        f"load.num_repeats={3 * num} tells smaller differences"
+    )
 
 
 def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Verdict]:

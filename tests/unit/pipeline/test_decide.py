@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -32,6 +33,7 @@ from pipeline.gates import gates_of, rule_of
 from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.record.store import revive
 from pipeline.schema import GateConfig
+from pipeline.types import Decision
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")
 GATE = GateConfig(num_resamples=2000)
@@ -319,3 +321,32 @@ def test_mean_quality_is_missing_where_scores_mean_nothing() -> None:
     mean = mean_quality(quality(GOOD))
     assert mean is not None
     assert mean.value == 0.75
+
+
+def a_loop(rates: Sequence[float], theta: ThetaSlo | None = None) -> LoadReport:
+    repeats = tuple({"total_tok_per_s": rate, "req_per_s": rate / 160} for rate in rates)
+    return LoadReport("quick", (LoadPoint("c8", 8, 128, 32, repeats, 0),), theta_slo=theta)
+
+
+def decided(ours: LoadReport, theirs: LoadReport, usd: str = "0.9") -> Decision:
+    candidate, baseline = evidence(GOOD, usd), evidence(GOOD, "1")
+    return decide(replace(candidate, load=ours), replace(baseline, load=theirs), GATE, seed=0)[0]
+
+
+def test_a_lower_price_within_the_noise_of_the_repeats_promotes_nothing() -> None:
+    held = decided(a_loop([100, 120, 110]), a_loop([95, 115, 100]))
+    assert held.action == "hold"
+    assert "not met: price: 0.9 against 1 USD per 1k tokens (-10.0%): not told apart" in held.reasons[-1]
+    assert "over 3 repeats; load.num_repeats=9" in held.reasons[-1]
+    assert decided(a_loop([110, 111, 109]), a_loop([100, 101, 99])).action == "promote"
+    assert decided(a_loop([110]), a_loop([100])).action == "promote", "a single repeat has no noise to tell"
+
+
+def test_a_rate_that_held_must_reach_one_that_failed_the_baseline() -> None:
+    def theta(held: float | None, failed: float | None) -> LoadReport:
+        return a_loop([100, 101], ThetaSlo(2.0, 0.2, held, failed, 6))
+
+    assert decided(theta(2.2, 2.4), theta(2.0, 2.2)).action == "promote"
+    within = decided(theta(2.1, 2.3), theta(2.0, 2.2))
+    assert "theta_slo is 2.1 requests/s, and the baseline fails from 2.2 on only" in within.reasons[-1]
+    assert "no rate failed the baseline" in decided(theta(2.1, None), theta(2.0, None)).reasons[-1]
