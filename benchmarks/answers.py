@@ -192,7 +192,7 @@ def packed_model(network: Any, encoder: Any, asked: Interviewed) -> Any:
 
 
 def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, out: Path) -> None:
-    """Ask one variant every task that it has no file for, and write the files."""
+    """Ask one variant every task that it has no file for from this very checkpoint, and write the files."""
     import lm_eval
 
     checkpoint = checkpoint_digest(folder)
@@ -220,11 +220,9 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
             outcome = worker.evaluate([loaded], chosen, model, job)["tasks"][task]
         kept = ("item_id", "score", "loglikelihoods", "target", "num_tokens")
         items = [{key: item[key] for key in kept} for item in outcome["items"]]
-        about = {key: outcome[key] for key in ("metric", "num_items_total")} | {
-            "tools": tools,
-            "checkpoint": checkpoint,
-        }
-        write_json(answers_file(out, name, task), {"variant": name, "task": task, "items": items, **about})
+        about = {"variant": name, "task": task, "checkpoint": checkpoint, "tools": tools}
+        about |= {key: outcome[key] for key in ("metric", "num_items_total")}
+        write_json(answers_file(out, name, task), {**about, "items": items})
         accuracy = mean_estimate([item["score"] for item in items])
         print(
             f"{name} {task}: {accuracy.value:.2%} [{accuracy.lo:.2%}, {accuracy.hi:.2%}], {len(items)} items",

@@ -11,6 +11,7 @@ from a bootstrap over windows that draws the same windows for all variants.
 Every scored window is a line in `--record`, under the digests of its variant and base: a run that was stopped goes on
 from there, and a variant that is named later, or made anew with other bytes, is added to it. `--windows N` takes N of
 them, drawn at random and the same at every call, the smaller N's among the larger's; without it, the whole text.
+The records of the committed tables are in `benchmarks/windows/`.
 """
 
 from __future__ import annotations
@@ -83,16 +84,15 @@ def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], reco
 
     have = {(score.start, score.end, score.digest) for score in read(record)}
     known = digests(folders)
-    missing = {span: [name for name in folders if (span[0], span[2], known[name]) not in have] for span in windows}
-    if not any(missing.values()):
+    lacking = {span: [name for name in folders if (span[0], span[2], known[name]) not in have] for span in windows}
+    missing = {span: names for span, names in lacking.items() if names}
+    if not missing:
         return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = {BASE}.union(*missing.values())
     models = {name: _load(path, device) for name, path in folders.items() if name in wanted}
     with torch.inference_mode(), record.open("a") as file:
         for number, ((start, first, end), names) in enumerate(missing.items(), start=1):
-            if not names:
-                continue
             inputs, targets = ids[start:end].unsqueeze(0).to(device), ids[first:end].to(device)
             base = _log_probabilities(models[BASE], inputs, len(targets))
             for name in names:

@@ -105,11 +105,11 @@ def run_config(composed: Any) -> RunConfig:
         raise ConfigError("model.path: no folder is given; write model=local model.path=/a/folder/in/hugging-face/form")
     if config.model.path:
         config.model.path = str(Path(config.model.path).expanduser().resolve())
-        if config.quant.get("method") == "as-is" and config.model.source != "path":
-            return config  # model= is the baseline, and the folder a candidate
-        if config.model.source != "path" or not config.model.name:
-            config.model.name = Path(config.model.path).name
-        config.model.source, config.model.note = "path", ""
+        is_candidate = config.quant.get("method") == "as-is" and config.model.source != "path"
+        if not is_candidate:  # else model= is its baseline
+            if config.model.source != "path" or not config.model.name:
+                config.model.name = Path(config.model.path).name
+            config.model.source, config.model.note = "path", ""
     return config
 
 

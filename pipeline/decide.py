@@ -190,20 +190,20 @@ def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Verdict:
 
 
 def _price(candidate: Evidence, baseline: Evidence) -> Verdict:
-    name = "the baseline"
     ours, theirs = candidate.cost.usd_per_1k_tokens, baseline.cost.usd_per_1k_tokens
     if ours is None or theirs is None:
         reasons = (one.cost.missing.get("usd_per_1k_tokens") for one in (candidate, baseline))
         missing = next((reason for reason in reasons if reason), "not measured")
-        return Verdict(False, f"price: unknown: {missing}", f"{name}: no price was measured here ({missing})")
+        return Verdict(False, f"price: unknown: {missing}", f"the baseline: no price was measured here ({missing})")
     change = float(ours.value / theirs.value) - 1
     figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
     cheaper = ours.value < theirs.value
     doubt = price_doubt(candidate.load, baseline.load) if cheaper else ""
     if doubt:
-        return Verdict(False, f"price: {figures}: not told apart from {name}'s: {doubt}", f"{name} on price: {doubt}")
-    reason = f"price: {figures}: {'cheaper' if cheaper else 'not cheaper'} than {name}"
-    return Verdict(cheaper, reason, "" if cheaper else f"{name} on price: {figures}")
+        reason = f"price: {figures}: not told apart from the baseline's: {doubt}"
+        return Verdict(False, reason, f"the baseline on price: {doubt}")
+    reason = f"price: {figures}: {'cheaper' if cheaper else 'not cheaper'} than the baseline"
+    return Verdict(cheaper, reason, "" if cheaper else f"the baseline on price: {figures}")
 
 
 def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
@@ -220,7 +220,7 @@ def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
         return f"theta_slo is {held:g} requests/s, and {bound}; load.search.tolerance and point_duration_s refine it"
     point = headline_point(load)
     found = next((one for one in load_ratios(baseline, load) if point is not None and one.name == point.name), None)
-    if found is None or found.lo is None or found.hi is None or found.verdict != "not told apart":
+    if found is None or found.lo is None or found.hi is None or found.hi < 1:
         return ""
     num = len(point.repeats)
     return (

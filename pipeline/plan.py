@@ -35,8 +35,11 @@ NO_KERNEL = {
     "bits): the same codes are multiplied in float32; quality is that of the quantized model, speed and price are not",
 }
 """What a plan says where vLLM lacks the kernel of a product (`registry.Method.products`)."""
-PRODUCT_OF_FORMAT = {"pack-quantized": "w4a16", "gptq": "w4a16", "awq": "w4a16", "int-quantized": "w8a8"}
-"""A format made elsewhere -> what its layers multiply, in all but rare cases."""
+PRODUCTS_OF_FORMAT = {
+    "pack-quantized": ("w4a16",), "gptq": ("w4a16",), "awq": ("w4a16",), "int-quantized": ("w8a8",),
+    "mixed-precision": ("w4a16", "w8a8"),
+}  # fmt: skip
+"""A format made elsewhere -> what its layers multiply; the formats of INT4 hold INT8 weights in rare cases."""
 KV_CACHE_DTYPES = (AUTO, "fp8")
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 GIB = 2**30
@@ -143,9 +146,7 @@ def _kernel_notes(method: registry.Method, machine: Machine, elsewhere: ModelFac
     if machine.device != "cpu":
         return []
     lacking = {"w4a16": not machine.has_int4, "w8a16": True, "w8a8": not machine.has_int8}
-    products = method.products
-    if elsewhere is not None:
-        products = [PRODUCT_OF_FORMAT[made] for made in [elsewhere.quant_format] if made in PRODUCT_OF_FORMAT]
+    products = method.products if elsewhere is None else PRODUCTS_OF_FORMAT.get(elsewhere.quant_format or "", ())
     return [NO_KERNEL[product] for product in products if lacking[product]]
 
 
@@ -205,11 +206,9 @@ def _check_kv_cache(config: RunConfig, machine: Machine) -> list[Problem]:
         needed = f"compute capability {FP8_CAPABILITY}, {machine.device_name} has {machine.compute_capability}"
     else:
         has, needed = machine.has_fp8_cache, f"AVX-512 or AMX on a CPU, {machine.device_name} has neither"
-    return (
-        []
-        if has
-        else [Problem("engine.kv_cache_dtype", f"'{wanted}' needs {needed}", (f"engine.kv_cache_dtype={AUTO}",))]
-    )
+    if has:
+        return []
+    return [Problem("engine.kv_cache_dtype", f"'{wanted}' needs {needed}", (f"engine.kv_cache_dtype={AUTO}",))]
 
 
 def _check_split(method: registry.Method, config: RunConfig, machine: Machine) -> list[Problem]:

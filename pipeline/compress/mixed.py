@@ -151,7 +151,7 @@ def options_of(
     }
 
 
-def scheme_of(level: Level, targets: Sequence[str], scale_dtype: Any, observer: str = "mse") -> Any:
+def scheme_of(level: Level, targets: Sequence[str], scale_dtype: Any, observer: str) -> Any:
     """The level as a compressed-tensors QuantizationScheme for these modules."""
     from compressed_tensors.quantization import preset_name_to_scheme
 

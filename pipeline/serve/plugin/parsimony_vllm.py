@@ -20,8 +20,8 @@ imports nothing else of this product.
 import os
 import platform
 
-OWN_KERNEL = "CPUWNA16LinearKernel"
-OWN_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
+VLLM_INT4_KERNEL = "CPUWNA16LinearKernel"
+VLLM_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
 DISABLED = "VLLM_DISABLED_KERNELS"
 SMALL_MACHINE_CPUS = 4
 SPIN_S = 0.002
@@ -40,10 +40,10 @@ def register() -> None:
     from vllm.model_executor.kernels.linear import register_linear_kernel
 
     if not hasattr(torch.ops._C, "cpu_gemm_wna16"):
-        disable(OWN_KERNEL)
+        disable(VLLM_INT4_KERNEL)
     register_linear_kernel(kernel_class(), PlatformEnum.CPU, "mp")
     if int8_products_saturate():
-        disable(OWN_INT8_KERNEL)
+        disable(VLLM_INT8_KERNEL)
         register_linear_kernel(int8_kernel_class(), PlatformEnum.CPU, "int8")
     allow_float32()
     if (os.cpu_count() or 1) <= SMALL_MACHINE_CPUS:

@@ -141,7 +141,7 @@ def tiny():
 def schemes():
     import torch
 
-    return {level.name: scheme_of(level, [], torch.bfloat16) for level in levels(32)[:2]}
+    return {level.name: scheme_of(level, [], torch.bfloat16, "mse") for level in levels(32)[:2]}
 
 
 def test_sensitivities_are_those_of_whole_passes(tiny, schemes) -> None:

@@ -203,9 +203,7 @@ def test_a_gate_without_a_task_is_refused() -> None:
 def test_what_a_processor_cannot_multiply_is_said(method: str, machine: dict, starts: list[str]) -> None:
     plan = make_plan(a_config(quant={"method": method}), FACTS, replace(MACHINE, **machine), PRICE, FREE)
     said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
-    assert [note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(said, starts, strict=True)] == [
-        True for _ in starts
-    ]
+    assert all(note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(said, starts, strict=True))
 
 
 def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> None:
