@@ -1,19 +1,22 @@
 """Do our load figures equal those of a plain `vllm bench serve`? Paired runs against one server, and our own overhead.
 
-    python -m benchmarks.load --model FOLDER [--pairs 8] [--concurrency 8] [--out benchmarks/results/load.json]
+    python -m benchmarks.load --model FOLDER [--pairs 8] [--loads c8] [--out benchmarks/results/load.json]
+    python -m benchmarks.load --model FOLDER --loads c1,c8,c32,rps0.8        points of a curve, against one server
     python -m benchmarks.load --model FOLDER --url http://127.0.0.1:8000 --served-model-name NAME   # a server of yours
 
 Every pair measures the same setting twice, through the product's load stage and through vLLM's own command in a process
 of its own, in turn the one or the other first, each with prompts that the server has not seen. What is shown is the
 mean ratio ours / plain with its 95% interval, beside the plain client's own run-to-run spread: ours agrees when the
-interval holds 1. Overhead is the time between the end of one repeat and the start of the next, as a share of the
-repeats.
+interval holds 1. Loads are named as the product's points are: `c8` is 8 requests in flight, `rps0.8` 0.8 Poisson
+arrivals per second. Overhead is the time between the end of one repeat and the start of the next, as a share of the
+repeats, at the first load.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
 import math
@@ -45,6 +48,8 @@ PLAIN = (
     "parser = Parser(); add_cli_args(parser); main(parser.parse_args(sys.argv[1:]))"
 )
 """What `vllm bench serve` does; the command itself does not start in the CPU build, whose package has another name."""
+MIN_REQUESTS, POINT_DURATION_S = 30, 30.0
+"""What `load=slo` sends at a rate."""
 METRICS = ("output_tok_per_s", "req_per_s", "ttft_p50_s", "tpot_p50_s")
 Metrics = dict[str, float | None]
 
@@ -74,6 +79,19 @@ class Bench:
         report = run_load(self.target, scenario, serving_python(), folder, seed, run_process=run_logged, env=self.env)
         return report.points[0].repeats[0]
 
+    def pairs(self, num_pairs: int, seed: int) -> list[dict[str, Metrics]]:
+        """Both ways, one after the other, in turn the one or the other first."""
+        found = []
+        for index in range(num_pairs):
+            ways = [("ours", self.ours), ("plain", self.plain)]
+            pair = {}
+            for turn, (name, way) in enumerate(ways if index % 2 == 0 else reversed(ways)):
+                pair[name] = way(run_seed(seed, self.point, 2 * index + turn))
+            found.append(pair)
+            shown = ", ".join(f"{name} {figures['output_tok_per_s']:.1f}" for name, figures in pair.items())
+            print(f"{self.point.name}, pair {index + 1}/{num_pairs}: {shown} output tok/s", flush=True)
+        return found
+
     def overhead(self, seed: int) -> dict[str, float]:
         """Time between repeats over time in them, for five repeats."""
         scenario, folder = LoadScenario("overhead", (self.point,), num_repeats=5), self.folder / "overhead"
@@ -100,33 +118,35 @@ def target_of(options: argparse.Namespace, folder: Path) -> Iterator[Target]:
         yield served.target()
 
 
+def point_of(name: str, options: argparse.Namespace) -> PointSpec:
+    """A load by its name: `c8` or `rps0.8`, as many requests of it as the product's sweep and search would send."""
+    sizes = options.input_tokens, options.output_tokens
+    if name.startswith("rps"):
+        rate = float(name.removeprefix("rps"))
+        return PointSpec(*sizes, max(MIN_REQUESTS, math.ceil(rate * POINT_DURATION_S)), request_rate=rate)
+    parallel = int(name.removeprefix("c"))
+    return PointSpec(*sizes, max(4, 2 * parallel), concurrency=parallel)
+
+
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All pairs and the overhead, as one record."""
     machine = find_machine()
     env = {**server_environment(EngineConfig(), machine), "PYTHONHASHSEED": "0"}
-    point = PointSpec(
-        options.input_tokens, options.output_tokens, options.num_requests, concurrency=options.concurrency
-    )
-    pairs: list[dict[str, Metrics]] = []
+    loads: dict[str, dict[str, Any]] = {}
     with target_of(options, folder) as target:
-        bench = Bench(target, point, folder, env)
-        for index in range(options.pairs):
-            ways = [("ours", bench.ours), ("plain", bench.plain)]
-            pair = {}
-            for turn, (name, way) in enumerate(ways if index % 2 == 0 else reversed(ways)):
-                pair[name] = way(run_seed(options.seed, point, 2 * index + turn))
-            pairs.append(pair)
-            shown = ", ".join(f"{name} {figures['output_tok_per_s']:.1f}" for name, figures in pair.items())
-            print(f"pair {index + 1}/{options.pairs}: {shown} output tok/s", flush=True)
-        spent = bench.overhead(options.seed + 1)
+        benches = [Bench(target, point_of(name, options), folder, env) for name in options.loads.split(",")]
+        for bench in benches:
+            pairs = bench.pairs(options.pairs, options.seed)
+            ratios = {name: ratio(pairs, name) for name in METRICS}
+            loads[bench.point.name] = {"point": dataclasses.asdict(bench.point), "ratios": ratios, "pairs": pairs}
+        spent = benches[0].overhead(options.seed + 1)
     return {
         "what": "load stage against plain vllm bench serve",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": {**machine.fingerprint, "platform": platform.platform(), "load_average": os.getloadavg()},
         "versions": versions(serving_python(), "vllm", "torch"),
-        "point": point,
-        "pairs": pairs,
-        "ratios": {name: ratio(pairs, name) for name in METRICS},
+        "model": options.name,
+        "loads": loads,
         "overhead": spent,
     }
 
@@ -156,18 +176,19 @@ def main() -> None:
     parser.add_argument("--url", help="a running server, instead of one that is started here")
     parser.add_argument("--served-model-name", default="model")
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--concurrency", type=int, default=8)
+    parser.add_argument("--loads", default="c8", help="points, as c8 (requests in flight) or rps0.8 (arrivals/s)")
+    parser.add_argument("--name", default="", help="what the record calls the model")
     parser.add_argument("--input-tokens", type=int, default=128)
     parser.add_argument("--output-tokens", type=int, default=64)
-    parser.add_argument("--num-requests", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="load-benchmark-") as folder:
         record = measure(options, Path(folder))
-    for name, row in record["ratios"].items():
-        interval = f"[{row['lo']:.4f}, {row['hi']:.4f}]"
-        print(f"{name:<18} ours/plain {row['ratio']:.4f} {interval}, plain spread {row['plain_spread']:.1%}")
+    for load, figures in record["loads"].items():
+        for name, row in figures["ratios"].items():
+            interval = f"[{row['lo']:.4f}, {row['hi']:.4f}]"
+            print(f"{load:<14} {name:<18} ours/plain {row['ratio']:.4f} {interval}, spread {row['plain_spread']:.1%}")
     print(f"overhead between repeats: {record['overhead']['share']:.2%} of the time in them")
     if options.out is not None:
         write_json(options.out, record)

@@ -90,13 +90,19 @@ def lookup(
 
     Raises:
         PriceError: no such hardware, no offer that keeps the constraints (all removed ones are named with the reason),
-            or a price that is not above 0.
+            a code that is none, or a price that is not above 0.
 
     """
     if num_devices < 1:
         raise PriceError(f"hardware {hardware}: {num_devices} devices; there must be at least 1")
+    unknown = [code for code in residency if not re.fullmatch("[A-Za-z]{2}", code)]
+    if unknown:
+        raise PriceError(f"residency: {unknown[0]!r} is no ISO 3166 code\n  -> two letters for each country: [sg,au]")
     if usd_per_hour is not None:
-        return _own_price(hardware, purchase_option, num_devices, usd_per_hour)
+        price = _own_price(hardware, purchase_option, num_devices, usd_per_hour)
+        asked = [f"region={region}"] * (region is not None) + [f"residency={', '.join(residency)}"] * bool(residency)
+        unchecked = "is not checked: a price of your own does not say where the machine stands"
+        return replace(price, warnings=tuple(f"{constraint} {unchecked}" for constraint in asked))
     catalog = catalog or default_catalog()
     device = device_facts(hardware, catalog)
     offers = [offer for offer in catalog.offers if offer.hardware == (device.whole or device.name)]
@@ -112,7 +118,7 @@ def lookup(
         reasons = "\n".join(f"  - {offer.name}: {reason}" for offer, reason in removed)
         raise PriceError(
             f"no offer for {hardware} keeps the constraints:\n{reasons}\n"
-            "  -> widen hardware.region or hardware.residency, or give the price yourself: hardware.usd_per_hour=USD"
+            "  -> widen region or residency, or give the price yourself: hardware.usd_per_hour=USD"
         )
     price = _merge(device, kept, num_devices, catalog, today)
     return replace(price, warnings=(*price.warnings, *(f"removed {offer.name}: {reason}" for offer, reason in removed)))

@@ -128,6 +128,8 @@ def hydra_message(error: BaseException) -> str:
         line for line in text.splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type"))
     ]
     message = "\n  ".join(lines[:6])
+    if "is not a ListConfig" in message:
+        message = f"not a list\n  -> in brackets, without spaces: {full_key}=[one,two]"
     return f"{full_key}: {message}" if full_key else message
 
 

@@ -73,6 +73,8 @@ def find_price(config: RunConfig, machine: Machine) -> Price:
         hardware.purchase_option,
         num_devices,
         usd_per_hour=hardware.usd_per_hour,
+        region=config.region,
+        residency=config.residency,
         today=datetime.now(UTC).date(),
     )
 

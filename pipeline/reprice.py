@@ -4,6 +4,7 @@
     python -m pipeline.reprice model=... hardware.usd_per_hour=0.8        a machine's price of your own
     python -m pipeline.reprice model=... hardware.name=l4-24gb            only what was measured on this hardware
     python -m pipeline.reprice model=... gate.utilisation=0.7             busy 70% of the time
+    python -m pipeline.reprice model=... residency=[sg,au]                only offers that stand in these countries
     python -m pipeline.reprice model=... +catalog=NEW.yaml                another price catalog
     python -m pipeline.reprice model=... +api=groq/llama-3.1-8b-instant   beside a public API's list price
 
@@ -59,6 +60,9 @@ class Pricing:
     """The user's own price of the whole machine; None: the catalog's."""
     utilisation: Decimal | None = None
     """None keeps each run's own."""
+    region: str | None = None
+    residency: tuple[str, ...] = ()
+    """Where it may run, as `finops.prices.lookup` has it."""
     catalog: Catalog | None = None
     catalog_name: str = ""
     today: date | None = None
@@ -73,7 +77,8 @@ class Pricing:
         name = self.purchase_option
         if self.usd_per_hour is not None:
             name = f"given-{self.usd_per_hour.normalize():f}-usd-per-hour"
-        name += f"-{self.catalog_name}" if self.catalog_name else ""
+        where = self.catalog_name, self.region, *sorted(code.lower() for code in self.residency)
+        name += "".join(f"-{text}" for text in where if text)
         return name if self.utilisation is None else f"{name}-u{self.utilisation.normalize():f}"
 
     def price(self, hardware: str, num_devices: int) -> Price:
@@ -83,6 +88,8 @@ class Pricing:
             self.purchase_option,
             num_devices,
             usd_per_hour=self.usd_per_hour,
+            region=self.region,
+            residency=self.residency,
             catalog=self.catalog,
             today=self.today,
         )
@@ -118,7 +125,7 @@ def reprice_all(runs: Sequence[CostRun], pricing: Pricing) -> list[Repriced]:
             try:
                 prices[machine] = pricing.price(*machine)
             except PriceError as error:
-                prices[machine] = str(error).partition("\n")[0]
+                prices[machine] = str(error).partition("\n  ->")[0]
         price = prices[machine]
         if isinstance(price, str):
             found.append(Repriced(run, {}, None, None, price))
@@ -203,6 +210,8 @@ def pricing_of(config: RunConfig, arguments: Sequence[str], catalog: Path | None
         hardware=None if hardware.name == "auto" else hardware.name,
         usd_per_hour=None if hardware.usd_per_hour is None else decimal(hardware.usd_per_hour),
         utilisation=decimal(config.gate.utilisation) if is_given else None,
+        region=config.region,
+        residency=tuple(config.residency),
         catalog=None if catalog is None else load_catalog(catalog),
         catalog_name="" if catalog is None else catalog.stem,
         today=today,

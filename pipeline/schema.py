@@ -277,6 +277,10 @@ class RunConfig:
     promote: PromoteConfig = field(default_factory=PromoteConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     finops: FinopsConfig = field(default_factory=FinopsConfig)
+    region: str | None = None
+    """Only offers of this region of the price catalog; null: of any."""
+    residency: list[str] = field(default_factory=list)
+    """ISO 3166 codes of the countries in which data may be processed; empty: anywhere."""
     tags: dict[str, str | None] = field(default_factory=dict)
     """Cost tags: workload_type, team, environment, and your own; null takes the default."""
     home: str = ""

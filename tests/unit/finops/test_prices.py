@@ -254,6 +254,17 @@ def test_residency_removes_offers_and_says_which(tmp_path):
     assert str(caught.value).count("  - ") == 3
 
 
+def test_a_code_that_is_no_country_is_refused():
+    with pytest.raises(PriceError, match="residency: 'singapore' is no ISO 3166 code"):
+        lookup("l4-24gb", residency=["sg", "singapore"])
+
+
+def test_a_price_of_your_own_does_not_say_where_the_machine_stands():
+    price = lookup("mine", usd_per_hour=2, region="here", residency=["sg"])
+    assert [text.partition(" is not checked")[0] for text in price.warnings] == ["region=here", "residency=sg"]
+    assert lookup("mine", usd_per_hour=2).warnings == ()
+
+
 def test_a_region_is_a_constraint(tmp_path):
     here = OFFER | {"region": "here", "low": "1.10"}
     catalog = load_catalog(catalog_file(tmp_path, OFFER, here))

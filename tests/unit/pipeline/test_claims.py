@@ -166,6 +166,15 @@ def test_only_the_same_machine_load_questions_and_engine_are_compared() -> None:
     assert not of(measurements([run]), INT8, SPEED)
 
 
+def test_a_load_that_sets_the_pace_measures_no_speed() -> None:
+    def paced(load: LoadReport) -> LoadReport:
+        return replace(load, points=(*load.points, replace(load.points[1], name="rps1-128x32", request_rate=1.0)))
+
+    run, baseline = a_run("int8", paced(a_load(scaled(2)))), replace(BASELINE, load=paced(BASELINE.load))
+    found = of(measurements([run, baseline]), INT8, SPEED)
+    assert [one.where.rpartition(", ")[2] for one in found] == ["c1-128x32", "c8-128x32"]
+
+
 def test_weights_that_are_served_as_plain_ones_test_no_claim_on_speed() -> None:
     run = replace(a_run("gptq", a_load(SLOW), **{"size/ratio": 4.0}), has_kernel=False)
     rows = [row for row in table_rows(measurements([run, BASELINE])) if row[4] == "gptq"]

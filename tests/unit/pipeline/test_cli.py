@@ -90,6 +90,8 @@ def test_unknown_choices_name_the_closest(argument: str, message: str) -> None:
         (["gate.alpha=3"], "between 0 and 0.5"),
         (["model.path=/nowhere"], "no config.json there"),
         (["hardware.purchase_option=lease"], "no 'lease' offer"),
+        (["residency=[sg,au]"], "it can stand in US, outside AU, SG"),
+        (["residency=sg"], "in brackets, without spaces: residency=[one,two]"),
         (["model=local"], "model.path"),
         (["load.points=[]"], "nothing to measure"),
     ],

@@ -45,6 +45,14 @@ def metrics_of(rates: tuple[float, ...], price: Price = L4, utilisation: str = "
     return cost_metrics(report) | price_metrics(report)
 
 
+def test_where_it_may_run_removes_offers_and_is_part_of_the_name() -> None:
+    pricing = Pricing(residency=("SG", "au"))
+    assert pricing.name == "on_demand-au-sg"
+    (one,) = reprice_all([a_run()], pricing)
+    assert not one.metrics
+    assert "it does not say in which country it stands" in one.reason
+
+
 def a_run(label: str = "int8", hardware: str = "l4-24gb", **changes: Any) -> CostRun:
     tags = {"label": label, "hardware": hardware, "role": "candidate", "purchase_option": "on_demand"}
     return CostRun(label * 4, tags | {"candidate_key": label}, metrics_of((10.0, 11.0, 12.0)) | changes)
