@@ -76,12 +76,13 @@ def compare(baseline: LoadReport, variant: LoadReport, price_ratio: float = 1.0)
     found = []
     for point in baseline.points:
         other = theirs.get(point.name)
-        if other is not None and (comparison := _compare_point(point, other, price_ratio)) is not None:
+        if other is not None and (comparison := compare_points(point, other, price_ratio)) is not None:
             found.append(comparison)
     return tuple(found)
 
 
-def _compare_point(baseline: LoadPoint, variant: LoadPoint, price_ratio: float) -> LoadComparison | None:
+def compare_points(baseline: LoadPoint, variant: LoadPoint, price_ratio: float = 1.0) -> LoadComparison | None:
+    """As `compare`, of two points that need not be the same load; None where one of them has no throughput."""
     logs = []
     for point in (baseline, variant):
         rates = [rate for repeat in point.repeats if (rate := repeat.get("total_tok_per_s"))]
@@ -90,12 +91,13 @@ def _compare_point(baseline: LoadPoint, variant: LoadPoint, price_ratio: float) 
         logs.append([math.log(rate) for rate in rates])
     difference = _mean(logs[0]) - _mean(logs[1]) + math.log(price_ratio)
     ratio = math.exp(difference)
+    name = baseline.name if baseline.name == variant.name else f"{variant.name} against {baseline.name}"
     half = _welch_half(logs[0], logs[1])
     if half is None:
-        return LoadComparison(baseline.name, ratio, None, None, "not told apart: needs at least 2 repeats of both")
+        return LoadComparison(name, ratio, None, None, "not told apart: needs at least 2 repeats of both")
     lo, hi = math.exp(difference - half), math.exp(difference + half)
     verdict = "cheaper" if hi < 1 else "dearer" if lo > 1 else "not told apart"
-    return LoadComparison(baseline.name, ratio, lo, hi, verdict)
+    return LoadComparison(name, ratio, lo, hi, verdict)
 
 
 def _welch_half(first: Sequence[float], second: Sequence[float]) -> float | None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.files import write_atomic
-from evals.curves import LoadComparison, compare
-from evals.load.summary import mix_of
+from evals.curves import LoadComparison, compare, compare_points
+from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
 
 if TYPE_CHECKING:
@@ -257,13 +257,13 @@ def _speed_up(technique: str, row: LoadComparison, variant: str, where: str, run
 
 def _cost(technique: str, run: Recorded, baseline: Recorded) -> list[Measurement]:
     """1 - price over the baseline's on the same machine: at theta_slo where it was searched, else at saturation."""
-    from pipeline.decide import headline_point
-
     ours, theirs = run.load.theta_slo, baseline.load.theta_slo
     if ours is not None and theirs is not None:
         return _cost_at_slo(technique, run, ours, theirs)
-    point = headline_point(run.load)
-    name = "" if point is None else point.name
+    point, other = headline_point(run.load), headline_point(baseline.load)
+    row = None if point is None or other is None else compare_points(other, point)
+    if row is None:
+        return []
     return [
         Measurement(
             technique,
@@ -276,8 +276,6 @@ def _cost(technique: str, run: Recorded, baseline: Recorded) -> list[Measurement
             f"{_machine(run)}, same machine price, {row.name}, no latency objective",
             run.run_id,
         )
-        for row in compare(baseline.load, run.load)
-        if row.name == name
     ]
 
 

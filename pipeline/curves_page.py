@@ -22,6 +22,7 @@ from evals.curves import compare
 from evals.load.summary import figure, mix_of
 from evals.types import Money
 from finops.prices import lookup
+from pipeline.fleet import fleet_words
 
 if TYPE_CHECKING:
     from pipeline.decide import Evidence
@@ -59,7 +60,7 @@ class Drawn:
     sentences: tuple[str, ...] = field(default=())
 
 
-def draw(variants: Sequence[Variant], model: str, folder: Path) -> Drawn:
+def draw(variants: Sequence[Variant], model: str, folder: Path, peak_req_per_s: float | None = None) -> Drawn:
     """Write the pictures into a folder; those for which nothing was measured are left out."""
     chosen = choose(variants)
     files = []
@@ -70,7 +71,7 @@ def draw(variants: Sequence[Variant], model: str, folder: Path) -> Drawn:
             drawn.savefig(picture, format="png", dpi=110)
             write_atomic(folder / name, picture.getvalue())
             files.append(folder / name)
-    return Drawn(tuple(files), tuple(sentences(chosen)))
+    return Drawn(tuple(files), tuple(sentences(chosen, peak_req_per_s)))
 
 
 def choose(variants: Sequence[Variant]) -> list[Variant]:
@@ -94,8 +95,8 @@ def variants_of(runs: Sequence[Any], names: Sequence[str], evidence_of: Callable
     return [Variant(names[index], is_baseline[index], evidence_of(runs[index].info.run_id)) for _, index in chosen]
 
 
-def sentences(variants: Sequence[Variant]) -> list[str]:
-    """At which loads which variant is the cheapest, and what is told apart from the baseline."""
+def sentences(variants: Sequence[Variant], peak_req_per_s: float | None = None) -> list[str]:
+    """At which loads which variant is the cheapest, what is told apart from the baseline, and what a fleet saves."""
     curves = [one.curve for one in variants if one.prices]
     found = []
     for span in cheapest(curves):
@@ -116,6 +117,8 @@ def sentences(variants: Sequence[Variant]) -> list[str]:
         ]
         if said:
             found.append(f"{one.name} against {baseline.name}, price of a token: {'; '.join(said)}.")
+        if fleet := fleet_words(baseline.evidence, one.evidence, peak_req_per_s):
+            found.append(f"{one.name}, fleet: {fleet}.")
     return found
 
 

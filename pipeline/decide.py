@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from evals.curves import compare as load_ratios
+from evals.curves import compare_points
 from evals.gate import Combined, best_of_k_level, e_bh
 from evals.gate import Decision as GateDecision
+from evals.load.summary import headline_point
 from evals.sequential import SequentialEvaluation
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, QualityReport, ThetaSlo
@@ -209,8 +210,8 @@ def _price(candidate: Evidence, baseline: Evidence) -> Verdict:
 def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
     """Why a lower price is not told apart from the baseline's; empty where it is, or where one repeat has no noise.
 
-    At a closed loop the 95% interval of the throughputs' ratio (Welch, over the repeats) must leave out 1. Where
-    theta_slo was searched, the rate that held must reach the lowest that failed the baseline.
+    At saturation the 95% interval of the throughputs' ratio (Welch, over the repeats) must leave out 1. Where theta_slo
+    was searched, the rate that held must reach the lowest that failed the baseline.
     """
     if load.theta_slo is not None and baseline.theta_slo is not None:
         held, failed = load.theta_slo.held_req_per_s, baseline.theta_slo.failed_req_per_s
@@ -218,8 +219,10 @@ def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
             return ""
         bound = "no rate failed the baseline" if failed is None else f"the baseline fails from {failed:g} on only"
         return f"theta_slo is {held:g} requests/s, and {bound}; load.search.tolerance and point_duration_s refine it"
-    point = headline_point(load)
-    found = next((one for one in load_ratios(baseline, load) if point is not None and one.name == point.name), None)
+    point, other = headline_point(load), headline_point(baseline)
+    if point is None or other is None:
+        return ""
+    found = compare_points(other, point)
     if found is None or found.lo is None or found.hi is None or found.hi < 1:
         return ""
     num = len(point.repeats)
@@ -265,17 +268,10 @@ def _searched(theta: ThetaSlo, metric: str, limit: float) -> Verdict:
 
 
 def worst_latency(load: LoadReport, metric: str) -> float | None:
-    """The largest value of a latency metric over the repeats of the headline's mix at the highest concurrency."""
+    """The largest value of a latency metric over the repeats of the point that the headline's price stands on."""
     point = headline_point(load)
     values = [value for repeat in point.repeats if (value := repeat.get(metric)) is not None] if point else []
     return max(values) if values else None
-
-
-def headline_point(load: LoadReport) -> Any:
-    """The point of the headline's mix with the highest concurrency; None where nothing was measured."""
-    mix = load.mix or ((load.points[0].input_tokens, load.points[0].output_tokens) if load.points else None)
-    points = [point for point in load.points if (point.input_tokens, point.output_tokens) == mix and point.concurrency]
-    return max(points, key=lambda point: point.concurrency or 0, default=None)
 
 
 def mean_quality(report: QualityReport) -> Estimate | None:

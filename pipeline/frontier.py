@@ -1,6 +1,7 @@
 """All recorded variants of a model on the cost-quality plane.
 
     python -m pipeline.frontier model=smollm2-135m-q4_1            print the table, write frontier.png and frontier.html
+    python -m pipeline.frontier model=... peak_req_per_s=40        with the machines that such a load needs
     python -m pipeline.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
 
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
@@ -208,12 +209,18 @@ def draw(
     return shown
 
 
-def draw_curves(model: str, runs: Sequence[Run], folder: Path, evidence_of: Callable[[str], Evidence]) -> Drawn:
+def draw_curves(
+    model: str,
+    runs: Sequence[Run],
+    folder: Path,
+    evidence_of: Callable[[str], Evidence],
+    peak_req_per_s: float | None = None,
+) -> Drawn:
     """Draw the curves of the runs of one plane, and add them to the page that is there."""
     from pipeline import curves_page
 
     variants = curves_page.variants_of(runs, [point.name for point in unique_points(runs)], evidence_of)
-    drawn = curves_page.draw(variants, model, folder)
+    drawn = curves_page.draw(variants, model, folder, peak_req_per_s)
     curves_page.add_to_page(folder / PAGE, drawn)
     return drawn
 
@@ -304,7 +311,7 @@ def main(arguments: list[str]) -> int:
     table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
     if len(shown) < len(runs):
         say(f"not shown: {len(runs) - len(shown)} runs on other questions or another load")
-    curves = draw_curves(model, on_one_plane(runs), folder, recorder.evidence)
+    curves = draw_curves(model, on_one_plane(runs), folder, recorder.evidence, config.peak_req_per_s)
     for text in curves.sentences:
         say(text)
     for path in (folder / PICTURE, *curves.files):

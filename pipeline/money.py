@@ -97,6 +97,21 @@ def ledger_problems(config: RunConfig) -> list[Problem]:
     return problems
 
 
+def fleet_problems(config: RunConfig) -> list[Problem]:
+    """What is wrong with the peak load and the price of electricity."""
+    peak, energy = config.peak_req_per_s, config.finops.energy
+    problems = []
+    if peak is not None and not 0 < peak < 1e9:
+        problems.append(Problem("peak_req_per_s", f"{peak} is not allowed; it must be null, or above 0 (requests/s)"))
+    if energy.usd_per_kwh is not None and not 0 < energy.usd_per_kwh < 100:
+        message = f"{energy.usd_per_kwh} is not allowed; it must be null, or above 0 and below 100 (USD)"
+        problems.append(Problem("finops.energy.usd_per_kwh", message))
+    if not 1 <= energy.power_usage_effectiveness < 10:
+        message = f"{energy.power_usage_effectiveness} is not allowed; it must be at least 1 and below 10"
+        problems.append(Problem("finops.energy.power_usage_effectiveness", message))
+    return problems
+
+
 def with_tags(config: RunConfig) -> RunConfig:
     """The configuration with its complete tags: the same ones go to MLflow and to every charge."""
     tags = _policy(config).check(_given(config))

@@ -17,7 +17,7 @@ from pipeline.compress.publish import name_problem
 from pipeline.distill.check import check as check_distill
 from pipeline.distill.config import student_facts
 from pipeline.engine_check import check_engine, engine_suffix
-from pipeline.money import ledger_problems, tag_problems
+from pipeline.money import fleet_problems, ledger_problems, tag_problems
 from pipeline.schema import RunConfig
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
@@ -90,6 +90,7 @@ def make_plan(
         *_check_publish(config),
         *tag_problems(config),
         *ledger_problems(config),
+        *fleet_problems(config),
     ]
     if problems:
         raise PlanError(problems)

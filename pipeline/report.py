@@ -13,15 +13,18 @@ import yaml
 
 from common.errors import ParsimonyError
 from common.files import digest_json, plain, write_json
+from evals.load.scenario import from_config, load_words
+from evals.load.summary import figure, headline_point
 from evals.stats import PairedComparison
-from evals.types import Estimate, Money
+from evals.types import Estimate, LoadPoint, Money
 from finops.redact import redact
 from pipeline import decision_page, frontier
 from pipeline.account import Account
 from pipeline.console import duration, say, table
-from pipeline.decide import Evidence, headline_point, mean_quality
+from pipeline.decide import Evidence, mean_quality
 from pipeline.decision_page import DecisionRecord
 from pipeline.environments import versions
+from pipeline.fleet import fleet_words
 from pipeline.promote import decision_tags
 from pipeline.record.metrics import comparison_metrics, estimate_metrics, gate_metrics, run_metrics
 from pipeline.record.store import Recorder, RunRecord, flat_params, staging_folder
@@ -51,7 +54,7 @@ def show_plan(plan: Plan, config: RunConfig) -> None:
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
     asked = "all" if config.suite.num_items is None else f"{config.suite.num_items} random"
     say(f"Quality  {', '.join(config.suite.tasks)}: {asked} items each (suite={config.suite.name})")
-    say(f"Load     {config.load.get('name', '')}: {len(config.load.get('points', []))} points")
+    say(f"Load     {load_words(from_config(config.load))}")
     for note in plan.notes:
         say(f"Note     {note}")
     say()
@@ -129,7 +132,8 @@ def run_record(
         name=f"{config.model.name}/{candidate.label}",
         tags=tags,
         params={**redact(flat_params(config)), **{f"tools.{name}": version for name, version in tools.items()}},
-        metrics=run_metrics(measured, base.num_bytes, baseline) | estimate_metrics(account.outcomes(candidate.label)),
+        metrics=run_metrics(measured, base.num_bytes, baseline, config.finops.energy)
+        | estimate_metrics(account.outcomes(candidate.label)),
         files=files,
         texts=texts,
         stage_wall_s=measured.stage_wall_s,
@@ -218,6 +222,9 @@ def show_result(
     for reason in decision.reasons:
         say(f"  {reason}")
     say(f"  {registry}")
+    fleet = fleet_words(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
+    if fleet is not None and len(measured) > 1:
+        say(f"Fleet    {fleet}")
     reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})
     if reused:
         say(f"Reused from earlier runs: {', '.join(reused)}")
@@ -234,7 +241,7 @@ def result_row(measured: Measured, decision: Decision, recovery: Estimate | None
         f"{measured.artifact.num_bytes / MIB:.0f} MiB",
         estimate_text(mean_quality(measured.quality)),
         "" if is_baseline else estimate_text(recovery),
-        mean_text(point, "output_tok_per_s", "{:.0f}") + ("" if point is None else f" at c={point.concurrency}"),
+        mean_text(point, "output_tok_per_s", "{:.0f}") + ("" if point is None else f" at {at_load(point)}"),
         mean_text(point, "ttft_p50_s", "{:.3f} s"),
         money_text(measured.cost.usd_per_1k_tokens),
         action,
@@ -251,7 +258,16 @@ def money_text(money: Money | None) -> str:
     return MISSING if money is None else f"{money.value:.3g} [{money.lo:.2g}, {money.hi:.2g}]"
 
 
-def mean_text(point: Any, metric: str, form: str) -> str:
+def mean_text(point: LoadPoint | None, metric: str, form: str) -> str:
     """The mean of a metric over a point's repeats."""
-    values = [] if point is None else [value for repeat in point.repeats if (value := repeat.get(metric)) is not None]
-    return form.format(sum(values) / len(values)) if values else MISSING
+    value = None if point is None else figure(point, metric)
+    return MISSING if value is None else form.format(value.value)
+
+
+def at_load(point: LoadPoint) -> str:
+    """The load of a point in a few letters."""
+    if point.request_rate is not None:
+        return f"{point.request_rate:g} req/s"
+    if point.trace is not None:
+        return "the trace's pace"
+    return "once" if point.concurrency is None else f"c={point.concurrency}"

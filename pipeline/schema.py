@@ -248,6 +248,16 @@ class ApprovalConfig:
 
 
 @dataclass
+class EnergyConfig:
+    """What electricity costs: part of a rented machine's price, not on top of it."""
+
+    usd_per_kwh: float | None = None
+    """USD per kilowatt-hour; null: the energy of a token is recorded in joules alone."""
+    power_usage_effectiveness: float = 1.0
+    """What the room uses over what its machines use (PUE), at least 1."""
+
+
+@dataclass
 class FinopsConfig:
     """Who pays, what may be spent, and where that is written down."""
 
@@ -256,6 +266,7 @@ class FinopsConfig:
     ledger: LedgerConfig = field(default_factory=LedgerConfig)
     tags: TagsConfig = field(default_factory=TagsConfig)
     approval: ApprovalConfig = field(default_factory=ApprovalConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
 
 
 @dataclass
@@ -277,6 +288,8 @@ class RunConfig:
     promote: PromoteConfig = field(default_factory=PromoteConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     finops: FinopsConfig = field(default_factory=FinopsConfig)
+    peak_req_per_s: float | None = None
+    """Requests per second that the fleet must carry at its peak; null: unknown."""
     region: str | None = None
     """Only offers of this region of the price catalog; null: of any."""
     residency: list[str] = field(default_factory=list)

@@ -172,6 +172,26 @@ def from_config(config: Mapping[str, Any]) -> LoadScenario:
     return scenario
 
 
+def load_words(scenario: LoadScenario) -> str:
+    """What a scenario measures, in a line.
+
+    >>> load_words(from_config({"name": "slo", "search": {
+    ...     "input_tokens": 128, "output_tokens": 64, "slo_ttft_p99_s": 2.0}}))
+    'slo: bisection for the largest Poisson rate with p99 TTFT <= 2 s, at most 8 points; 3 repeats each'
+    """
+    parts = [f"{len(scenario.points)} points"] if scenario.points else []
+    if scenario.sweep is not None:
+        parts.append(f"concurrency 1, 2, 4, ... until it is flat, at most {scenario.sweep.max_concurrency}")
+    if scenario.search is not None:
+        slo = scenario.search.slo
+        limits = [f"p99 {name} <= {limit:g} s" for name, limit in (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s)) if limit]
+        most = f"at most {scenario.search.max_points} points"
+        parts.append(f"bisection for the largest Poisson rate with {' and '.join(limits)}, {most}")
+    if scenario.trace is not None:
+        parts.append(f"{scenario.trace.num_requests} recorded requests at {scenario.trace.speed:g} of their speed")
+    return f"{scenario.name}: {'; '.join(parts)}; {scenario.num_repeats} repeats each"
+
+
 def _check_scenario(scenario: LoadScenario) -> None:
     if not (scenario.points or scenario.sweep or scenario.search or scenario.trace):
         raise ConfigError("load.points: nothing to measure; give at least one point, or a sweep, a search or a trace")

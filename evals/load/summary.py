@@ -29,6 +29,9 @@ METRICS = (
 )
 """What is known of every repeat; TTFT is the time to first token, TPOT the time per output token after the first."""
 
+RUN_FACTS = ("duration_s", "num_completed", "num_failed")
+"""Those of them that say how a repeat went, and are no figure of the server."""
+
 TIMEOUT = "timeout:"
 
 
@@ -201,22 +204,52 @@ def saturating_point(report: LoadReport) -> LoadPoint | None:
     return best and best[1]
 
 
-def metrics(report: LoadReport) -> dict[str, float]:
-    """Flat names for a tracking store: `load/<scenario>/<metric>` at saturation, and per point below it.
+def headline_point(report: LoadReport) -> LoadPoint | None:
+    """The point that the headline's price stands on: at theta_slo where it was searched and found, else at saturation.
 
-    Intervals follow as `.lo` and `.hi`; what was not measured has no entry.
+    None where nothing was measured, or where no rate held the objective.
     """
+    if report.theta_slo is None:
+        return saturating_point(report)
+    held, mix = report.theta_slo.held_req_per_s, mix_of(report)
+    of_mix = [point for point in report.points if (point.input_tokens, point.output_tokens) == mix]
+    return next((point for point in of_mix if held is not None and point.request_rate == held), None)
+
+
+def metrics(report: LoadReport) -> dict[str, float]:
+    """Flat names for a tracking store: `load/<scenario>/<metric>` of the headline's point, and of each point below it.
+
+    Beside what the client measured, with `.lo` and `.hi`: errors, the mean of each counter over the repeats, and the
+    bracket of theta_slo (`.lo` held, `.hi` did not). What was not measured has no entry.
+    """
+    scenario = f"load/{report.scenario}"
     flat: dict[str, float] = {}
-    best = saturating_point(report)
-    groups = [("", best)] if best else []
-    groups += [(f"{point.name}/", point) for point in report.points]
+    headline = headline_point(report)
+    groups = [(scenario, headline)] if headline else []
+    groups += [(f"{scenario}/{point.name}", point) for point in report.points]
     for prefix, point in groups:
-        for metric in METRICS:
-            value = figure(point, metric)
-            if value is None:
-                continue
-            name = f"load/{report.scenario}/{prefix}{metric}"
-            flat[name] = value.value
-            if value.lo is not None and value.hi is not None:
-                flat[f"{name}.lo"], flat[f"{name}.hi"] = value.lo, value.hi
+        for metric in (name for name in METRICS if name not in RUN_FACTS):
+            if (value := figure(point, metric)) is not None:
+                flat |= _with_interval(f"{prefix}/{metric}", value)
+        flat[f"{prefix}/num_errors"] = float(point.num_errors)
+        flat |= {f"{prefix}/{name}": mean for name, mean in counter_means(point).items()}
+    theta = report.theta_slo
+    if theta is not None and theta.held_req_per_s is not None:
+        held = theta.held_req_per_s
+        flat |= _with_interval(f"{scenario}/theta_slo_req_per_s", Figure(held, held, theta.failed_req_per_s, 1, ""))
     return flat
+
+
+def counter_means(point: LoadPoint) -> dict[str, float]:
+    """The mean over the repeats of each counter that could be read."""
+    read: dict[str, list[float]] = {}
+    for counters in point.counters:
+        for name, value in counters.items():
+            if value is not None:
+                read.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in read.items()}
+
+
+def _with_interval(name: str, value: Figure) -> dict[str, float]:
+    ends = {f"{name}.lo": value.lo, f"{name}.hi": value.hi}
+    return {name: value.value, **{key: end for key, end in ends.items() if end is not None}}

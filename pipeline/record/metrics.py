@@ -9,32 +9,28 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from evals.cost import SECONDS_PER_HOUR, break_even_tokens, decimal
+from evals.curves import energy_per_token_j, energy_usd_per_1k_tokens
+from evals.load import summary
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
-from pipeline.decide import headline_point, mean_quality
+from pipeline.decide import mean_quality
 from pipeline.gates import TaskGate
 from pipeline.money import StageOutcome
+from pipeline.schema import EnergyConfig
 from pipeline.types import Measured
 
-LOAD_METRICS = (
-    "output_tok_per_s",
-    "total_tok_per_s",
-    "req_per_s",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "tpot_p50_s",
-    "tpot_p99_s",
-    "goodput_req_per_s",
-)
 
-
-def run_metrics(measured: Measured, base_bytes: int, baseline: Measured | None = None) -> dict[str, float]:
+def run_metrics(
+    measured: Measured, base_bytes: int, baseline: Measured | None = None, energy: EnergyConfig | None = None
+) -> dict[str, float]:
     """Every metric of one measured candidate; `baseline` is None for the baseline itself."""
     metrics = {
         **quality_metrics(measured.quality),
-        **load_metrics(measured.load),
+        **summary.metrics(measured.load),
         **cost_metrics(measured.cost),
         **price_metrics(measured.cost),
+        **attribution_metrics(measured.cost),
+        **energy_metrics(measured.load, energy or EnergyConfig()),
         **spend_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
@@ -96,22 +92,6 @@ def gate_metrics(tasks: Iterable[TaskGate]) -> dict[str, float]:
     return metrics
 
 
-def load_metrics(report: LoadReport) -> dict[str, float]:
-    """`load/<scenario>/<point>/<metric>`, and `load/<scenario>/<metric>` for the headline's point (means)."""
-    metrics: dict[str, float] = {}
-    headline = headline_point(report)
-    for point in report.points:
-        for metric in LOAD_METRICS:
-            values = [value for repeat in point.repeats if (value := repeat.get(metric)) is not None]
-            if values:
-                mean = sum(values) / len(values)
-                metrics[f"load/{report.scenario}/{point.name}/{metric}"] = mean
-                if point is headline:
-                    metrics[f"load/{report.scenario}/{metric}"] = mean
-        metrics[f"load/{report.scenario}/{point.name}/num_errors"] = float(point.num_errors)
-    return metrics
-
-
 def cost_metrics(report: CostReport) -> dict[str, float]:
     """`cost/...` in USD, with `.lo` and `.hi`."""
     amounts: dict[str, Money | None] = {
@@ -138,6 +118,38 @@ def price_metrics(report: CostReport) -> dict[str, float]:
         "cost/utilisation": float(report.utilisation),
         "cost/num_devices": float(price.num_devices),
     }
+
+
+def attribution_metrics(report: CostReport) -> dict[str, float]:
+    """Machine seconds of an input token, an output token and a request, and how far the fit is off."""
+    fit = report.attribution
+    if fit is None:
+        return {}
+    return {
+        "cost/attribution/s_per_input_token": fit.s_per_input_token,
+        "cost/attribution/s_per_output_token": fit.s_per_output_token,
+        "cost/attribution/s_per_request": fit.s_per_request,
+        "cost/attribution/relative_residual": fit.relative_residual,
+    }
+
+
+def energy_metrics(load: LoadReport, energy: EnergyConfig) -> dict[str, float]:
+    """Joules of a token at the headline's point, and what that electricity costs where its price is given.
+
+    Nothing where no counter was read. A GPU's own joules come first; a CPU's are those of its packages.
+    """
+    point = summary.headline_point(load)
+    counters = () if point is None else ("gpu_energy_j", "cpu_energy_j")
+    found = [figure for name in counters if point and (figure := energy_per_token_j(point, name)) is not None]
+    if not found:
+        return {}
+    joules = found[0].value
+    metrics = {f"load/{load.scenario}/energy_j_per_token": joules}
+    if energy.usd_per_kwh is not None:
+        usage = decimal(energy.power_usage_effectiveness)
+        usd = energy_usd_per_1k_tokens(1000 * joules, 1000, decimal(energy.usd_per_kwh), usage)
+        metrics["cost/energy_usd_per_1k_tokens"] = float(usd)
+    return metrics
 
 
 def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, float]:

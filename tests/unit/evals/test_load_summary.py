@@ -12,6 +12,7 @@ from evals.load.summary import (
     Slo,
     count_good,
     figure,
+    headline_point,
     metrics,
     num_timeouts,
     over_repeats,
@@ -19,7 +20,7 @@ from evals.load.summary import (
     summarise,
     t_quantile,
 )
-from evals.types import LoadPoint, LoadReport
+from evals.types import LoadPoint, LoadReport, ThetaSlo
 
 
 def bench(ttfts=(0.1, 0.2), tpot=0.01, output_len=5, errors=None, duration=2.0):
@@ -152,7 +153,7 @@ def test_a_shared_prefix_is_no_headline():
 def test_no_throughput_no_saturation():
     dead = LoadPoint("c1", 1, 10, 5, (dict.fromkeys(METRICS),), num_errors=4)
     assert saturating_point(LoadReport("quick", (dead,))) is None
-    assert metrics(LoadReport("quick", (dead,))) == {}
+    assert metrics(LoadReport("quick", (dead,))) == {"load/quick/c1/num_errors": 4.0}
 
 
 def test_flat_names():
@@ -160,6 +161,27 @@ def test_flat_names():
     assert flat["load/quick/total_tok_per_s"] == pytest.approx(100.0)
     assert flat["load/quick/c1-10x5/total_tok_per_s.lo"] == pytest.approx(100.0)
     assert "load/quick/ttft_p50_s" not in flat
+
+
+def test_the_headline_stands_at_theta_slo_where_it_was_searched():
+    loop, held = point("c16", [300.0], concurrency=16), dataclasses.replace(point("rps2", [200.0]), request_rate=2.0)
+    found = LoadReport("slo", (loop, held), theta_slo=ThetaSlo(2.0, 0.2, 2.0, 2.2, 6))
+    assert headline_point(found) is held
+    assert headline_point(dataclasses.replace(found, theta_slo=None)) is loop
+    assert headline_point(dataclasses.replace(found, theta_slo=ThetaSlo(2.0, 0.2, None, 1.0, 6))) is None
+    flat = metrics(found)
+    assert flat["load/slo/total_tok_per_s"] == flat["load/slo/rps2/total_tok_per_s"] == pytest.approx(200)
+    ends = [flat[f"load/slo/theta_slo_req_per_s{end}"] for end in ("", ".lo", ".hi")]
+    assert ends == [2.0, 2.0, 2.2]
+
+
+def test_counters_are_means_of_what_was_read():
+    counted = dataclasses.replace(
+        point("c1", [1.0, 1.0]), counters=({"num_preemptions": 2.0, "gpu_energy_j": None}, {"num_preemptions": 4.0})
+    )
+    flat = metrics(LoadReport("quick", (counted,)))
+    assert flat["load/quick/c1/num_preemptions"] == 3.0
+    assert not [name for name in flat if "gpu_energy" in name]
 
 
 def test_unknown_metric_is_a_defect():

@@ -92,6 +92,8 @@ def test_unknown_choices_name_the_closest(argument: str, message: str) -> None:
         (["hardware.purchase_option=lease"], "no 'lease' offer"),
         (["residency=[sg,au]"], "it can stand in US, outside AU, SG"),
         (["residency=sg"], "in brackets, without spaces: residency=[one,two]"),
+        (["peak_req_per_s=0"], "above 0 (requests/s)"),
+        (["finops.energy.power_usage_effectiveness=0.5"], "at least 1"),
         (["model=local"], "model.path"),
         (["load.points=[]"], "nothing to measure"),
     ],

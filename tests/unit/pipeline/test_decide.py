@@ -27,7 +27,7 @@ from evals.types import (
     TaskResult,
     ThetaSlo,
 )
-from pipeline.decide import Evidence, contest, decide, mean_quality
+from pipeline.decide import Evidence, contest, decide, mean_quality, price_doubt
 from pipeline.decision_page import make_record, write
 from pipeline.gates import gates_of, rule_of
 from pipeline.record.metrics import comparison_metrics, gate_metrics
@@ -60,7 +60,7 @@ def cost(usd: str | None) -> CostReport:
 
 
 def load(ttft_p99_s: float | None = 0.1) -> LoadReport:
-    point = LoadPoint("c8", 8, 128, 64, ({"ttft_p99_s": ttft_p99_s, "tpot_p99_s": 0.01},), 0)
+    point = LoadPoint("c8", 8, 128, 64, ({"ttft_p99_s": ttft_p99_s, "tpot_p99_s": 0.01, "total_tok_per_s": 9.0},), 0)
     return LoadReport("quick", (point,))
 
 
@@ -340,6 +340,16 @@ def test_a_lower_price_within_the_noise_of_the_repeats_promotes_nothing() -> Non
     assert "over 3 repeats; load.num_repeats=9" in held.reasons[-1]
     assert decided(a_loop([110, 111, 109]), a_loop([100, 101, 99])).action == "promote"
     assert decided(a_loop([110]), a_loop([100])).action == "promote", "a single repeat has no noise to tell"
+
+
+def test_each_price_stands_on_its_own_best_load() -> None:
+    def at_two_loads(at_8: Sequence[float], at_16: Sequence[float]) -> LoadReport:
+        first = a_loop(at_8)
+        return replace(first, points=(*first.points, replace(a_loop(at_16).points[0], name="c16", concurrency=16)))
+
+    ours, theirs = at_two_loads([150, 151, 149], [120, 121, 119]), at_two_loads([100, 101, 99], [140, 141, 139])
+    assert decided(ours, theirs).action == "promote", "7% faster at its best load, slower at the baseline's"
+    assert "-6.4%" in price_doubt(at_two_loads([150, 165, 135], [1, 1, 1]), theirs)
 
 
 def test_a_rate_that_held_must_reach_one_that_failed_the_baseline() -> None:

@@ -6,7 +6,6 @@ from decimal import Decimal
 
 import pytest
 
-
 from common.errors import PriceError
 from pipeline.planned import find_price
 from pipeline.schema import HardwareConfig, RunConfig
