@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def write_atomic(path: Path, data: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a finished file a second name; a copy where the disk cannot link. A target that exists stays as it is."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return
+    except OSError:
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copy2(source, temporary)
+        temporary.replace(target)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -180,8 +180,16 @@ def _require_digest(folder: Path, digest: str, what: str) -> None:
         )
 
 
+def _measured_at(run: Run) -> datetime:
+    if "measured_at" in run.data.tags:
+        return datetime.fromisoformat(run.data.tags["measured_at"])
+    return datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+
+
 def require_fresh(client: MlflowClient, run_ids: Sequence[str], max_age_days: float | None, now: datetime) -> None:
-    """Check that no run of the evidence is older than `gate.max_age_days`; None sets no limit.
+    """Check that no measurement of the evidence is older than `gate.max_age_days`; None sets no limit.
+
+    A run that reused a measurement is as old as that (tag `measured_at`; a run of an older version, as its start).
 
     Raises:
         PromotionRefusedError: the oldest one is.
@@ -189,13 +197,15 @@ def require_fresh(client: MlflowClient, run_ids: Sequence[str], max_age_days: fl
     """
     if max_age_days is None or not run_ids:
         return
-    began = {run_id: client.get_run(run_id).info.start_time for run_id in run_ids}
+    began = {run_id: _measured_at(client.get_run(run_id)) for run_id in run_ids}
     oldest = min(began, key=lambda run_id: began[run_id])
-    age = now - datetime.fromtimestamp(began[oldest] / 1000, UTC)
+    age = now - began[oldest]
     if age > timedelta(days=max_age_days):
         raise PromotionRefusedError(
             f"the evidence is {age / timedelta(days=1):.1f} days old (run {oldest}), "
-            f"gate.max_age_days={max_age_days:g}\n  -> measure again\n  -> a larger gate.max_age_days"
+            f"gate.max_age_days={max_age_days:g}\n"
+            "  -> measure again: without store/quality, store/load and points in $PARSIMONY_HOME nothing is reused\n"
+            "  -> a larger gate.max_age_days"
         )
 
 

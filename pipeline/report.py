@@ -109,6 +109,7 @@ def run_record(
         "comparable": digest_json(comparable)[:16],
         "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
         "ledger_run_id": account.run_id,
+        "measured_at": measured.measured_at,
     }
     mean = mean_quality(measured.quality)
     if mean is not None:

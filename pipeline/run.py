@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.files import plain, read_json
+from common.files import digest_json, plain, read_json
 from common.process import run_logged
 from evals.cost import cost_report
 from evals.load.run import run_load
@@ -247,6 +247,9 @@ def measure(
         stage_keys={name: stage.key for name, stage in stages.items()},
         stage_wall_s={name: stage.wall_s for name, stage in stages.items()},
         reused=tuple(reused),
+        measured_at=min(
+            stages["quality"].started_at, load_report.machine.get("oldest_result_at", stages["load"].started_at)
+        ),
     )
 
 
@@ -330,6 +333,9 @@ def load(
         "tools": versions(services.serving_python, "vllm"),
     }
 
+    same_for_all = {name: inputs[name] for name in ("machine", "tools")}
+    known = services.home / "points" / digest_json(same_for_all)[:24]
+
     def make(folder: Path) -> Mapping[str, Any]:
         target = served.target()
         with machine_lock(services.home, shared=False), shown("load"):
@@ -344,6 +350,7 @@ def load(
                 slo=slo if slo else None,
                 machine={**plan.machine.fingerprint, "engine": target.engine, "startup_s": served.startup_s},
                 on_run=services.account.ticking(console.advance),
+                known=known,
             )
         keep_log(served.log, folder)
         return dict(plain(outcome))

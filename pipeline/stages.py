@@ -39,6 +39,8 @@ class StageResult:
     wall_s: float
     """How long the making took, also when it is reused now."""
     reused: bool
+    started_at: str
+    """When the making began (ISO 8601, UTC)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class StageStore:
         stored = read_json(record)
         if stored["key"] != key:
             raise StoreError(f"{record} belongs to stage {stored['key']}: remove the folder {folder} and run again")
-        return StageResult(stage, key, folder, stored["result"], stored["wall_s"], reused=True)
+        return StageResult(stage, key, folder, stored["result"], stored["wall_s"], True, stored["started_at"])
 
     def typical_wall_s(self, stage: str) -> float | None:
         """The median wall time of the finished stages of this name, in seconds; None before there is one."""
@@ -125,7 +127,7 @@ class StageStore:
             shutil.rmtree(folder)
         partial.rename(folder)
         self.on_event(stage, "finished")
-        return StageResult(stage, key, folder, result, wall_s, reused=False)
+        return StageResult(stage, key, folder, result, wall_s, reused=False, started_at=started_at)
 
     @contextmanager
     def _locked(self, stage: str, key: str) -> Iterator[None]:

@@ -148,6 +148,8 @@ class Measured:
     stage_keys: dict[str, str]
     stage_wall_s: dict[str, float]
     reused: tuple[str, ...]
+    measured_at: str
+    """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
 
 
 @dataclass(frozen=True)

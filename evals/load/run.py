@@ -1,9 +1,9 @@
 """Measure a load scenario against a served model, with vLLM's own benchmark client in the serving environment.
 
 One client process makes all runs (importing vLLM takes about 10 s); where a scenario searches, it waits for the next
-job. Every repeat leaves one raw file in `workdir/raw`, named after all that can change the measurement: a scenario
-that was interrupted goes on where it stopped, and a point that another scenario has measured on the same target in the
-same folder is not measured again.
+job. Every repeat leaves one raw file in `workdir/raw`, named after all that can change the measurement on one machine:
+a scenario that was interrupted goes on where it stopped. With a folder of `known` results, scenarios share them: a
+point that another one has measured on the same target is not measured again, and more repeats add to those there are.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import ConfigError, ToolError
-from common.files import digest_file, read_json, write_atomic, write_json
+from common.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.job import client_runs, raw_name
 from evals.load.monitor import Monitor
@@ -59,6 +60,7 @@ def run_load(
     slo: Slo | None = None,
     machine: Mapping[str, Any] | None = None,
     on_run: Callable[[int, int], None] | None = None,
+    known: Path | None = None,
 ) -> LoadReport:
     """Measure every point of a scenario `num_repeats` times.
 
@@ -73,6 +75,9 @@ def run_load(
         slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.
         on_run: told (repeats done, repeats known of so far) after each repeat.
+        known: results of other scenarios on this machine with these tools; those that fit are taken, ours are added.
+
+    The report's facts hold `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
 
     Raises:
         ToolError: the client failed. Requests that fail are no error: they are counted in the report.
@@ -81,7 +86,7 @@ def run_load(
     """
     if slo is None and scenario.search is not None:
         slo = scenario.search.slo
-    session = _Session(target, scenario, workdir, seed, slo=slo, on_run=on_run)
+    session = _Session(target, scenario, workdir, seed, slo=slo, on_run=on_run, known=known)
     if session.plan_next():
         # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
         whole_env = {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
@@ -108,8 +113,10 @@ class _Session:
         *,
         slo: Slo | None,
         on_run: Callable[[int, int], None] | None,
+        known: Path | None,
     ) -> None:
         self.target, self.scenario, self.seed, self.slo, self.on_run = target, scenario, seed, slo, on_run
+        self.known = known
         self.workdir, self.raw, self.jobs = workdir, workdir / "raw", workdir / "jobs"
         self.measured: list[LoadPoint] = []
         self.facts: dict[str, Any] = {}
@@ -128,6 +135,7 @@ class _Session:
                 self.measured.append(
                     read_point(self.target, self.scenario, point, self.seed, raw=self.raw, slo=self.slo)
                 )
+                self._note_age(point)
             self._pending = list(next_points(self.scenario, self.measured))
             if not self._pending and self._trace_point is not None:
                 self._pending, self._trace_point = [self._trace_point], None
@@ -146,6 +154,9 @@ class _Session:
                 return True
 
     def _runs(self) -> list[dict[str, Any]]:
+        for name in [name for point in self._pending for name in self._names(point)]:
+            if self.known is not None and (self.known / name).exists():
+                share(self.known / name, self.raw / name)
         have = {path.name for path in self.raw.glob("*.json")}
         runs = [
             run
@@ -162,12 +173,24 @@ class _Session:
     def see(self, line: str) -> None:
         """Follow the client: keep the machine's figures beside each result, and answer a finished job with the next."""
         if line.startswith(RAN) and not line.endswith("warm-up"):
-            self._keep_counters(self.raw / line.removeprefix(RAN).strip())
+            result = self.raw / line.removeprefix(RAN).strip()
+            self._keep_counters(result)
+            if self.known is not None:
+                share(result, self.known / result.name)
             self._num_done += 1
             if self.on_run is not None:
                 self.on_run(self._num_done, self._num_known)
         elif line.startswith(FINISHED):
             self.plan_next()
+
+    def _names(self, point: PointSpec) -> list[str]:
+        repeats = range(self.scenario.num_repeats)
+        return [raw_name(self.target, self.scenario, point, self.seed, repeat) for repeat in repeats]
+
+    def _note_age(self, point: PointSpec) -> None:
+        times = [(self.raw / name).stat().st_mtime for name in self._names(point)]
+        ended_at = datetime.fromtimestamp(min(times), UTC).isoformat(timespec="seconds")
+        self.facts["oldest_result_at"] = min(ended_at, self.facts.get("oldest_result_at", ended_at))
 
     def _keep_counters(self, result: Path) -> None:
         """Write `<result>.counters` from the samples of its time; these are lost when this process ends."""
@@ -199,6 +222,13 @@ class _Session:
         file = self.workdir / "traces" / f"{seed}.jsonl"
         write_atomic(file, trace_lines(self._arrivals, self.scenario.trace.speed, seed))
         return file
+
+
+def share(result: Path, other: Path) -> None:
+    """Give a repeat's result, and the counters beside it, a second name; the counters first, so that none is missed."""
+    if (counters := result.with_suffix(".counters")).exists():
+        link_or_copy(counters, other.with_suffix(".counters"))
+    link_or_copy(result, other)
 
 
 def window(run: Mapping[str, Any]) -> tuple[float, float]:

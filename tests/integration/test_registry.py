@@ -155,6 +155,10 @@ def test_old_evidence_is_refused_and_the_oldest_run_counts(recorder: Recorder, t
         )
     assert refused.value.exit_code == 2
     assert not recorder.client.search_registered_models()
+    reused = a_run(recorder)
+    recorder.client.set_tag(reused, "measured_at", (now - timedelta(days=40)).isoformat(timespec="seconds"))
+    with pytest.raises(PromotionRefusedError, match=r"40\.0 days old"):
+        promote(recorder, reused, decision, "tiny", *checkpoint, PromoteConfig())
     later = now + timedelta(days=29)
     assert "is now 'champion'" in promote(
         recorder, a_run(recorder), decision, "tiny", *checkpoint, PromoteConfig(), now=later

@@ -1,6 +1,8 @@
 """The driver: jobs written, results read, resumption. The client is replaced by one that writes raw files."""
 
+import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 
@@ -107,3 +109,27 @@ def test_goodput_can_be_asked_of_recorded_runs(tmp_path):
     again = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=FakeClient(limit=0), slo=Slo(ttft_s=0.15))
     assert again.points[0].repeats[0]["goodput_req_per_s"] == 0.5
     assert "goodput_req_per_s" not in again.points[0].missing
+
+
+def test_scenarios_share_what_they_have_measured(tmp_path):
+    known, first, more, other = tmp_path / "known", FakeClient(), FakeClient(), FakeClient(limit=0)
+    before = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, run_process=first, known=known)
+    longer = dataclasses.replace(SCENARIO, name="longer", num_repeats=3, points=SCENARIO.points[1:])
+    report = run_load(TARGET, longer, Path("p"), tmp_path / "b", 0, run_process=more, known=known)
+    assert [name.partition("-")[0] + name[-8:-5] for name in more.ran] == ["c8-r2"], "two of three repeats are known"
+    assert len(report.points[0].repeats) == 3
+    assert report.points[0].counters[0]["num_preemptions"] == 3.0, "with their counters"
+    again = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "c", 0, run_process=other, known=known)
+    assert again.points == before.points
+    assert other.commands == []
+    elsewhere = dataclasses.replace(TARGET, digest="another model")
+    assert run_load(elsewhere, longer, Path("p"), tmp_path / "d", 0, run_process=(run := FakeClient()), known=known)
+    assert len(run.ran) == 3, "another target's results are not taken"
+
+
+def test_a_report_is_as_old_as_its_oldest_repeat(tmp_path):
+    known = tmp_path / "known"
+    run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, run_process=FakeClient(), known=known)
+    os.utime(next(known.glob("c8*r1.json")), (86_400, 86_400))
+    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "b", 0, run_process=FakeClient(limit=0), known=known)
+    assert report.machine["oldest_result_at"] == "1970-01-02T00:00:00+00:00"
