@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -198,6 +199,7 @@ def _price(candidate: Evidence, baseline: Evidence) -> Verdict:
         return Verdict(False, f"price: unknown: {missing}", f"the baseline: no price was measured here ({missing})")
     change = float(ours.value / theirs.value) - 1
     figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
+    figures += measured_apart(candidate.load, baseline.load)
     cheaper = ours.value < theirs.value
     doubt = price_doubt(candidate.load, baseline.load) if cheaper else ""
     if doubt:
@@ -230,6 +232,21 @@ def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
         f"{found.ratio - 1:+.1%} [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}] over {num} repeats; "
         f"load.num_repeats={3 * num} tells smaller differences"
     )
+
+
+def measured_apart(load: LoadReport, baseline: LoadReport) -> str:
+    """In words, where hours lie between two measurements of speed; empty where they are of one hour, or do not say.
+
+    The repeats' noise does not hold what a machine does from one hour to another, least of all a shared one.
+    """
+    ended = [one.machine.get("oldest_result_at") for one in (load, baseline)]
+    if None in ended:
+        return ""
+    ours, theirs = (datetime.fromisoformat(str(at)) for at in ended)
+    hours = abs(ours - theirs) / timedelta(hours=1)
+    if hours < 1:
+        return ""
+    return f", their speeds measured {hours:.0f} h apart" if hours < 48 else f", measured {hours / 24:.0f} days apart"
 
 
 def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Verdict]:

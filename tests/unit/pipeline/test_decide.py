@@ -27,7 +27,7 @@ from evals.types import (
     TaskResult,
     ThetaSlo,
 )
-from pipeline.decide import Evidence, contest, decide, mean_quality, price_doubt
+from pipeline.decide import Evidence, contest, decide, mean_quality, measured_apart, price_doubt
 from pipeline.decision_page import make_record, write
 from pipeline.gates import gates_of, rule_of
 from pipeline.record.metrics import comparison_metrics, gate_metrics
@@ -350,6 +350,17 @@ def test_each_price_stands_on_its_own_best_load() -> None:
     ours, theirs = at_two_loads([150, 151, 149], [120, 121, 119]), at_two_loads([100, 101, 99], [140, 141, 139])
     assert decided(ours, theirs).action == "promote", "7% faster at its best load, slower at the baseline's"
     assert "-6.4%" in price_doubt(at_two_loads([150, 165, 135], [1, 1, 1]), theirs)
+
+
+def test_a_price_says_when_the_speeds_are_hours_apart() -> None:
+    def at(time: str) -> LoadReport:
+        return replace(a_loop([100]), machine={"oldest_result_at": time})
+
+    noon = at("2026-11-01T12:00:00+00:00")
+    assert measured_apart(noon, at("2026-11-01T12:59:00+00:00")) == measured_apart(noon, a_loop([100])) == ""
+    assert measured_apart(at("2026-11-01T05:00:00+00:00"), noon) == ", their speeds measured 7 h apart"
+    assert measured_apart(at("2026-11-05T12:00:00+00:00"), noon) == ", measured 4 days apart"
+    assert "(-10.0%), measured 4 days apart" in decided(at("2026-11-05T12:00:00+00:00"), noon).reasons[-1]
 
 
 def test_a_rate_that_held_must_reach_one_that_failed_the_baseline() -> None:
