@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 def machine_rate(load: LoadReport) -> float | None:
     """Requests per second that one machine carries: theta_slo where it was searched, else at saturation.
 
-    None where no rate held the objective, or nothing was measured.
+    None where no rate held the objective, nothing was measured, or the load set the pace itself (a trace).
     """
     if load.theta_slo is not None:
         return load.theta_slo.held_req_per_s
     point = saturating_point(load)
-    rate = None if point is None else figure(point, "req_per_s")
+    if point is None or point.trace is not None or point.request_rate is not None:
+        return None
+    rate = figure(point, "req_per_s")
     return None if rate is None else rate.value
 
 

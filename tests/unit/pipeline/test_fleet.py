@@ -53,5 +53,7 @@ def test_noise_is_named_and_what_was_not_measured_gives_no_words() -> None:
     searched = a_loop(SLOW, ThetaSlo(2.0, 0.2, 1.5, 1.6, 6))
     assert machine_rate(searched) == 1.5
     assert fleet_words(serving(a_loop(SLOW)), serving(searched)) is None, "two kinds of rate"
+    paced = a_loop(SLOW)
+    assert machine_rate(replace(paced, points=(replace(paced.points[0], trace="azure"),))) is None
     unheld = a_loop(SLOW, ThetaSlo(2.0, 0.2, None, 0.2, 6))
     assert fleet_words(serving(searched), serving(unheld)) is None
