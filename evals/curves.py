@@ -165,7 +165,7 @@ def fleet_view(
         verdict = "costs more" if bill_1 > bill_0 else "saves nothing now"
         verdict += f": {_machines(num_0)} either way" if num_0 == num_1 else f": {num_1} instead of {_machines(num_0)}"
         if theta_1 > theta_0:
-            verdict += f"; it raises what one machine holds from {theta_0:g} to {theta_1:g} requests/s"
+            verdict += f"; it raises what one machine holds from {theta_0:.3g} to {theta_1:.3g} requests/s"
     elif num_1 < num_0:
         verdict = f"removes {num_0 - num_1} of {_machines(num_0)}"
     else:

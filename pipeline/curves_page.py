@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,17 +163,21 @@ def speed_figure(variants: Sequence[Variant], model: str) -> Any:
         for point in load.points:
             rate, latency = figure(point, "output_tok_per_s"), figure(point, "tpot_p50_s")
             if (point.input_tokens, point.output_tokens) == mix and rate is not None and latency is not None:
-                points.append((1000 * latency.value, rate.value, point.name.partition("-")[0]))
+                load_of = point.request_rate or point.concurrency or math.inf
+                points.append((load_of, 1000 * latency.value, rate.value, point.name.partition("-")[0]))
         if points:
-            lines.append((one, sorted(points)))
+            lines.append((one, [(x, y, name) for _, x, y, name in sorted(points)]))
     if not lines:
         return None
     figure_, axes = _axes(f"{model}: throughput against latency")
-    for one, points in lines:
-        xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
-        axes.plot(xs, ys, "D--" if one.is_baseline else "o-", linewidth=1.4, label=one.name)
-        for x, y, name in points:
-            axes.annotate(name, (x, y), textcoords="offset points", xytext=(5, -11), fontsize=8)
+    for one, along in lines:
+        xs, ys = [x for x, _, _ in along], [y for _, y, _ in along]
+        (line,) = axes.plot(xs, ys, "D--" if one.is_baseline else "o-", linewidth=1.4, label=one.name)
+        for x, y, name in along:
+            place = (-5, 5) if one.is_baseline else (5, -11)
+            side = "right" if one.is_baseline else "left"
+            colour = line.get_color()
+            axes.annotate(name, (x, y), textcoords="offset points", xytext=place, ha=side, fontsize=8, color=colour)
     axes.set_xlabel("median time per output token, ms")
     axes.set_ylabel("output tokens per second")
     axes.set_ylim(bottom=0)

@@ -49,8 +49,8 @@ def fleet_words(baseline: Evidence, variant: Evidence, peak_req_per_s: float | N
             f", {abs(view.saving_usd_per_hour):.4g} USD per hour {'less' if view.saving_usd_per_hour > 0 else 'more'}"
         )
         meaning = f"at {peak_req_per_s:g} requests/s it {view.verdict}{bill if view.saving_usd_per_hour else ''}"
-    elif saved <= 0:
-        meaning = "it saves at no load" if saved < 0 else "it saves nothing at any load"
+    elif round(saved, 2) <= 0:
+        meaning = "it saves nothing at any load"
     else:
         meaning = f"it saves nothing while one machine is enough, and at most {saved:.0%} of a large fleet"
     is_doubtful = saved > 0 and price_doubt(variant.load, baseline.load)

@@ -14,6 +14,7 @@ same questions under the same load stand on one plane; those of the newest run's
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -42,6 +43,8 @@ MAX_BARS = 200
 """Variants drawn with error bars and names in the picture; of more, the dominated ones are plain dots."""
 MAX_EVIDENCE = 64
 """Runs whose items and load repeats are read for the bootstrap; more are drawn from their intervals alone."""
+SAME_PLACE = 0.03, 0.5
+"""Points this near in log price and in percent of score have their names one above the other."""
 EPS_QUALITY, EPS_COST = 0.01, 0.05
 """Nearly as good: within one point. Cheaper by a share that matters: 5%."""
 SEED = 0
@@ -235,6 +238,7 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
     if is_crowded:
         figures = [(float(d.point.usd_per_1k_tokens.value), d.point.quality.value) for d in drawn]  # type: ignore[union-attr]
         axes.scatter([1000 * c for c, _ in figures], [100 * q for _, q in figures], s=4, color=COLOURS["dominated"])
+    named: list[tuple[float, float]] = []
     for one in drawn if not is_crowded else [d for d in drawn if d.on_frontier or d.point.is_baseline][:MAX_BARS]:
         quality, cost = one.point.quality, one.point.usd_per_1k_tokens
         assert quality is not None
@@ -252,7 +256,10 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
             markersize=8,
         )
         chance = "" if one.probability is None else f" ({one.probability:.0%})"
-        axes.annotate(one.point.name + chance, (x, y), textcoords="offset points", xytext=(9, 7), fontsize=10)
+        near = [other for other in named if _is_near((x, y), other)]
+        named.append((x, y))
+        place = (9, 7 + 13 * len(near))
+        axes.annotate(one.point.name + chance, (x, y), textcoords="offset points", xytext=place, fontsize=10)
     line = [one.point for one in drawn if one.on_frontier]
     if len(line) > 1:
         xs = [1000 * float(point.usd_per_1k_tokens.value) for point in line if point.usd_per_1k_tokens]
@@ -268,6 +275,11 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
     axes.set_ylabel("mean score, %")
     axes.grid(visible=True, which="both", alpha=0.25)
     return figure
+
+
+def _is_near(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two points' names would lie on one another: in the logarithm of the price, and in percent of score."""
+    return abs(math.log(one[0] / other[0])) < SAME_PLACE[0] and abs(one[1] - other[1]) < SAME_PLACE[1]
 
 
 HEADER = ("variant", "mean score", "USD per 1k tokens", "size", "output tok/s", "frontier", "decision")

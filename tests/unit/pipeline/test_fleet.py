@@ -39,7 +39,7 @@ def test_at_a_declared_peak_it_counts_machines(peak: float, meaning: str) -> Non
 
 
 def test_a_slower_one_costs_more_and_an_equal_one_nothing() -> None:
-    assert "it saves at no load" in (fleet_words(serving(a_loop(FAST)), serving(a_loop(SLOW))) or "")
+    assert "it saves nothing at any load" in (fleet_words(serving(a_loop(FAST)), serving(a_loop(SLOW))) or "")
     assert "costs more: 4 instead of 2 machines" in (
         fleet_words(serving(a_loop(FAST)), serving(a_loop(SLOW)), 3.9) or ""
     )
