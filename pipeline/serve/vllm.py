@@ -34,6 +34,8 @@ PLUGIN = Path(__file__).parent / "plugin"
 LOOPBACK = "127.0.0.1"
 POLL_S = 0.2
 SMALL_MACHINE_CPUS = 4
+NUMBA_LAYER = "workqueue"
+"""vLLM's n-gram proposer runs in Numba, whose OpenMP layer leaves the whole worker with a single thread."""
 SPEED_ONLY = (
     "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "gpu_memory_utilization", "cpu_kvcache_gib",
     "enable_prefix_caching", "speculative",
@@ -155,8 +157,10 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
 
 def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
     """SHA-256 of all that can change the served model's speed: the load stage goes by it."""
-    draft = None
-    if engine.speculative == "draft_model" and engine.draft_model is not None:
+    draft: Any = None
+    if engine.speculative == "ngram" and machine.device == "cpu":
+        draft = {"numba": NUMBA_LAYER}
+    elif engine.speculative == "draft_model" and engine.draft_model is not None:
         files = sorted(Path(engine.draft_model).glob("*"))
         draft = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     return digest_json(
@@ -229,6 +233,7 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     if machine.device == "cpu":
         environment["PYTHONPATH"] = str(PLUGIN)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
+        environment.setdefault("NUMBA_THREADING_LAYER", NUMBA_LAYER)
         if is_eager(engine, machine):
             # Else one small function is compiled when the first prompt is scored: 13 s, and a C++ compiler is needed.
             environment.setdefault("TORCH_COMPILE_DISABLE", "1")

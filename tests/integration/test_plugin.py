@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.environments import serving_python
 from pipeline.machine import find_machine
-from pipeline.serve.vllm import PLUGIN
+from pipeline.schema import EngineConfig
+from pipeline.serve.vllm import PLUGIN, server_environment
 
 pytestmark = pytest.mark.integration
 
@@ -164,3 +165,32 @@ def test_the_plugins_weights_are_what_the_packed_codes_stand_for(tmp_path: Path)
     assert "checked 10" in said
     # 8-bit weights have no other kernel on any processor.
     assert all("DequantizedLinearKernel" in line for line in said.splitlines() if "uint8" in line)
+
+
+PROPOSER = """
+import os
+from types import SimpleNamespace
+import torch
+torch.set_num_threads(2)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # a worker's main thread has a core of its own
+from vllm.v1.spec_decode.ngram_proposer import NgramProposer
+NgramProposer(SimpleNamespace(
+    speculative_config=SimpleNamespace(prompt_lookup_min=2, prompt_lookup_max=4, num_speculative_tokens=4),
+    model_config=SimpleNamespace(max_model_len=64),
+    scheduler_config=SimpleNamespace(max_num_seqs=8),
+    parallel_config=SimpleNamespace(tensor_parallel_size=1),
+))
+print("threads", torch.get_num_threads())
+"""
+
+
+def test_the_ngram_proposer_leaves_the_worker_its_threads() -> None:
+    """Numba's OpenMP layer sets the process's OpenMP threads to those of its own: one, where a worker is pinned."""
+    machine = find_machine()
+    if machine.device != "cpu" or (machine.num_cpus or 1) < 2:
+        pytest.skip("a worker has OpenMP threads to lose on CPUs alone")
+    environment = server_environment(EngineConfig(speculative="ngram"), machine)
+    told = subprocess.run(
+        [serving_python(), "-c", PROPOSER], env=environment, capture_output=True, text=True, check=False
+    )
+    assert told.stdout.strip().endswith("threads 2"), told.stdout + told.stderr

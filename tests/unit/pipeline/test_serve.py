@@ -40,6 +40,7 @@ def test_vllm_finds_the_format_itself() -> None:
 def test_the_plugin_is_for_cpus_only() -> None:
     assert server_environment(EngineConfig(), MACHINE)["PYTHONPATH"] == str(PLUGIN)
     assert "PYTHONPATH" not in server_environment(EngineConfig(), H100)
+    assert server_environment(EngineConfig(), MACHINE)["NUMBA_THREADING_LAYER"] == "workqueue"
     assert (PLUGIN / "parsimony_vllm.py").exists()
 
 
