@@ -184,6 +184,7 @@ print("threads", torch.get_num_threads())
 """
 
 
+@pytest.mark.slow
 def test_the_ngram_proposer_leaves_the_worker_its_threads() -> None:
     """Numba's OpenMP layer sets the process's OpenMP threads to those of its own: one, where a worker is pinned."""
     machine = find_machine()
