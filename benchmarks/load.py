@@ -31,9 +31,10 @@ from typing import Any
 
 from common.files import digest_file, write_json
 from common.process import run_logged
-from evals.load.job import bench_arguments, raw_name, run_seed
+from evals.load.job import bench_arguments, raw_names, run_seed
+from evals.load.plan import rate_point, sweep_point
 from evals.load.run import run_load
-from evals.load.scenario import LoadScenario, PointSpec
+from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep
 from evals.load.summary import over_repeats, summarise
 from evals.types import Target
 from pipeline.environments import serving_python, versions
@@ -48,8 +49,6 @@ PLAIN = (
     "parser = Parser(); add_cli_args(parser); main(parser.parse_args(sys.argv[1:]))"
 )
 """What `vllm bench serve` does; the command itself does not start in the CPU build, whose package has another name."""
-MIN_REQUESTS, POINT_DURATION_S = 30, 30.0
-"""What `load=slo` sends at a rate."""
 METRICS = ("output_tok_per_s", "req_per_s", "ttft_p50_s", "tpot_p50_s")
 Metrics = dict[str, float | None]
 
@@ -96,7 +95,7 @@ class Bench:
         """Time between repeats over time in them, for five repeats."""
         scenario, folder = LoadScenario("overhead", (self.point,), num_repeats=5), self.folder / "overhead"
         run_load(self.target, scenario, serving_python(), folder, seed, run_process=run_logged, env=self.env)
-        names = [raw_name(self.target, scenario, self.point, seed, repeat) for repeat in range(scenario.num_repeats)]
+        names = raw_names(self.target, scenario, self.point, seed)
         runs = [json.loads((folder / "raw" / name).read_text()) for name in names]
         gaps = [b["started_monotonic_s"] - a["ended_monotonic_s"] for a, b in itertools.pairwise(runs)]
         inside_s = sum(run["ended_monotonic_s"] - run["started_monotonic_s"] for run in runs[1:])
@@ -122,10 +121,8 @@ def point_of(name: str, options: argparse.Namespace) -> PointSpec:
     """A load by its name: `c8` or `rps0.8`, as many requests of it as the product's sweep and search would send."""
     sizes = options.input_tokens, options.output_tokens
     if name.startswith("rps"):
-        rate = float(name.removeprefix("rps"))
-        return PointSpec(*sizes, max(MIN_REQUESTS, math.ceil(rate * POINT_DURATION_S)), request_rate=rate)
-    parallel = int(name.removeprefix("c"))
-    return PointSpec(*sizes, max(4, 2 * parallel), concurrency=parallel)
+        return rate_point(SloSearch(*sizes), float(name.removeprefix("rps")))
+    return sweep_point(Sweep(*sizes), int(name.removeprefix("c")))
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -100,9 +100,9 @@ def lookup(
         raise PriceError(f"residency: {unknown[0]!r} is no ISO 3166 code\n  -> two letters for each country: [sg,au]")
     if usd_per_hour is not None:
         price = _own_price(hardware, purchase_option, num_devices, usd_per_hour)
-        asked = [f"region={region}"] * (region is not None) + [f"residency={', '.join(residency)}"] * bool(residency)
+        asked = {"region": region, "residency": ", ".join(residency)}
         unchecked = "is not checked: a price of your own does not say where the machine stands"
-        return replace(price, warnings=tuple(f"{constraint} {unchecked}" for constraint in asked))
+        return replace(price, warnings=tuple(f"{name}={what} {unchecked}" for name, what in asked.items() if what))
     catalog = catalog or default_catalog()
     device = device_facts(hardware, catalog)
     offers = [offer for offer in catalog.offers if offer.hardware == (device.whole or device.name)]

@@ -13,7 +13,7 @@ import yaml
 
 from common.errors import ParsimonyError
 from common.files import digest_json, plain, write_json
-from evals.load.scenario import from_config, load_words
+from evals.load.scenario import LoadScenario, load_words
 from evals.load.summary import figure, headline_point
 from evals.stats import PairedComparison
 from evals.types import Estimate, LoadPoint, Money
@@ -38,7 +38,7 @@ HEADER = ("variant", "size", "quality", "recovery", "tok/s", "TTFT p50", "USD pe
 MISSING = "not measured"
 
 
-def show_plan(plan: Plan, config: RunConfig) -> None:
+def show_plan(plan: Plan, config: RunConfig, scenario: LoadScenario) -> None:
     """The plan in a few lines, before anything is loaded."""
     facts, machine, price = plan.facts, plan.machine, plan.price
     size = f"{facts.num_parameters / 1e6:,.0f} M parameters, {facts.num_bytes / GIB:.2f} GiB in 16 bit"
@@ -54,7 +54,7 @@ def show_plan(plan: Plan, config: RunConfig) -> None:
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
     asked = "all" if config.suite.num_items is None else f"{config.suite.num_items} random"
     say(f"Quality  {', '.join(config.suite.tasks)}: {asked} items each (suite={config.suite.name})")
-    say(f"Load     {load_words(from_config(config.load))}")
+    say(f"Load     {load_words(scenario)}")
     for note in plan.notes:
         say(f"Note     {note}")
     say()
@@ -223,9 +223,10 @@ def show_result(
     for reason in decision.reasons:
         say(f"  {reason}")
     say(f"  {registry}")
-    fleet = fleet_words(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
-    if fleet is not None and len(measured) > 1:
-        say(f"Fleet    {fleet}")
+    if len(measured) > 1:
+        fleet = fleet_words(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
+        if fleet is not None:
+            say(f"Fleet    {fleet}")
     reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})
     if reused:
         say(f"Reused from earlier runs: {', '.join(reused)}")

@@ -60,7 +60,7 @@ def run(config: RunConfig) -> None:
     planned = plan_run(config)
     config, plan, scenario = planned.config, planned.plan, planned.scenario
     account = Account(config, plan, scenario)
-    report.show_plan(plan, config)
+    report.show_plan(plan, config, scenario)
     account.forecast.show()
     if config.dry_run:
         say("dry run: nothing was loaded or started")
@@ -333,8 +333,8 @@ def load(
         "tools": versions(services.serving_python, "vllm"),
     }
 
-    same_for_all = {name: inputs[name] for name in ("machine", "tools")}
-    known = services.home / "points" / digest_json(same_for_all)[:24]
+    of_any_scenario = {name: inputs[name] for name in ("machine", "tools")}
+    known = services.home / "points" / digest_json(of_any_scenario)[:24]
 
     def make(folder: Path) -> Mapping[str, Any]:
         target = served.target()

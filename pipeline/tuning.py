@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from common.errors import ToolError
 from evals.curves import LoadComparison, compare
-from evals.load.plan import HEADROOM, capacity_point
-from evals.load.scenario import LoadScenario, PointSpec
+from evals.load.plan import HEADROOM, capacity_point, sweep_point
+from evals.load.scenario import LoadScenario
 from evals.load.summary import saturating_point
 from evals.types import CostReport, LoadReport
 from pipeline.schema import EngineConfig
@@ -127,9 +127,7 @@ def first_scenario(scenario: LoadScenario) -> LoadScenario:
         of_mix = [point for point in scenario.points if (point.input_tokens, point.output_tokens) == mix]
         point = max(of_mix, key=lambda point: point.concurrency or 0)
     elif scenario.sweep is not None:
-        sweep = scenario.sweep
-        num_requests = max(sweep.min_requests, sweep.requests_per_slot * sweep.max_concurrency)
-        point = PointSpec(sweep.input_tokens, sweep.output_tokens, num_requests, concurrency=sweep.max_concurrency)
+        point = sweep_point(scenario.sweep, scenario.sweep.max_concurrency)
     else:
         raise ValueError("a replayed trace has no highest load")
     mix = (point.input_tokens, point.output_tokens)

@@ -85,6 +85,11 @@ def raw_name(target: Target, scenario: LoadScenario, point: PointSpec, seed: int
     return f"{point.name}-{key[:12]}-r{repeat}.json"
 
 
+def raw_names(target: Target, scenario: LoadScenario, point: PointSpec, seed: int) -> list[str]:
+    """`raw_name` of every repeat."""
+    return [raw_name(target, scenario, point, seed, repeat) for repeat in range(scenario.num_repeats)]
+
+
 def client_runs(
     target: Target,
     scenario: LoadScenario,
@@ -99,8 +104,7 @@ def client_runs(
     `trace_file` gives the requests of a replayed trace for a repeat's seed.
     """
     runs = []
-    for repeat in range(scenario.num_repeats):
-        name = raw_name(target, scenario, point, seed, repeat)
+    for repeat, name in enumerate(raw_names(target, scenario, point, seed)):
         if name not in have:
             prompts_seed = run_seed(seed, point, repeat)
             requests = trace_file(prompts_seed) if trace_file is not None and point.trace is not None else None

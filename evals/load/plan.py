@@ -52,6 +52,11 @@ def next_of_sweep(sweep: Sweep, measured: Sequence[LoadPoint]) -> PointSpec | No
         concurrency *= 2
     if concurrency > sweep.max_concurrency:
         return None
+    return sweep_point(sweep, concurrency)
+
+
+def sweep_point(sweep: Sweep, concurrency: int) -> PointSpec:
+    """The sweep's point of so many requests in flight."""
     num_requests = max(sweep.min_requests, sweep.requests_per_slot * concurrency)
     return PointSpec(sweep.input_tokens, sweep.output_tokens, num_requests, concurrency=concurrency)
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from common.errors import ConfigError, ToolError
 from common.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
-from evals.load.job import client_runs, raw_name
+from evals.load.job import client_runs, raw_names
 from evals.load.monitor import Monitor
 from evals.load.plan import next_points, theta_slo
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
@@ -154,9 +154,10 @@ class _Session:
                 return True
 
     def _runs(self) -> list[dict[str, Any]]:
-        for name in [name for point in self._pending for name in self._names(point)]:
-            if self.known is not None and (self.known / name).exists():
-                share(self.known / name, self.raw / name)
+        if self.known is not None:
+            for name in [name for point in self._pending for name in self._names(point)]:
+                if (self.known / name).exists():
+                    share(self.known / name, self.raw / name)
         have = {path.name for path in self.raw.glob("*.json")}
         runs = [
             run
@@ -184,8 +185,7 @@ class _Session:
             self.plan_next()
 
     def _names(self, point: PointSpec) -> list[str]:
-        repeats = range(self.scenario.num_repeats)
-        return [raw_name(self.target, self.scenario, point, self.seed, repeat) for repeat in repeats]
+        return raw_names(self.target, self.scenario, point, self.seed)
 
     def _note_age(self, point: PointSpec) -> None:
         times = [(self.raw / name).stat().st_mtime for name in self._names(point)]
@@ -247,7 +247,7 @@ def read_point(
         ToolError: the client ended without having written one of them.
 
     """
-    paths = [raw / raw_name(target, scenario, point, seed, repeat) for repeat in range(scenario.num_repeats)]
+    paths = [raw / name for name in raw_names(target, scenario, point, seed)]
     for path in paths:
         if not path.exists():
             raise ToolError(f"the load client ended without a result: {path}", raw.parent / "client.log")

@@ -139,11 +139,12 @@ def energy_metrics(load: LoadReport, energy: EnergyConfig) -> dict[str, float]:
     Nothing where no counter was read. A GPU's own joules come first; a CPU's are those of its packages.
     """
     point = summary.headline_point(load)
-    counters = () if point is None else ("gpu_energy_j", "cpu_energy_j")
-    found = [figure for name in counters if point and (figure := energy_per_token_j(point, name)) is not None]
-    if not found:
+    if point is None:
         return {}
-    joules = found[0].value
+    figure = energy_per_token_j(point, "gpu_energy_j") or energy_per_token_j(point, "cpu_energy_j")
+    if figure is None:
+        return {}
+    joules = figure.value
     metrics = {f"load/{load.scenario}/energy_j_per_token": joules}
     if energy.usd_per_kwh is not None:
         usage = decimal(energy.power_usage_effectiveness)

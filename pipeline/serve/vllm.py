@@ -157,15 +157,18 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
 
 def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
     """SHA-256 of all that can change the served model's speed: the load stage goes by it."""
-    draft: Any = None
-    if engine.speculative == "ngram" and machine.device == "cpu":
-        draft = {"numba": NUMBA_LAYER}
-    elif engine.speculative == "draft_model" and engine.draft_model is not None:
+    draft = None
+    if engine.speculative == "draft_model" and engine.draft_model is not None:
         files = sorted(Path(engine.draft_model).glob("*"))
         draft = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return digest_json(
-        _identity(artifact, machine, python) | {"engine": engine_settings(engine), "draft": draft, "of": "speed"}
-    )
+    decides = _identity(artifact, machine, python) | {
+        "engine": engine_settings(engine),
+        "draft": draft,
+        "of": "speed",
+    }
+    if engine.speculative == "ngram" and machine.device == "cpu":
+        decides["numba_threading_layer"] = NUMBA_LAYER
+    return digest_json(decides)
 
 
 def _identity(artifact: Artifact, machine: Machine, python: Path) -> dict[str, Any]:
@@ -233,7 +236,7 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     if machine.device == "cpu":
         environment["PYTHONPATH"] = str(PLUGIN)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
-        environment.setdefault("NUMBA_THREADING_LAYER", NUMBA_LAYER)
+        environment["NUMBA_THREADING_LAYER"] = NUMBA_LAYER
         if is_eager(engine, machine):
             # Else one small function is compiled when the first prompt is scored: 13 s, and a C++ compiler is needed.
             environment.setdefault("TORCH_COMPILE_DISABLE", "1")
