@@ -59,7 +59,7 @@ def closed_loop(load: LoadReport, price: Price) -> tuple[tuple[float, Money], ..
     """USD per 1,000 tokens over the concurrency, of the closed-loop points of the headline's mix."""
     found = []
     for point in load.points:
-        is_plain = point.request_rate is None and point.trace is None and not point.prefix_share
+        is_plain = not point.is_open_loop and not point.prefix_share
         tokens = figure(point, "total_tok_per_s")
         if is_plain and point.concurrency and (point.input_tokens, point.output_tokens) == mix_of(load) and tokens:
             found.append((float(point.concurrency), money_per(price, tokens, 1000)))

@@ -167,6 +167,11 @@ class LoadPoint:
     missing: dict[str, str] = field(default_factory=dict)
     """Why a metric or a counter is None."""
 
+    @property
+    def is_open_loop(self) -> bool:
+        """Whether requests arrived at times of their own, whatever the server did: its speed is then the load's."""
+        return self.request_rate is not None or self.trace is not None
+
 
 @dataclass(frozen=True)
 class ThetaSlo:

@@ -243,7 +243,7 @@ def _quality(technique: str, run: Recorded) -> list[Measurement]:
 
 def _speed(technique: str, run: Recorded, baseline: Recorded) -> list[Measurement]:
     """Tokens per second over the baseline's, at each load that both have and that does not set the pace itself."""
-    closed = replace(run.load, points=tuple(point for point in run.load.points if not _is_open_loop(point)))
+    closed = replace(run.load, points=tuple(point for point in run.load.points if not point.is_open_loop))
     return [
         _speed_up(technique, row, run.label, f"{_machine(run)}, {row.name}", run.run_id)
         for row in compare(baseline.load, closed)
@@ -320,10 +320,6 @@ def _within(technique: str, run: Recorded, slow: LoadPoint, fast: LoadPoint, loa
 
 def _is_closed_loop(point: LoadPoint, load: LoadReport) -> bool:
     return bool(point.concurrency and point.request_rate is None and _lengths(point) == mix_of(load))
-
-
-def _is_open_loop(point: LoadPoint) -> bool:
-    return point.request_rate is not None or point.trace is not None
 
 
 def _lengths(point: LoadPoint) -> tuple[int, int]:

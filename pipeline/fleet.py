@@ -25,7 +25,7 @@ def machine_rate(load: LoadReport) -> float | None:
     if load.theta_slo is not None:
         return load.theta_slo.held_req_per_s
     point = saturating_point(load)
-    if point is None or point.trace is not None or point.request_rate is not None:
+    if point is None or point.is_open_loop:
         return None
     rate = figure(point, "req_per_s")
     return None if rate is None else rate.value
