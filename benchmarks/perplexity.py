@@ -23,7 +23,9 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ BASE = "none"
 DRAWS = 10_000
 ROWS = 64
 """Tokens whose distributions are compared at a time: 64 rows of 50,000 floats stay in a processor's cache."""
+KEEP_MEMORY = {name: str(1 << 36) for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")}
+"""glibc gives a window's distributions (170 MiB) back to the system after each use: 15% of the time went there."""
 
 
 @dataclass(frozen=True)
@@ -78,28 +82,45 @@ def digests(folders: Mapping[str, Path]) -> dict[str, str]:
     return {name: f"{digest}/{found[BASE]}" for name, digest in found.items()}
 
 
-def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], record: Path) -> None:
-    """Score what the record lacks, and write each window to it as soon as it is scored."""
-    import torch
-
+def measure(ids: Any, windows: Sequence[Span], folders: Mapping[str, Path], record: Path, workers: int) -> None:
+    """Score what the record lacks, in several processes, and write each window to it as soon as it is scored."""
     have = {(score.start, score.end, score.digest) for score in read(record)}
     known = digests(folders)
     lacking = {span: [name for name in folders if (span[0], span[2], known[name]) not in have] for span in windows}
-    missing = {span: names for span, names in lacking.items() if names}
-    if not missing:
-        return
+    missing = [(span, names) for span, names in lacking.items() if names]
+    os.environ.update({**KEEP_MEMORY, **os.environ})
+    shares = [missing[first::workers] for first in range(min(workers, len(missing)))]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(_measure, ids, share, folders, known, record, workers) for share in shares]
+        for done in as_completed(running):
+            done.result()
+
+
+def _measure(
+    ids: Any,
+    missing: Sequence[tuple[Span, list[str]]],
+    folders: Mapping[str, Path],
+    known: Mapping[str, str],
+    record: Path,
+    workers: int,
+) -> None:
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // workers))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wanted = {BASE}.union(*missing.values())
+    wanted = {BASE}.union(*(names for _, names in missing))
     models = {name: _load(path, device) for name, path in folders.items() if name in wanted}
     with torch.inference_mode(), record.open("a") as file:
-        for number, ((start, first, end), names) in enumerate(missing.items(), start=1):
+        for number, ((start, first, end), names) in enumerate(missing, start=1):
             inputs, targets = ids[start:end].unsqueeze(0).to(device), ids[first:end].to(device)
             base = _log_probabilities(models[BASE], inputs, len(targets))
+            lines = []
             for name in names:
                 ours = base if name == BASE else _log_probabilities(models[name], inputs, len(targets))
                 score = Score(name, known[name], start, end, len(targets), *compare(base, ours, targets))
-                file.write(json.dumps(asdict(score)) + "\n")
-            file.flush()
+                lines.append(json.dumps(asdict(score)) + "\n")
+            file.write("".join(lines))
+            file.flush()  # one write to the end of the file: the processes' lines don't mix
             sys.stderr.write(f"\r{number} of {len(missing)} windows")
 
 
@@ -107,8 +128,24 @@ def _load(folder: Path, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
+    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device).eval()
+    for name, module in list(model.named_modules()):
+        if device == "cpu" and hasattr(module, "dequantize_weight"):  # GPTQModel's layers do it at every call
+            model.set_submodule(name, _dequantized(module))
+    return model
+
+
+def _dequantized(layer: Any) -> Any:
+    import torch
+
+    weight = layer.dequantize_weight().T.float()
+    linear = torch.nn.Linear(*weight.shape[::-1], bias=layer.bias is not None)
+    linear.weight.data.copy_(weight)
+    if layer.bias is not None:
+        linear.bias.data.copy_(layer.bias)
+    return linear
 
 
 def _log_probabilities(model: Any, inputs: Any, num_targets: int) -> Any:
@@ -198,6 +235,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--stride", type=int, default=896)
     parser.add_argument("--windows", type=int, help="only N windows, drawn at random")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the windows and the processors")
     parser.add_argument("--out", type=Path)
     parser.add_argument("variants", nargs="+", metavar="VARIANT=FOLDER")
     arguments = parser.parse_args()
@@ -208,11 +246,10 @@ def main() -> None:
         parser.error(f"--stride {arguments.stride}: from 1 to the window ({arguments.window})")
     from transformers import AutoTokenizer
 
-    os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
     ids = AutoTokenizer.from_pretrained(folders[BASE])(arguments.text.read_text(), return_tensors="pt").input_ids[0]
     windows = list(spans(len(ids), arguments.window, arguments.stride))
     windows = [windows[index] for index in np.random.default_rng(0).permutation(len(windows))[: arguments.windows]]
-    measure(ids, windows, folders, arguments.record)
+    measure(ids, windows, folders, arguments.record, arguments.workers)
     taken = {(start, end) for start, _, end in windows}
     names = {digest: name for name, digest in digests(folders).items()}
     scores = [

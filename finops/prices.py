@@ -231,6 +231,31 @@ def with_lost_work(price: Price, checkpoint_interval_s: float, restart_s: float)
     )
 
 
+def serving_price(price: Price, startup_s: float | None) -> Price:
+    """What a serving machine's hour costs with what is lost when a spot machine is taken back.
+
+    A server keeps no work to lose; the next machine is paid while its server starts. Where nobody says how often the
+    machine is taken back (or it isn't a spot machine), the price stays as it is.
+
+    Args:
+        price: of the machine.
+        startup_s: seconds from the server's start to its first answer; None where that was not measured.
+
+    >>> spot = Price("x", Decimal(1), Decimal(2), "spot", "", "2026", interruptions_per_hour=Decimal("0.1"))
+    >>> serving_price(spot, startup_s=180).usd_per_hour_lo
+    Decimal('1.005')
+
+    """
+    rate = price.interruptions_per_hour
+    if rate is None:
+        return price
+    if startup_s is None:
+        said = "it is not known how long this server takes to start: lost work is not in the spot price"
+        return replace(price, warnings=(*price.warnings, said))
+    said = f"with lost work: taken back {rate} times an hour, {startup_s:.0f} s until the next server answers"
+    return replace(with_lost_work(price, 0, startup_s), warnings=(*price.warnings, said))
+
+
 def hardware_of_device(device_name: str, catalog: Catalog | None = None) -> str:
     """The catalog's name for a GPU, from its name as nvidia-smi prints it (`NVIDIA H100 80GB HBM3`).
 

@@ -22,7 +22,7 @@ from evals.crossings import Curve, cheapest, closed_loop, crossings
 from evals.curves import compare
 from evals.load.summary import figure, mix_of
 from evals.types import Money
-from finops.prices import lookup
+from finops.prices import lookup, serving_price
 from pipeline.fleet import fleet_words
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def option_prices(one: Variant) -> dict[str, Money]:
             price = lookup(cost.price.hardware, option, cost.price.num_devices)
         except PriceError:
             continue
-        money = reprice(cost, price).usd_per_1k_tokens
+        money = reprice(cost, serving_price(price, one.evidence.load.machine.get("startup_s"))).usd_per_1k_tokens
         if money is not None:
             found[option] = money
     return found

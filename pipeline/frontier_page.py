@@ -22,7 +22,7 @@ from common.errors import PriceError
 from evals.cost import decimal
 from evals.frontier import Resamples, analyse
 from evals.types import Money
-from finops.prices import lookup
+from finops.prices import lookup, serving_price
 
 if TYPE_CHECKING:
     from pipeline.frontier import Shown
@@ -90,15 +90,15 @@ def option_prices(one: Shown) -> dict[str, Triple | None]:
     tags, metrics = one.run.data.tags, one.run.data.metrics
     if "cost/num_devices" not in metrics:
         return dict.fromkeys(OPTIONS)
-    return _catalog_prices(tags.get("hardware", ""), int(metrics["cost/num_devices"]))
+    return _catalog_prices(tags.get("hardware", ""), int(metrics["cost/num_devices"]), metrics.get("cost/startup_s"))
 
 
 @cache
-def _catalog_prices(hardware: str, num_devices: int) -> dict[str, Triple | None]:
+def _catalog_prices(hardware: str, num_devices: int, startup_s: float | None) -> dict[str, Triple | None]:
     found: dict[str, Triple | None] = {}
     for option in OPTIONS:
         try:
-            price = lookup(hardware, option, num_devices)
+            price = serving_price(lookup(hardware, option, num_devices), startup_s)
         except PriceError:
             found[option] = None
         else:

@@ -34,7 +34,7 @@ from evals.cost import decimal
 from evals.curves import blend_3_to_1
 from evals.types import Price
 from finops.catalog import Catalog, load_catalog
-from finops.prices import lookup
+from finops.prices import lookup, serving_price
 from pipeline.record.amounts import Annotation, CostRun, cost_runs, write
 from pipeline.schema import RunConfig
 
@@ -109,7 +109,7 @@ class Repriced:
 
 def reprice_all(runs: Sequence[CostRun], pricing: Pricing) -> list[Repriced]:
     """Every run of the asked hardware under the new price; what cannot be priced is there with its reason."""
-    prices: dict[tuple[str, int], Price | str] = {}
+    prices: dict[tuple[str, int], Price | str] = {}  # a catalog's price is the same for all runs of a machine
     found = []
     for run in runs:
         hardware = run.tags.get("hardware", "")
@@ -130,6 +130,7 @@ def reprice_all(runs: Sequence[CostRun], pricing: Pricing) -> list[Repriced]:
         if isinstance(price, str):
             found.append(Repriced(run, {}, None, None, price))
             continue
+        price = serving_price(price, metrics.get("cost/startup_s"))
         utilisation = decimal(metrics["cost/utilisation"]) if pricing.utilisation is None else pricing.utilisation
         found.append(Repriced(run, reprice_metrics(metrics, price, utilisation), price, utilisation))
     return found

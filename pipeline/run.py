@@ -23,6 +23,7 @@ from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.types import LoadReport, QualityReport
+from finops.prices import serving_price
 from pipeline import report
 from pipeline.account import Account, ChargedStore
 from pipeline.compress.card import model_card
@@ -237,12 +238,13 @@ def measure(
         found = load(served, config, plan, scenario, store, services, shown, console)
         keep("load", found)
     load_report = revive(LoadReport, stages["load"].result)
+    price = serving_price(plan.price, load_report.machine.get("startup_s"))
     return Measured(
         candidate=candidate,
         artifact=artifact,
         quality=revive(QualityReport, stages["quality"].result),
         load=load_report,
-        cost=cost_report(load_report, plan.price, Decimal(str(config.gate.utilisation))),
+        cost=cost_report(load_report, price, Decimal(str(config.gate.utilisation))),
         server_log=stages["load"].folder / "vllm.log",
         stage_keys={name: stage.key for name, stage in stages.items()},
         stage_wall_s={name: stage.wall_s for name, stage in stages.items()},

@@ -28,7 +28,7 @@ def run_metrics(
         **quality_metrics(measured.quality),
         **summary.metrics(measured.load),
         **cost_metrics(measured.cost),
-        **price_metrics(measured.cost),
+        **price_metrics(measured.cost, measured.load.machine.get("startup_s")),
         **attribution_metrics(measured.cost),
         **energy_metrics(measured.load, energy or EnergyConfig()),
         **spend_metrics(measured, baseline),
@@ -108,10 +108,13 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
     return metrics
 
 
-def price_metrics(report: CostReport) -> dict[str, float]:
-    """What the machine cost per hour and how busy it was taken to be: what re-pricing needs."""
+def price_metrics(report: CostReport, startup_s: float | None = None) -> dict[str, float]:
+    """What the machine cost per hour, how busy it was taken to be and how long its server took to start: what
+    re-pricing needs.
+    """
     price = report.price
-    return {
+    startup = {} if startup_s is None else {"cost/startup_s": startup_s}
+    return startup | {
         "cost/usd_per_hour": float(price.usd_per_hour),
         "cost/usd_per_hour.lo": float(price.usd_per_hour_lo),
         "cost/usd_per_hour.hi": float(price.usd_per_hour_hi),

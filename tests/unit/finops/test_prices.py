@@ -20,6 +20,7 @@ from finops.prices import (
     hardware_of_device,
     lookup,
     main,
+    serving_price,
     with_lost_work,
 )
 
@@ -297,6 +298,18 @@ def test_spot_says_how_often_it_is_taken_back_or_that_nobody_does(tmp_path):
     assert "nobody says how often" in unknown.warnings[0]
     with pytest.raises(PriceError, match="nobody says"):
         with_lost_work(unknown, 3600, 0)
+    assert serving_price(unknown, 60) == unknown
+
+
+def test_a_spot_machine_that_serves_costs_what_its_successor_takes_to_start(tmp_path):
+    offer = OFFER | {"low": "1", "high": "2", "interruptions_per_hour": "0.1"}
+    price = lookup("x", "spot", catalog=load_catalog(catalog_file(tmp_path, offer)))
+    serving = serving_price(price, 72)
+    assert (serving.usd_per_hour_lo, serving.usd_per_hour_hi) == (Decimal("1.002"), Decimal("2.004"))
+    assert "taken back 0.1 times an hour, 72 s" in serving.warnings[-1]
+    unmeasured = serving_price(price, None)
+    assert unmeasured.usd_per_hour_lo == price.usd_per_hour_lo
+    assert "not known how long this server takes" in unmeasured.warnings[-1]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import random
 import sqlite3
 import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from common.errors import ConfigError
 from evals.cost import cost_report, decimal, reprice
 from evals.types import LoadPoint, LoadReport, Price
-from finops.prices import lookup
+from finops.prices import default_catalog, lookup
 from pipeline.record import amounts
 from pipeline.record.amounts import CostRun, cost_runs, write
 from pipeline.record.metrics import cost_metrics, price_metrics
@@ -82,6 +83,20 @@ def test_the_same_price_changes_nothing_and_spot_is_the_catalogs_ratio() -> None
     ratio = lookup("l4-24gb", "spot").usd_per_hour / L4.usd_per_hour
     expected = run.metrics["cost/usd_per_1k_tokens"] * float(ratio)
     assert spot.metrics["cost/usd_per_1k_tokens"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_spot_price_holds_what_is_lost_when_the_machine_is_taken_back() -> None:
+    ours = default_catalog()
+    taken_back = [
+        replace(offer, interruptions_per_hour=Decimal("0.1")) if offer.purchase_option == "spot" else offer
+        for offer in ours.offers
+    ]
+    spot = Pricing("spot", catalog=replace(ours, offers=tuple(taken_back)))
+    (plain,) = reprice_all([a_run()], Pricing("spot"))
+    unmeasured, minutes = reprice_all([a_run(), a_run("b", **{"cost/startup_s": 360.0})], spot)
+    name = "cost/usd_per_1k_tokens"
+    assert unmeasured.metrics == plain.metrics
+    assert minutes.metrics[name] == pytest.approx(plain.metrics[name] * 1.01)
 
 
 def test_utilisation_moves_the_headline_and_not_the_peak() -> None:
