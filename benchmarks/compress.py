@@ -2,8 +2,10 @@
 
     python -m benchmarks.compress --base FOLDER --method rtn-int4 --method gptq [--pairs 2] [--out FILE.md]
 
-The plain script calls the library with the same settings and saves. Each runs in a process of its own, in turn the one
-or the other first. Shown: the ratio of wall times (process start to end) for each pair, and of peak host memory.
+The plain script calls the library with the same settings and saves. Where the library can resume, the plain script
+keeps the same checkpoints, and a third run without them says what resuming costs. Each runs in a process of its own,
+in turn the one or the other first. Shown: the ratio of wall times (process start to end) for each pair, and of peak
+host memory.
 A larger base with random weights: `python -m benchmarks.gpu_compress base --shape llama3.2-1b --device cpu ...`.
 """
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from common.files import read_json, write_atomic, write_json
 from pipeline import registry
+from pipeline.compress.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.compress.stage import finish
 from pipeline.environments import ROOT
 from pipeline.facts import count_parameters, facts_from_folder
@@ -77,11 +80,12 @@ tokenizer.save_pretrained(output)
 GPTQMODEL = """
 os.environ["GPTQMODEL_CPU_WORKERS"] = "2"
 from gptqmodel import GPTQModel, QuantizeConfig
+from gptqmodel.looper.checkpoint_store import CheckpointConfig
 settings = QuantizeConfig(bits=4, group_size={group_size}, sym=True, desc_act=False, damp_percent=0.01, mse=2.4,
                           device="cuda" if torch.cuda.is_available() else "cpu")
 model = GPTQModel.load(base, settings)
 model.quantize([{{"input_ids": row, "attention_mask": torch.ones_like(row)}} for row in torch.from_numpy(ids)],
-               batch_size=1)
+               batch_size=1, checkpoint={checkpoint})
 model.save(output)
 """
 SCRIPT = """
@@ -92,13 +96,15 @@ ids = None if tokens == "-" else np.load(tokens)
 {work}
 print("PEAK", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
+CHECKPOINT = "CheckpointConfig(path=output + '-checkpoint', resume='auto', interval='layer:{blocks}')"
 METHODS = sorted({*PLAIN, "gptq-native"})
 
 
-def plain_script(name: str, group_size: int | None) -> str:
+def plain_script(name: str, group_size: int | None, *, checkpoints: bool = True) -> str:
     """What a user would write who calls the library."""
     if name == "gptq-native":
-        return SCRIPT.format(work=GPTQMODEL.format(group_size=group_size))
+        checkpoint = CHECKPOINT.format(blocks=BLOCKS_BETWEEN_CHECKPOINTS) if checkpoints else None
+        return SCRIPT.format(work=GPTQMODEL.format(group_size=group_size, checkpoint=checkpoint))
     modifiers = PLAIN[name].replace("{group_size}", repr(group_size))
     return SCRIPT.format(work=ONESHOT.format(modifiers=modifiers))
 
@@ -116,21 +122,28 @@ def overhead(base: Artifact, methods: Sequence[str], pairs: int, samples: int, l
     yield "| method | ours, s | plain, s | wall ratio (each pair) | peak host memory ratio |"
     yield "|---|---|---|---|---|"
     for name in methods:
-        found: list[tuple[dict[str, float], dict[str, float]]] = []
+        runs = [ours, plain, bare] if registry.method(name).resumable else [ours, plain]
+        found: list[list[dict[str, float]]] = []
         for pair in range(pairs):
             with tempfile.TemporaryDirectory() as scratch:
                 tokens = Path(scratch) / "tokens.npy"
                 np.save(tokens, rng.integers(0, 40_000, size=(samples, length)))
                 measured = {}
-                for run in (ours, plain) if pair % 2 == 0 else (plain, ours):
+                for run in runs if pair % 2 == 0 else reversed(runs):
                     folder = Path(scratch) / run.__name__
                     folder.mkdir()
                     measured[run] = run(name, base, tokens, folder)
-                found.append((measured[ours], measured[plain]))
-        walls = [statistics.median(one["wall_s"] for one in side) for side in zip(*found, strict=True)]
-        ratios = ", ".join(f"{one['wall_s'] / other['wall_s']:.3f}" for one, other in found)
-        memory = statistics.median(one["peak_host_bytes"] / other["peak_host_bytes"] for one, other in found)
-        yield f"| {name} | {walls[0]:.1f} | {walls[1]:.1f} | {ratios} | {memory:.3f} |"
+                found.append([measured[run] for run in runs])
+        yield _row(name, [(one[0], one[1]) for one in found])
+        if len(runs) > 2:
+            yield _row(f"{name}, plain without checkpoints", [(one[0], one[2]) for one in found])
+
+
+def _row(what: str, found: Sequence[tuple[dict[str, float], dict[str, float]]]) -> str:
+    walls = [statistics.median(one["wall_s"] for one in side) for side in zip(*found, strict=True)]
+    ratios = ", ".join(f"{one['wall_s'] / other['wall_s']:.3f}" for one, other in found)
+    memory = statistics.median(one["peak_host_bytes"] / other["peak_host_bytes"] for one, other in found)
+    return f"| {what} | {walls[0]:.1f} | {walls[1]:.1f} | {ratios} | {memory:.3f} |"
 
 
 def ours(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, float]:
@@ -156,12 +169,17 @@ def ours(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, flo
     return {"wall_s": wall_s, "peak_host_bytes": read_json(folder / "measured.json")["peak_host_bytes"]}
 
 
-def plain(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, float]:
+def bare(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, float]:
+    """A plain script that cannot be resumed."""
+    return plain(name, base, tokens, folder, checkpoints=False)
+
+
+def plain(name: str, base: Artifact, tokens: Path, folder: Path, *, checkpoints: bool = True) -> dict[str, float]:
     """A plain script with the same settings."""
     method = registry.method(name)
     args = vars(method.resolve(registry.method_args(name, {}), facts_from_folder("base", base.path)))
     script = folder / "plain.py"
-    script.write_text(plain_script(name, args.get("group_size")))
+    script.write_text(plain_script(name, args.get("group_size"), checkpoints=checkpoints))
     started = time.monotonic()
     source = str(tokens) if method.needs_calibration else "-"
     printed = _run([str(script), str(base.path), source, str(folder / "model")], folder, {})

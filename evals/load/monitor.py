@@ -1,11 +1,12 @@
-"""Look at the machine and the server once a second while a load runs; what cannot be read is None.
+"""Look at the machine once a second while a load runs, and at its server; what cannot be read is None.
 
     with Monitor("http://127.0.0.1:8123/metrics") as monitor:
         ...
     monitor.samples
 
 Processor time and memory come from /proc, the GPU's from NVML (package nvidia-ml-py), energy from NVML or, on a CPU
-whose counters are readable, from RAPL. A look costs a few milliseconds.
+whose counters are readable, from RAPL. That costs less than a millisecond. The server's metrics cost the server's own
+process more than 10 ms on a slow processor, in which it answers nobody: they are read less often the longer that takes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from typing import Any
 from evals.load.counters import parse_metrics
 
 INTERVAL_S = 1.0
+SERVER_SHARE = 0.005
+"""At most this share of the time is spent on the server's metrics, ..."""
+MAX_SERVER_INTERVAL_S = 3.0
+"""... but a run of some seconds has to hold one look at its keys and values."""
 RAPL = Path("/sys/class/powercap")
 
 
@@ -37,6 +42,7 @@ class Monitor:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="load-monitor", daemon=True)
         self._gpus = Gpus()
+        self._server_due_s = 0.0
 
     def look(self) -> dict[str, float | None]:
         """One sample."""
@@ -55,13 +61,16 @@ class Monitor:
         return self._gpus.names()
 
     def _server(self) -> dict[str, float | None]:
-        if self._metrics_url is None:
+        started = time.monotonic()
+        if self._metrics_url is None or started < self._server_due_s:
             return {}
         try:
             with urllib.request.urlopen(self._metrics_url, timeout=5) as answer:
                 metrics = parse_metrics(answer.read().decode().splitlines())
         except OSError:
             return {}
+        now = time.monotonic()
+        self._server_due_s = now + min((now - started) / SERVER_SHARE, MAX_SERVER_INTERVAL_S)
         return {
             "kv_cache_use": metrics.get("vllm:kv_cache_usage_perc"),
             "num_waiting": metrics.get("vllm:num_requests_waiting"),

@@ -1,5 +1,6 @@
 """Counters of the server and the machine: differences, peaks, and what is unavailable."""
 
+import io
 import time
 
 import pytest
@@ -124,6 +125,22 @@ def test_this_machine_can_be_watched():
 
 def test_a_server_that_is_gone_leaves_its_gauges_unread():
     assert "kv_cache_use" not in Monitor("http://127.0.0.1:9/metrics").look()
+
+
+def test_a_server_whose_metrics_are_slow_is_asked_less_often(monkeypatch):
+    asked = []
+
+    class SlowAnswer(io.BytesIO):
+        def read(self):
+            time.sleep(0.01)
+            return b"vllm:kv_cache_usage_perc 0.5"
+
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: asked.append(url) or SlowAnswer())
+    with Monitor("http://server/metrics", interval_s=0.02) as monitor:
+        time.sleep(0.4)
+    assert len(monitor.samples) > 5
+    assert len(asked) == 1
+    assert [sample.get("kv_cache_use") for sample in monitor.samples[:2]] == [0.5, None]
 
 
 def test_processor_time_only_rises():
