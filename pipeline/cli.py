@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,16 @@ def command_config(arguments: list[str], doc: str | None) -> RunConfig:
 
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return run_config(compose("config", overrides=arguments))
+
+
+def own_options(arguments: Sequence[str], own: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """A side command's options that are no configuration (`+out=FOLDER`), over their defaults, and the other arguments.
+
+    >>> own_options(["model=tiny", "+out=/tmp"], {"+out": "", "+plane": ""})
+    ({'+out': '/tmp', '+plane': ''}, ['model=tiny'])
+    """
+    given = {name: value for name, _, value in (argument.partition("=") for argument in arguments) if name in own}
+    return {**own, **given}, [argument for argument in arguments if argument.partition("=")[0] not in own]
 
 
 def check_choices(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
     python -m pipeline.frontier model=smollm2-135m-q4_1            print the table, write frontier.png and frontier.html
     python -m pipeline.frontier model=... peak_req_per_s=40        with the machines that such a load needs
+    python -m pipeline.frontier model=... +plane=5eeb              of other runs than the newest one's
     python -m pipeline.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
 
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
@@ -9,16 +10,18 @@ price by purchase option (`pipeline.curves_page`).
 
 The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
 a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
-same questions under the same load stand on one plane; those of the newest run's plane are shown.
+same questions under the same load stand on one plane; those of the newest run's plane are shown, and the others named.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +51,7 @@ SAME_PLACE = 0.03, 0.5
 EPS_QUALITY, EPS_COST = 0.01, 0.05
 """Nearly as good: within one point. Cheaper by a share that matters: 5%."""
 SEED = 0
+THROUGHPUT = re.compile(r"load/[^/]+/output_tok_per_s")
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,39 @@ class Shown:
     output_tok_per_s: float | None
 
 
-def on_one_plane(runs: Sequence[Run]) -> list[Run]:
-    """The runs that answered the newest run's questions under its load. Runs are newest first."""
-    if not runs:
+def on_one_plane(runs: Sequence[Run], plane: str = "") -> list[Run]:
+    """The runs that answered the same questions under one load: the newest run's, or those of the plane whose name
+    starts with `plane`. Runs are newest first.
+
+    Raises:
+        ConfigError: no plane has such a name, or several have.
+
+    """
+    planes = by_plane(runs)
+    if not planes:
         return []
-    plane = runs[0].data.tags.get("plane")
-    return [run for run in runs if run.data.tags.get("plane") == plane]
+    found = [name for name in planes if name.startswith(plane)] if plane else [next(iter(planes))]
+    if len(found) != 1:
+        told = "several planes start with it" if found else "there is no such plane"
+        raise ConfigError(f"+plane={plane}: {told}; recorded:\n" + "\n".join(map(plane_text, planes.values())))
+    return planes[found[0]]
+
+
+def by_plane(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each plane, that of the newest run first."""
+    planes: dict[str, list[Run]] = {}
+    for run in runs:
+        planes.setdefault(run.data.tags.get("plane", ""), []).append(run)
+    return planes
+
+
+def plane_text(runs: Sequence[Run]) -> str:
+    """What a plane holds and how it is asked for."""
+    names = {name.split("/")[1] for run in runs for name in run.data.metrics if THROUGHPUT.fullmatch(name)}
+    newest = datetime.fromtimestamp(max(run.info.start_time for run in runs) / 1000, UTC)
+    load = f" under load={','.join(sorted(names))}" if names else ""
+    plane = runs[0].data.tags.get("plane", "")
+    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: +plane={plane[:8]}"
 
 
 def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:
@@ -303,13 +334,13 @@ def row(one: Shown) -> tuple[str, ...]:
 
 def main(arguments: list[str]) -> int:
     """Print and draw all recorded variants of a model."""
-    from pipeline.cli import command_config
+    from pipeline.cli import command_config, own_options
     from pipeline.console import say, table
     from pipeline.record.plane import plane_runs
     from pipeline.record.store import Recorder
 
-    out = next((argument.partition("=")[2] for argument in arguments if argument.startswith("+out=")), "")
-    config = command_config([argument for argument in arguments if not argument.startswith("+out=")], __doc__)
+    own, rest = own_options(arguments, {"+out": "", "+plane": ""})
+    config = command_config(rest, __doc__)
     recorder = Recorder(config.tracking)
     model = config.model.name
     runs = plane_runs(recorder, config.tracking, model)
@@ -318,12 +349,14 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(
             f"model={model}: no run is recorded{closest(model, known)}; recorded: {', '.join(known) or 'none'}"
         )
-    folder = Path(out) if out else ROOT / "mlruns" / "frontier" / model
-    shown = draw(model, runs, folder, recorder.evidence)
+    folder = Path(own["+out"]) if own["+out"] else ROOT / "mlruns" / "frontier" / model
+    chosen = on_one_plane(runs, own["+plane"])
+    shown = draw(model, chosen, folder, recorder.evidence)
     table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
-    if len(shown) < len(runs):
-        say(f"not shown: {len(runs) - len(shown)} runs on other questions or another load")
-    curves = draw_curves(model, on_one_plane(runs), folder, recorder.evidence, config.peak_req_per_s)
+    for others in by_plane(runs).values():
+        if others[0] not in chosen:
+            say(f"not shown, on other questions or another load: {plane_text(others)}")
+    curves = draw_curves(model, chosen, folder, recorder.evidence, config.peak_req_per_s)
     for text in curves.sentences:
         say(text)
     for path in (folder / PICTURE, *curves.files):

@@ -265,13 +265,10 @@ def _amount(metrics: Mapping[str, float], name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Re-price, record, and show."""
-    from pipeline.cli import command_config
+    from pipeline.cli import command_config, own_options
     from pipeline.console import say, table
 
-    own = {"+catalog": "", "+api": ""}
-    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
-    given = [argument.partition("=") for argument in arguments if argument not in rest]
-    own |= {name: value for name, _, value in given}
+    own, rest = own_options(arguments, {"+catalog": "", "+api": ""})
     config = command_config(rest, __doc__)
     now = datetime.now(UTC)
     pricing = pricing_of(config, rest, Path(own["+catalog"]) if own["+catalog"] else None, now.date())

@@ -218,12 +218,10 @@ def _against_base(trials: Sequence[Trial], best: Trial) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Tune and write the winner."""
-    from pipeline.cli import CONF, command_config
+    from pipeline.cli import CONF, command_config, own_options
 
-    own = {"+num_trials": str(NUM_TRIALS), "+out": str(CONF / "engine" / "tuned")}
-    rest = [argument for argument in arguments if argument.partition("=")[0] not in own]
-    given = [argument.partition("=") for argument in arguments if argument not in rest]
-    own |= {name: value for name, _, value in given}
+    defaults = {"+num_trials": str(NUM_TRIALS), "+out": str(CONF / "engine" / "tuned")}
+    own, rest = own_options(arguments, defaults)
     if not own["+num_trials"].isdigit() or int(own["+num_trials"]) < 1:
         raise ConfigError(f"+num_trials={own['+num_trials']}: it must be a whole number, at least 1")
     if not any(argument.startswith("load=") for argument in rest):
