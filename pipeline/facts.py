@@ -56,6 +56,7 @@ def facts_from_shape(name: str, shape: Mapping[str, Any], num_parameters: int | 
         tie_word_embeddings=bool(shape.get("tie_word_embeddings", False)),
         num_parameters=0,
         quant_format=quant_format(shape.get("quantization_config")),
+        quant_bits=quant_bits(shape.get("quantization_config")),
     )
     count = num_parameters or count_parameters(facts, biased_qkv=shape.get("model_type") in BIASED_QKV)
     return ModelFacts(**{**vars(facts), "num_parameters": count})
@@ -124,6 +125,21 @@ def quant_format(config: Mapping[str, Any] | None) -> str | None:
     if not config:
         return None
     return str(config.get("format") or config.get("quant_method") or "unknown")
+
+
+def quant_bits(config: Mapping[str, Any] | None) -> int | None:
+    """Bits of a checkpoint's smallest quantized weights, or None where it does not say.
+
+    >>> quant_bits({"quant_method": "gptq", "bits": 4}), quant_bits({"quant_method": "fp8"})
+    (4, None)
+    >>> quant_bits({"config_groups": {"group_0": {"weights": {"num_bits": 8}}, "group_1": {"weights": None}}})
+    8
+    """
+    if not config:
+        return None
+    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+    found = [config.get("bits"), config.get("w_bit"), *(weights.get("num_bits") for weights in groups)]
+    return min((int(bits) for bits in found if bits), default=None)
 
 
 def _elements(shape: list[int]) -> int:

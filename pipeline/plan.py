@@ -39,7 +39,7 @@ PRODUCTS_OF_FORMAT = {
     "pack-quantized": ("w4a16",), "gptq": ("w4a16",), "awq": ("w4a16",), "int-quantized": ("w8a8",),
     "mixed-precision": ("w4a16", "w8a8"),
 }  # fmt: skip
-"""A format made elsewhere -> what its layers multiply; the formats of INT4 hold INT8 weights in rare cases."""
+"""A format made elsewhere -> what its layers multiply; those of INT4 hold INT8 weights where the checkpoint says so."""
 KV_CACHE_DTYPES = (AUTO, "fp8")
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 GIB = 2**30
@@ -147,7 +147,11 @@ def _kernel_notes(method: registry.Method, machine: Machine, elsewhere: ModelFac
     if machine.device != "cpu":
         return []
     lacking = {"w4a16": not machine.has_int4, "w8a16": True, "w8a8": not machine.has_int8}
-    products = method.products if elsewhere is None else PRODUCTS_OF_FORMAT.get(elsewhere.quant_format or "", ())
+    products = method.products
+    if elsewhere is not None:
+        products = PRODUCTS_OF_FORMAT.get(elsewhere.quant_format or "", ())
+        if elsewhere.quant_bits == 8:
+            products = tuple("w8a16" if product == "w4a16" else product for product in products)
     return [NO_KERNEL[product] for product in products if lacking[product]]
 
 

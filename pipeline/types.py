@@ -29,6 +29,8 @@ class ModelFacts:
     """Bytes of one weight in the checkpoint."""
     quant_format: str | None = None
     """The checkpoint's own quantization format, None for a plain one."""
+    quant_bits: int | None = None
+    """Bits of its smallest weights; None where the checkpoint is a plain one or does not say."""
 
     @property
     def num_bytes(self) -> int:

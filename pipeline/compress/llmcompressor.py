@@ -11,6 +11,8 @@ from pipeline.registry import CompressJob
 TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 OBSERVER_NAMES = {"mse": "memoryless_mse", "minmax": None}
 """`quant.observer` as compressed-tensors calls it; None is its own default."""
+SHARD_SIZE = "1GB"
+"""A larger checkpoint is several files: their SHA-256 are computed side by side, one file's is as fast as one core."""
 
 
 def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
@@ -74,7 +76,7 @@ def apply(modifiers: list[Any], model: Any, tokenizer: Any, calibration: Path | 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the checkpoint in compressed-tensors form."""
-    model.save_pretrained(folder, save_compressed=True)
+    model.save_pretrained(folder, save_compressed=True, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
 
 

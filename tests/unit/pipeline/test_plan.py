@@ -208,7 +208,14 @@ def test_what_a_processor_cannot_multiply_is_said(method: str, machine: dict, st
 
 def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> None:
     config, machine = a_config(quant={"method": "as-is"}), replace(MACHINE, has_int4=False, has_int8=False)
-    for made, what in [("gptq", "INT4 weights"), ("int-quantized", "INT8 products"), ("fp8", None)]:
-        plan = make_plan(config, FACTS, machine, PRICE, FREE, elsewhere=replace(FACTS, quant_format=made))
+    for made, bits, what in [
+        ("gptq", 4, "INT4 weights"),
+        ("gptq", None, "INT4 weights"),
+        ("pack-quantized", 8, "INT8 weights with 16-bit activations"),
+        ("int-quantized", 8, "INT8 products"),
+        ("fp8", None, None),
+    ]:
+        facts = replace(FACTS, quant_format=made, quant_bits=bits)
+        plan = make_plan(config, FACTS, machine, PRICE, FREE, elsewhere=facts)
         said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
         assert [note.partition(" for ")[2].startswith(what or "") for note in said] == ([True] if what else [])
