@@ -52,24 +52,25 @@ class Bench:
     plan: Plan
     scenario: LoadScenario
     services: Services
+    label: str
+    """What is different from the engine that the search starts from."""
 
     def first_look(self) -> Look:
         """One repeat at the highest load."""
-        return self._look(first_scenario(self.scenario))
+        return self._look(first_scenario(self.scenario), "first look")
 
     def measure(self) -> Look:
         """The whole scenario: the very stage that a run with this engine looks for."""
-        return self._look(self.scenario)
+        return self._look(self.scenario, "whole load")
 
-    def _look(self, scenario: LoadScenario) -> Look:
+    def _look(self, scenario: LoadScenario, what: str) -> Look:
         from pipeline.console import Console
         from pipeline.record.store import revive
         from pipeline.run import load
 
-        console = Console(f"engine {self.config.engine.name}".strip())
-        found = load(
-            self.served, self.config, self.plan, scenario, self.services.store, self.services, console.stage, console
-        )
+        console = Console(f"{self.label}: {what}")
+        store = self.services.store
+        found = load(self.served, self.config, self.plan, scenario, store, self.services, console.stage, console)
         report = revive(LoadReport, found.result)
         return Look(cost_report(report, self.plan.price, Decimal(str(self.config.gate.utilisation))), report)
 
@@ -99,7 +100,7 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
     from pipeline.console import Console, say, table
     from pipeline.models.resolve import base_model
     from pipeline.planned import plan_run
-    from pipeline.run import distill, machine_lock, make_services
+    from pipeline.run import distill, machine_lock, make_services, quiet
 
     planned = plan_run(config)
     config, plan, scenario = planned.config, planned.plan, planned.scenario
@@ -109,6 +110,7 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         candidate = plan.candidate or plan.baseline
         base = base_model(config.model, config.seed, services.store)
         student, _ = distill(base, config, plan, services)
+        services = replace(services, store=replace(services.store, on_event=quiet, label=candidate.label))
         with machine_lock(services.home, shared=True):
             console = Console(f"{config.model.name}/{candidate.label}")
             artifact, _ = compress(
@@ -117,7 +119,9 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         space = space_for(plan.machine.device, space_size)
         say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
         trials = search(
-            lambda engine: serve(artifact, replace(config, engine=engine), plan, scenario, services),
+            lambda engine: serve(
+                artifact, replace(config, engine=engine), plan, scenario, services, difference(engine, config.engine)
+            ),
             config.engine,
             space,
             presets(),
@@ -140,14 +144,30 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
 
 @contextmanager
 def serve(
-    artifact: Artifact, config: RunConfig, plan: Plan, scenario: LoadScenario, services: Services
+    artifact: Artifact,
+    config: RunConfig,
+    plan: Plan,
+    scenario: LoadScenario,
+    services: Services,
+    label: str,
 ) -> Iterator[Bench]:
     """A server that starts when something must be measured, and ends with the block."""
     from pipeline.serve.vllm import ServedModel
 
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
     with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log) as served:
-        yield Bench(served, config, plan, scenario, services)
+        yield Bench(served, config, plan, scenario, services, label)
+
+
+def difference(engine: EngineConfig, base: EngineConfig) -> str:
+    """What an engine has otherwise than the one that the search starts from.
+
+    >>> difference(EngineConfig(max_num_seqs=8), EngineConfig())
+    'engine max_num_seqs=8'
+    """
+    before = asdict(base)
+    changed = [f"{name}={value}" for name, value in asdict(engine).items() if value != before[name]]
+    return " ".join(["engine", *changed]) if changed else "the base engine"
 
 
 def presets() -> list[EngineConfig]:
