@@ -240,7 +240,7 @@ class Account:
             self.forecast.found_again_as(work, found.key)
         if found.reused or meter is None:
             return
-        self._wall_s[place] = found.wall_s
+        self._wall_s[place] = self._wall_s.get(place, 0.0) + found.wall_s
         if found.stage == "load":
             meter.usage(**load_usage(found.result))
         if work is not None:

@@ -110,7 +110,7 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         candidate = plan.candidate or plan.baseline
         base = base_model(config.model, config.seed, services.store)
         student, _ = distill(base, config, plan, services)
-        services = replace(services, store=replace(services.store, on_event=quiet, label=candidate.label))
+        services = replace(services, store=replace(services.store, on_event=quiet))
         with machine_lock(services.home, shared=True):
             console = Console(f"{config.model.name}/{candidate.label}")
             artifact, _ = compress(

@@ -157,6 +157,15 @@ def test_at_a_real_price_the_sum_agrees_to_the_cent(config, ledger) -> None:
     assert abs(ledger.total_usd(run_id=account.run_id) - expected) < Decimal("0.001")
 
 
+def test_a_stage_that_ran_for_several_engines_took_all_of_their_time(config) -> None:
+    account = account_of(config)
+    with account:
+        store = account.store(StageStore(Path(config.home) / "store"))
+        took = [store.run("load", {"engine": number}, work_for(0.05)).wall_s for number in range(3)]
+        (outcome,) = account.outcomes()
+    assert outcome.actual_s == pytest.approx(sum(took))
+
+
 def test_a_charge_names_variant_stage_key_tags_and_what_it_yielded(config, ledger) -> None:
     account = account_of(config)
     with account:
