@@ -134,12 +134,17 @@ def quant_bits(config: Mapping[str, Any] | None) -> int | None:
     (4, None)
     >>> quant_bits({"config_groups": {"group_0": {"weights": {"num_bits": 8}}, "group_1": {"weights": None}}})
     8
+    >>> quant_bits({"config_groups": {"W4A16": ["Linear"]}})  # a preset by its name alone: None
     """
     if not config:
         return None
-    groups = [group.get("weights") or {} for group in (config.get("config_groups") or {}).values()]
-    found = [config.get("bits"), config.get("w_bit"), *(weights.get("num_bits") for weights in groups)]
-    return min((int(bits) for bits in found if bits), default=None)
+    groups = [group for group in (config.get("config_groups") or {}).values() if isinstance(group, Mapping)]
+    found = [
+        config.get("bits"),
+        config.get("w_bit"),
+        *((group.get("weights") or {}).get("num_bits") for group in groups),
+    ]
+    return min((bits for bits in found if isinstance(bits, int)), default=None)
 
 
 def _elements(shape: list[int]) -> int:

@@ -17,7 +17,7 @@ pipeline per point.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -162,12 +162,16 @@ def serve(
 def difference(engine: EngineConfig, base: EngineConfig) -> str:
     """What an engine has otherwise than the one that the search starts from.
 
-    >>> difference(EngineConfig(max_num_seqs=8), EngineConfig())
-    'engine max_num_seqs=8'
+    >>> difference(EngineConfig(max_num_seqs=8), EngineConfig()), difference(EngineConfig(), EngineConfig())
+    ('max_num_seqs=8', 'the base engine')
     """
     before = asdict(base)
-    changed = [f"{name}={value}" for name, value in asdict(engine).items() if value != before[name]]
-    return " ".join(["engine", *changed]) if changed else "the base engine"
+    return words({name: value for name, value in asdict(engine).items() if value != before[name]})
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """Settings as they are given on a command line; none are the base engine's."""
+    return " ".join(f"{name}={value}" for name, value in settings.items()) or "the base engine"
 
 
 def presets() -> list[EngineConfig]:
@@ -191,10 +195,9 @@ def tuned_name(model: str, label: str, hardware: str) -> str:
 
 
 def row(trial: Trial) -> tuple[str, ...]:
-    """A trial's line: what differs from the base engine, and what came of it."""
+    """A trial's line: the settings that were searched, and what came of them."""
     cost = "" if trial.usd_per_1k_tokens is None else f"{trial.usd_per_1k_tokens:.4g}"
-    words = " ".join(f"{name}={value}" for name, value in trial.params.items()) or "the base engine"
-    return str(trial.number), words, trial.outcome, cost, trial.reason
+    return str(trial.number), words(trial.params), trial.outcome, cost, trial.reason
 
 
 def choice_file(
