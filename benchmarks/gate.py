@@ -4,7 +4,7 @@
     python -m benchmarks.gate --simulate all --quick            # all tables in a minute, with a tenth of the repeats
     python -m benchmarks.gate --answers FOLDER --out benchmarks/results/gate-answers.md
 
-The simulation runs the code of the gate itself (evals/betting.py), with a leading axis of replications.
+The simulation runs the code of the gate itself (evals/gate/betting.py), with a leading axis of replications.
 
 `--answers` reads every *.json of FOLDER, one per variant and task:
 
@@ -35,9 +35,9 @@ from statistics import NormalDist
 import numpy as np
 from scipy.stats import binom
 
-from evals import betting
-from evals.gate import ACCEPT_BETS, REJECT_BETS, differences
-from evals.orders import Guide, guide_weights, margin
+from evals.gate import betting
+from evals.gate.gate import ACCEPT_BETS, REJECT_BETS, differences
+from evals.gate.ordering import Guide, guide_weights, margin
 from evals.stats import mcnemar_p_value
 
 ELEMENTS_AT_ONCE = 2_000_000

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_load import SHAPES
-from common.files import read_json, write_atomic, write_json
+from core.environments import ROOT
+from core.files import read_json, write_atomic, write_json
 from evals.load.counters import server_facts
-from pipeline import registry
-from pipeline.environments import ROOT
-from pipeline.facts import facts_from_folder
-from pipeline.serve.vllm import PLUGIN
+from pipeline.checkpoints.facts import facts_from_folder
+from pipeline.compress import registry
+from pipeline.serve.server import PLUGIN
 
 METHODS = sorted(set(registry.COMPRESS) - {"none", "as-is"})
 GIB = 2**30

@@ -27,17 +27,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from common.files import digest_json, read_json, write_atomic, write_json
-from common.process import ChildProcess, run_logged
-from evals.curves import compare, cost_curve, energy_per_token_j
+from core.files import digest_json, read_json, write_atomic, write_json
+from core.process import ChildProcess, run_logged
+from evals.cost.curves import compare, cost_curve, energy_per_token_j
 from evals.load.counters import server_facts
 from evals.load.monitor import Monitor
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario, PointSpec, from_config
 from evals.load.summary import figure
 from evals.types import LoadReport, Target
-from finops.prices import lookup
-from pipeline.serve.vllm import free_port, wait_until_ready
+from finops.pricing.prices import lookup
+from pipeline.serve.server import free_port, wait_until_ready
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama3-8b": {

@@ -29,18 +29,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.files import digest_file, write_json
-from common.process import run_logged
-from evals.load.job import bench_arguments, raw_names, run_seed
-from evals.load.plan import rate_point, sweep_point
+from core.environments import serving_python, versions
+from core.files import digest_file, write_json
+from core.process import run_logged
+from evals.load.requests import bench_arguments, raw_names, run_seed
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep
+from evals.load.search import rate_point, sweep_point
 from evals.load.summary import over_repeats, summarise
 from evals.types import Target
-from pipeline.environments import serving_python, versions
-from pipeline.machine import find_machine
-from pipeline.schema import EngineConfig
-from pipeline.serve.vllm import ServedModel, server_environment
+from pipeline.config import EngineConfig
+from pipeline.plan.machine import find_machine
+from pipeline.serve.server import ServedModel, server_environment
 from pipeline.types import Artifact
 
 PLAIN = (

@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.files import write_atomic
-from pipeline.environments import versions
-from pipeline.machine import find_machine
-from pipeline.models.resolve import checkpoint_digest
+from core.environments import versions
+from core.files import write_atomic
+from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.plan.machine import find_machine
 
 BASE = "none"
 DRAWS = 10_000

@@ -14,13 +14,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from common.files import read_json
-from pipeline.cli import command_config, run_command
-from pipeline.compress.stage import compress
-from pipeline.console import Console, duration
-from pipeline.models.resolve import base_model
-from pipeline.planned import plan_run
-from pipeline.stages import StageStore
+from core.console import Console, duration
+from core.files import read_json
+from core.store import StageStore
+from pipeline.checkpoints.sources import base_model
+from pipeline.cli.app import command_config, run_command
+from pipeline.plan.resolve import plan_run
+from pipeline.stages.compress import compress
 
 
 def main(arguments: list[str]) -> int:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from finops.prices import Price
+from finops.pricing.prices import Price
 
 __all__ = [  # Price lives with the catalog, which must not import this room
     "Attribution",

@@ -11,7 +11,7 @@ UserError                    2
 
 from __future__ import annotations
 
-from common.errors import UserError
+from core.errors import UserError
 
 
 class LedgerUnavailableError(UserError):

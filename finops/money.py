@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
 
-from common.errors import UserError
+from core.errors import UserError
 
 PICO = 10**12
 MICRO = 10**6

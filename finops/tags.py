@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from common.errors import ConfigError, Problem, closest
+from core.errors import ConfigError, Problem, closest
+from core.redact import contains_secret
 from finops.errors import TagError
-from finops.redact import contains_secret
 
 REQUIRED = ("workload_type", "model_family", "team", "environment")
 WORKLOAD_TYPES = ("training", "inference", "fine-tuning", "evaluation")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 
-from pipeline.cli import CONF, check_choices, run_command, run_config
+from pipeline.cli.app import CONF, check_choices, run_command, run_config
 
 
 def compose_and_run(arguments: list[str]) -> int:

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
-from common.errors import ConfigError, closest
-from pipeline.approvals import PromotionRefusedError, Subject, ledgers_approver
-from pipeline.schema import PromoteConfig, RunConfig
+from core.errors import ConfigError, closest
+from pipeline.billing.approvals import PromotionRefusedError, Subject, ledgers_approver
+from pipeline.config import PromoteConfig, RunConfig
 from pipeline.types import Decision
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-    from pipeline.decide import Contest, Evidence
-    from pipeline.decision_page import DecisionRecord
+    from evals.decide.decide import Contest, Evidence
     from pipeline.record.store import Recorder
+    from pipeline.report.decision_page import DecisionRecord
 
 PREVIOUS = "previous"
 WEIGHTS = "model"
@@ -171,7 +171,7 @@ def require_artifact(folder: Path, digest: str) -> None:
 
 
 def _require_digest(folder: Path, digest: str, what: str) -> None:
-    from pipeline.models.resolve import checkpoint_digest
+    from pipeline.checkpoints.sources import checkpoint_digest
 
     found = checkpoint_digest(folder)
     if found != digest:
@@ -275,7 +275,7 @@ def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -
         ConfigError: the model has no recorded baseline, or no recorded candidate.
 
     """
-    from pipeline.decide import contest
+    from evals.decide.decide import contest
 
     runs = recorder.runs(config.model.name)
     if not runs:
@@ -305,8 +305,8 @@ def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -
 
 def main(arguments: list[str]) -> int:
     """Decide again and promote the cheapest candidate that passes; or go back."""
-    from pipeline.cli import command_config
-    from pipeline.console import say
+    from core.console import say
+    from pipeline.cli.app import command_config
     from pipeline.record.store import Recorder
 
     config = command_config([one for one in arguments if one != ROLLBACK], __doc__)
@@ -332,16 +332,16 @@ def main(arguments: list[str]) -> int:
 
 def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
     """The decision record on one of the candidates."""
-    from pipeline.decision_page import make_record
+    from pipeline.report.decision_page import make_record
 
     return make_record(config.model.name, found.contest, index, found.evidence, found.baseline_evidence, config.gate)
 
 
 def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
     """Record the decision with the winner's run and promote it; returns one line that says what was done."""
-    from pipeline import decision_page
+    from pipeline.billing.promotions import note_in_ledger
     from pipeline.record.store import staging_folder
-    from pipeline.savings import note_in_ledger
+    from pipeline.report import decision_page
 
     winner = found.contest.winner
     if winner is None:
@@ -383,6 +383,6 @@ def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    from pipeline.cli import run_command
+    from pipeline.cli.app import run_command
 
     sys.exit(run_command(main, sys.argv[1:]))

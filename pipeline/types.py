@@ -105,7 +105,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do. Made by `pipeline.plan` from configuration and facts, without an effect."""
+    """What a run will do. Made by `pipeline.plan.plan` from configuration and facts, without an effect."""
 
     facts: ModelFacts
     machine: Machine

@@ -6,6 +6,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from pipeline.environments import set_defaults  # noqa: E402
+from core.environments import set_defaults  # noqa: E402
 
 set_defaults()

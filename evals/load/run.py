@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.errors import ConfigError, ToolError
-from common.files import digest_file, link_or_copy, read_json, write_atomic, write_json
+from core.errors import ConfigError, ToolError
+from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
-from evals.load.job import client_runs, raw_names
 from evals.load.monitor import Monitor
-from evals.load.plan import next_points, theta_slo
+from evals.load.requests import client_runs, raw_names
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
+from evals.load.search import next_points, theta_slo
 from evals.load.summary import METRICS, Slo, num_timeouts, summarise
 from evals.load.trace import Arrival, choose, read_trace, trace_lines
 from evals.types import LoadPoint, LoadReport, Target
@@ -33,7 +33,7 @@ FINISHED = "load-client: finished job "
 
 
 class RunProcess(Protocol):
-    """`common.process.run_logged`."""
+    """`core.process.run_logged`."""
 
     def __call__(
         self,
@@ -70,7 +70,7 @@ def run_load(
         client_python: the serving environment's interpreter.
         workdir: keeps raw results (`raw/`), the client's log and its jobs; give the same folder again to resume.
         seed: seed of the prompts; the same for baseline and variant.
-        run_process: `common.process.run_logged`.
+        run_process: `core.process.run_logged`.
         env: the client's whole environment (HF_HUB_OFFLINE and the like); None takes ours.
         slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from common.errors import ConfigError, closest
+from core.errors import ConfigError, closest
 from evals.load.summary import Slo
 
 PartT = TypeVar("PartT")

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from common.files import digest_json
+from core.files import digest_json
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (

@@ -10,13 +10,11 @@ from typing import Any
 
 import yaml
 
-from common.errors import ToolError
-from common.files import digest_json, read_json, write_atomic, write_json
-from common.process import run_logged
-from evals.gate import Decision
-from evals.quality.embedded import EMBEDDED_TASKS, task_config
-from evals.quality.interview import revive_drawing
-from evals.sequential import (
+from core.errors import ToolError
+from core.files import digest_json, read_json, write_atomic, write_json
+from core.process import run_logged
+from evals.gate.gate import Decision
+from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
     draw_orders,
@@ -24,6 +22,8 @@ from evals.sequential import (
     replay,
     scores_of,
 )
+from evals.quality.embedded import EMBEDDED_TASKS, task_config
+from evals.quality.selection import revive_drawing
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
 

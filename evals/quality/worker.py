@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from common.files import digest_json, read_json, write_json
+from core.files import digest_json, read_json, write_json
 from evals.quality.answers import AnswerCache, request_digest
-from evals.quality.interview import ItemId, make_interview
-from evals.quality.model import cached_model, primary_metric, score_in_unit
+from evals.quality.lm_eval_model import cached_model, primary_metric, score_in_unit
+from evals.quality.selection import ItemId, make_interview
 
 TEXT_CHARS = 400
 """Characters kept of a question's end, and of each answer choice."""

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
-from common.errors import ConfigError
+from core.errors import ConfigError
 from pipeline.types import ModelFacts
 
 SCALE_BITS = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from common.errors import Problem
-from pipeline.facts import linear_shapes
+from core.errors import Problem
+from pipeline.checkpoints.facts import linear_shapes
 from pipeline.types import Machine, ModelFacts
 
 OBSERVERS = ("mse", "minmax")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.facts import linear_shapes
+from pipeline.checkpoints.facts import linear_shapes
 from pipeline.types import Machine, ModelFacts
 
 LIBRARIES_BYTES = 900 * 2**20

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import ConfigError
+from core.errors import ConfigError
 from pipeline.compress.allocate import FusedGroup
 
 MAX_LENGTH = 128

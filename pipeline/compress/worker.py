@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.files import read_json, write_json
-from pipeline import registry
+from core.files import read_json, write_json
+from pipeline.compress import registry
 
 
 def main(job_path: Path, result_path: Path) -> None:

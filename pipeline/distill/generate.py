@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import ConfigError, ToolError
+from core.errors import ConfigError, ToolError
+from core.store import StageResult, StageStore
 from evals.types import Target
-from pipeline.distill.config import DistillConfig
-from pipeline.schema import EngineConfig
-from pipeline.serve.vllm import ServedModel, target_digest
-from pipeline.stages import StageResult, StageStore
+from pipeline.config import EngineConfig
+from pipeline.distill.student_size import DistillConfig
+from pipeline.serve.server import ServedModel, target_digest
 from pipeline.types import Artifact, Machine
 
 if TYPE_CHECKING:

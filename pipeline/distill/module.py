@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
-from pipeline.distill.config import ObjectiveConfig
+from core.errors import UserError
 from pipeline.distill.losses import CachedTeacher, LiveTeacher, Objective, chunked_loss, hidden_mse
+from pipeline.distill.student_size import ObjectiveConfig
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models whose logits are more than hidden states times the output embedding."""

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import PlanError, Problem
-from common.files import digest_file, plain
+from core.environments import versions
+from core.errors import PlanError, Problem
+from core.files import digest_file, plain
+from pipeline.checkpoints.facts import facts_from_folder
+from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.config import CalibConfig
+from pipeline.data.wheels import CONTEXTS
 from pipeline.distill.checkpoint import CheckpointStore
-from pipeline.distill.config import DistillConfig, num_dropped, student_parameters
 from pipeline.distill.data import check_sources
-from pipeline.distill.spot import PROBE_BYTES, grace_problem
+from pipeline.distill.preemption import PROBE_BYTES, grace_problem
+from pipeline.distill.student_size import DistillConfig, num_dropped, student_parameters
 from pipeline.distill.students import check_given_student
-from pipeline.environments import versions
-from pipeline.facts import facts_from_folder
-from pipeline.models.resolve import checkpoint_digest
-from pipeline.models.wheels import CONTEXTS
-from pipeline.schema import CalibConfig
 from pipeline.types import Artifact
 
 TOOLS = ("transformers", "torch", "accelerate")

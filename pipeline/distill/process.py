@@ -13,12 +13,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from common.errors import ToolError
-from common.files import read_json, write_json
-from common.process import ChildProcess, LogReader
-from pipeline.distill.config import DistillConfig
-from pipeline.distill.spot import InterruptedTrainingError
-from pipeline.environments import ROOT
+from core.environments import ROOT
+from core.errors import ToolError
+from core.files import read_json, write_json
+from core.process import ChildProcess, LogReader
+from pipeline.distill.preemption import InterruptedTrainingError
+from pipeline.distill.student_size import DistillConfig
 
 POLL_S = 0.2
 PROGRESS = ("step ", "sequence ", "going on ", "checkpoint ")

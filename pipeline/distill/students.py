@@ -17,9 +17,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import UserError, closest
-from common.files import read_json
-from pipeline.distill.config import StudentConfig, num_dropped
+from core.errors import UserError, closest
+from core.files import read_json
+from pipeline.distill.student_size import StudentConfig, num_dropped
 
 if TYPE_CHECKING:
     import torch

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.errors import StoreError
-from common.files import digest_file, read_json, write_atomic, write_json
+from core.errors import StoreError
+from core.files import digest_file, read_json, write_atomic, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from common.errors import ParsimonyError
-from common.files import read_json
-from pipeline.console import duration
+from core.console import duration
+from core.errors import ParsimonyError
+from core.files import read_json
 from pipeline.distill.checkpoint import BackgroundWriter, Checkpoint
-from pipeline.distill.config import DistillConfig
 from pipeline.distill.losses import IGNORED
 from pipeline.distill.module import DistillModule, Teacher
-from pipeline.distill.spot import Books, InterruptedTrainingError, StopSignal
+from pipeline.distill.preemption import Books, InterruptedTrainingError, StopSignal
+from pipeline.distill.student_size import DistillConfig
 from pipeline.distill.train_state import (
     MODEL_FILE,
     OPTIMIZER_FILE,

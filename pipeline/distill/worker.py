@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.errors import ParsimonyError
-from common.files import read_json, write_json
+from core.errors import ParsimonyError
+from core.files import read_json, write_json
 from pipeline.compress.worker import peak_device_bytes
-from pipeline.distill.config import DistillConfig, config_from
+from pipeline.distill.student_size import DistillConfig, config_from
 
 STARTED = time.monotonic()
 LOGITS_BYTES = 2**29
@@ -31,7 +31,7 @@ def cut_student(job: Mapping[str, Any]) -> dict[str, Any]:
     """The `student` task."""
     import numpy as np
 
-    from pipeline.distill.config import StudentConfig
+    from pipeline.distill.student_size import StudentConfig
     from pipeline.distill.students import make_student
 
     tokens = None if job["tokens"] is None else np.load(job["tokens"], allow_pickle=False)
@@ -74,8 +74,8 @@ def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
 
     from pipeline.distill.checkpoint import BackgroundWriter, CheckpointStore
     from pipeline.distill.data import Samples
+    from pipeline.distill.preemption import Books, StopSignal, summary
     from pipeline.distill.progress import peak_flops
-    from pipeline.distill.spot import Books, StopSignal, summary
     from pipeline.distill.teacher_cache import TeacherCache
     from pipeline.distill.train import DistillTrainer, print_line, run_training, training_arguments
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
-from evals.cost import SECONDS_PER_HOUR, break_even_tokens, decimal
-from evals.curves import energy_per_token_j, energy_usd_per_1k_tokens
+from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
+from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
+from evals.decide.decide import mean_quality
+from evals.decide.task_gates import TaskGate
 from evals.load import summary
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
-from pipeline.decide import mean_quality
-from pipeline.gates import TaskGate
-from pipeline.money import StageOutcome
-from pipeline.schema import EnergyConfig
+from pipeline.billing.terms import StageOutcome
+from pipeline.config import EnergyConfig
 from pipeline.types import Measured
 
 

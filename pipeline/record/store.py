@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.errors import ConfigError
-from common.files import plain, read_json, write_atomic, write_json
+from core.errors import ConfigError
+from core.files import plain, read_json, write_atomic, write_json
+from evals.decide.decide import Evidence
 from evals.types import CostReport, LoadReport, QualityReport
-from pipeline.decide import Evidence
-from pipeline.schema import TrackingConfig
+from pipeline.config import TrackingConfig
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

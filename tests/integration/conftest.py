@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.environments import home
+from core.environments import home
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["suite.num_items=6", "gate.stop_early=false", "calib.num_samples=2", "calib.length=64", "load.num_repeats=2"]

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import PlanError, UserError
-from common.files import digest_file, read_json, write_json
+from core.environments import ROOT
+from core.errors import PlanError, UserError
+from core.files import digest_file, read_json, write_json
+from core.store import StageStore
+from pipeline.checkpoints.sources import folder_artifact
+from pipeline.config import CalibConfig
 from pipeline.distill import stage
 from pipeline.distill.checkpoint import CheckpointStore
-from pipeline.distill.config import DistillConfig, StudentConfig
 from pipeline.distill.process import worker_command
 from pipeline.distill.stage import Bill, Effects, distill_metrics, distill_stage, training_curve
-from pipeline.environments import ROOT
-from pipeline.models.resolve import folder_artifact
-from pipeline.schema import CalibConfig
-from pipeline.stages import StageStore
+from pipeline.distill.student_size import DistillConfig, StudentConfig
 from pipeline.types import Artifact
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import WORDS, write_model, write_tokenizer
@@ -270,7 +270,7 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(teacher: Path,
 
 
 def test_a_worker_that_crashes_shows_its_log(base: Artifact, text: Path, store: StageStore, tmp_path: Path) -> None:
-    from common.errors import ToolError
+    from core.errors import ToolError
 
     broken = write_model(tmp_path / "broken", num_layers=1)
     weights = broken / "model.safetensors"

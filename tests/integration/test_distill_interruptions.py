@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from common.files import digest_file, read_json
-from pipeline.distill.config import StudentConfig
+from core.files import digest_file, read_json
+from pipeline.distill.student_size import StudentConfig
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import write_model
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from finops.focus_check import check
-from finops.focus_columns import COLUMNS
-from finops.ledger import Ledger
+from finops.focus.check import check
+from finops.focus.columns import COLUMNS
+from finops.ledger.ledger import Ledger
 from tests.unit.finops.every_kind import NOW, fill
 
 pytestmark = pytest.mark.integration
@@ -56,7 +56,7 @@ def test_help_has_an_example_and_an_unreadable_ledger_is_one_message(module, tmp
 
 
 def test_the_price_catalogs_help_has_an_example_and_a_missing_file_is_one_message(tmp_path):
-    assert "python -m finops.prices refresh --from NEW.yaml" in run("prices", "--help").stdout
+    assert "python -m finops.pricing.prices refresh --from NEW.yaml" in run("prices", "--help").stdout
     done = run("prices", "--catalog", str(tmp_path / "none.yaml"), "list")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
@@ -147,7 +147,7 @@ def test_promtool_accepts_metrics_rules_and_their_tests(database):
 def test_dashboard_and_rules_name_metrics_that_exist():
     import re
 
-    source = (ROOT / "finops/metrics.py").read_text()
+    source = (ROOT / "finops/reports/prometheus.py").read_text()
     exported = set(re.findall(r'"(parsimony_[a-z0-9_]+)"', source))
     exported |= {f"parsimony_budget_{name}_usd" for name in ("limit", "spent", "held")}
     folder = ROOT / "conf/observability"

@@ -24,13 +24,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from finops import schema
-from finops.alerts import AlertDispatcher, WebhookChannel, signature
-from finops.budget_rows import sum_of_charges
-from finops.budgets import Budgets
-from finops.charges import Rate, Resource, device_charge
+from finops.controls.alerts import AlertDispatcher, WebhookChannel, signature
+from finops.controls.budgets import Budgets
 from finops.errors import BudgetExceededError, HoldError
-from finops.ledger import Ledger
+from finops.ledger import schema
+from finops.ledger.charges import Rate, Resource, device_charge
+from finops.ledger.ledger import Ledger
+from finops.ledger.spend import sum_of_charges
 from finops.money import to_us
 
 pytestmark = pytest.mark.integration

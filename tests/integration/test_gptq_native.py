@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.files import write_json
-from pipeline import registry
-from pipeline.compress.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
-from pipeline.environments import ROOT
-from pipeline.facts import facts_from_folder
-from pipeline.models.resolve import base_model
-from pipeline.schema import ModelConfig
-from pipeline.stages import StageStore
+from core.environments import ROOT
+from core.files import write_json
+from core.store import StageStore
+from pipeline.checkpoints.facts import facts_from_folder
+from pipeline.checkpoints.sources import base_model
+from pipeline.compress import registry
+from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
+from pipeline.config import ModelConfig
 from tests.integration.conftest import Workplace
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

@@ -11,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import ToolError
-from common.files import plain, read_json, write_json
-from pipeline.compress import health_worker
-from pipeline.compress.calibration import calibration_tokens
-from pipeline.compress.health import (
+from core.errors import ToolError
+from core.files import plain, read_json, write_json
+from core.store import StageStore
+from pipeline.checkpoints.sources import base_model
+from pipeline.checkpoints.structure import LAYER, SCALES, files_of_layers, read_shards
+from pipeline.config import CalibConfig, ModelConfig
+from pipeline.data.calibration import calibration_tokens
+from pipeline.health import worker as health_worker
+from pipeline.health.health import (
     HealthError,
     HealthLimits,
     HealthReport,
@@ -24,10 +28,6 @@ from pipeline.compress.health import (
     require_healthy,
     run_health,
 )
-from pipeline.compress.structure import LAYER, SCALES, files_of_layers, read_shards
-from pipeline.models.resolve import base_model
-from pipeline.schema import CalibConfig, ModelConfig
-from pipeline.stages import StageStore
 from tests.integration.conftest import ROOT, Workplace
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

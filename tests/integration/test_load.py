@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from common.process import run_logged
-from evals.cost import cost_report
+from core.environments import serving_python
+from core.process import run_logged
+from evals.cost.token_cost import cost_report
 from evals.load.run import run_load
 from evals.load.scenario import from_config
 from evals.load.summary import Slo, figure
-from finops.prices import lookup
-from pipeline.environments import serving_python
-from pipeline.machine import find_machine
-from pipeline.schema import EngineConfig
-from pipeline.serve.vllm import ServedModel, server_environment
+from finops.pricing.prices import lookup
+from pipeline.config import EngineConfig
+from pipeline.plan.machine import find_machine
+from pipeline.serve.server import ServedModel, server_environment
 from pipeline.types import Artifact
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

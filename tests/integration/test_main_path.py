@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
-from pipeline.schema import TrackingConfig
 from tests.integration.conftest import ROOT, Workplace
 
 pytestmark = pytest.mark.integration
@@ -135,11 +135,11 @@ def test_the_same_command_again_does_nothing_again(finished, workplace: Workplac
 @pytest.mark.slow  # test_quality.py holds the same for every kind of task
 def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, tmp_path: Path) -> None:
     """The same items, asked by lm-eval's own command from our task file, against a server of the same checkpoint."""
-    from pipeline.environments import serving_python
-    from pipeline.machine import find_machine
-    from pipeline.planned import planned_engine
-    from pipeline.schema import EngineConfig, RunConfig
-    from pipeline.serve.vllm import ServedModel
+    from core.environments import serving_python
+    from pipeline.config import EngineConfig, RunConfig
+    from pipeline.plan.machine import find_machine
+    from pipeline.plan.resolve import planned_engine
+    from pipeline.serve.server import ServedModel
     from pipeline.types import Artifact
 
     book = recorder(workplace)
@@ -189,7 +189,7 @@ def test_deciding_again_under_another_gate_changes_the_registry_only_by_a_promot
 
 
 def test_the_frontier_is_printed_and_drawn(finished, workplace: Workplace, tmp_path: Path) -> None:
-    ended = workplace.run(f"+out={tmp_path}", module="pipeline.frontier")
+    ended = workplace.run(f"+out={tmp_path}", module="pipeline.report.frontier")
     assert ended.returncode == 0, ended.stderr
     assert LABEL in ended.stdout
     assert (tmp_path / "frontier.png").stat().st_size > 10_000

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.files import read_json
+from core.environments import serving_python
+from core.files import read_json
+from core.store import StageStore
+from pipeline.checkpoints.facts import facts_from_folder, tensor_headers
+from pipeline.checkpoints.sources import base_model
 from pipeline.compress.allocate import fused_groups
-from pipeline.compress.calibration import calibration_tokens
-from pipeline.compress.mixed import METHOD, Args, stored_bits
-from pipeline.environments import serving_python
-from pipeline.facts import facts_from_folder, tensor_headers
-from pipeline.machine import find_machine
-from pipeline.models.resolve import base_model
-from pipeline.planned import planned_engine
-from pipeline.registry import CompressJob
-from pipeline.schema import CalibConfig, EngineConfig, ModelConfig, RunConfig
-from pipeline.serve.vllm import ServedModel
-from pipeline.stages import StageStore
+from pipeline.compress.methods.mixed import METHOD, Args, stored_bits
+from pipeline.compress.registry import CompressJob
+from pipeline.config import CalibConfig, EngineConfig, ModelConfig, RunConfig
+from pipeline.data.calibration import calibration_tokens
+from pipeline.plan.machine import find_machine
+from pipeline.plan.resolve import planned_engine
+from pipeline.serve.server import ServedModel
 from pipeline.types import Artifact
 from tests.integration.conftest import Workplace
 

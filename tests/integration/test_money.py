@@ -13,19 +13,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from common.errors import ToolError
-from common.files import read_json
+from core.environments import set_defaults
+from core.errors import ToolError
+from core.files import read_json
 from evals.load.scenario import LoadScenario
 from evals.types import LoadPoint, LoadReport, QualityReport, Target
-from finops.approvals import Approvals
-from finops.budgets import Budgets
-from finops.kpis import kpis
-from finops.ledger import Ledger
-from finops.savings import savings
-from pipeline.cli import command_config
-from pipeline.compress.health import HealthReport
-from pipeline.environments import set_defaults
-from pipeline.models.resolve import checkpoint_digest
+from finops.controls.approvals import Approvals
+from finops.controls.budgets import Budgets
+from finops.ledger.ledger import Ledger
+from finops.reports.kpis import kpis
+from finops.reports.savings import savings
+from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.cli.app import command_config
+from pipeline.health.health import HealthReport
 from pipeline.record.store import Recorder
 from pipeline.run import run
 from pipeline.types import Artifact
@@ -135,7 +135,7 @@ def test_a_dear_run_waits_for_approval_with_exit_code_3(place: list[str], tmp_pa
     for _ in range(2):  # the same command asks once
         ended = pipeline("finops.approval.threshold_usd=1", *place)
         assert ended.returncode == 3, ended.stderr
-    command = f"python -m finops.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
+    command = f"python -m finops.controls.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
     assert command in ended.stderr
     assert "Traceback" not in ended.stderr
     ledger = Ledger(str(tmp_path / "finops.db"))

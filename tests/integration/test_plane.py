@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from evals.frontier import Resamples
-from pipeline.frontier import shown_points
-from pipeline.record.plane import plane_runs
+from evals.decide.frontier import Resamples
+from pipeline.config import TrackingConfig
+from pipeline.record.comparable import plane_runs
 from pipeline.record.store import Recorder
-from pipeline.schema import TrackingConfig
+from pipeline.report.frontier import shown_points
 
 pytestmark = pytest.mark.integration
 NUM_RUNS = 10_000

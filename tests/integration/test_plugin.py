@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.environments import serving_python
-from pipeline.machine import find_machine
-from pipeline.schema import EngineConfig
-from pipeline.serve.vllm import PLUGIN, server_environment
+from core.environments import serving_python
+from pipeline.config import EngineConfig
+from pipeline.plan.machine import find_machine
+from pipeline.serve.server import PLUGIN, server_environment
 
 pytestmark = pytest.mark.integration
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evals.gate import Decision
+from evals.gate.gate import Decision
+from evals.gate.sequential import GateRule, replay
 from evals.quality.run import GatedReports, Suite, Tools, run_gated_suite, run_suite
-from evals.sequential import GateRule, replay
 from evals.types import QualityReport, Target
 from tests.integration.fake_server import FakeServer, unit
 

@@ -11,14 +11,23 @@ from typing import Any
 
 import pytest
 
-from common.errors import ConfigError
+from core.errors import ConfigError
+from evals.decide.decide import Evidence
 from evals.types import QualityReport
-from finops.approvals import Approvals
-from finops.kpis import kpis
-from finops.ledger import Ledger
-from finops.savings import savings
-from pipeline.decide import Evidence
-from pipeline.models.resolve import checkpoint_digest
+from finops.controls.approvals import Approvals
+from finops.ledger.ledger import Ledger
+from finops.reports.kpis import kpis
+from finops.reports.savings import savings
+from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.config import (
+    FinopsConfig,
+    GateConfig,
+    LedgerConfig,
+    ModelConfig,
+    PromoteConfig,
+    RunConfig,
+    TrackingConfig,
+)
 from pipeline.promote import (
     PREVIOUS,
     PromotionRefusedError,
@@ -31,15 +40,6 @@ from pipeline.promote import (
 )
 from pipeline.record.metrics import cost_metrics, quality_metrics
 from pipeline.record.store import Recorder, RunRecord, connect
-from pipeline.schema import (
-    FinopsConfig,
-    GateConfig,
-    LedgerConfig,
-    ModelConfig,
-    PromoteConfig,
-    RunConfig,
-    TrackingConfig,
-)
 from pipeline.types import Decision
 from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
 

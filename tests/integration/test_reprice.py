@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.record import amounts
-from pipeline.record.amounts import cost_runs, write
+from pipeline.config import TrackingConfig
+from pipeline.record import cost_rows as amounts
+from pipeline.record.cost_rows import cost_runs, write
+from pipeline.record.reprice import Pricing, amounts_to_write, reprice_all
 from pipeline.record.store import Recorder
-from pipeline.reprice import Pricing, amounts_to_write, reprice_all
-from pipeline.schema import TrackingConfig
 from tests.unit.pipeline.test_reprice import NOW, metrics_of
 
 pytestmark = pytest.mark.integration

@@ -1,4 +1,4 @@
-"""The rooms and the way imports run between them: gateway -> pipeline -> evals -> finops -> common."""
+"""The rooms and the way imports run between them: gateway -> pipeline -> evals -> finops -> core."""
 
 import ast
 import subprocess
@@ -8,30 +8,30 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ORDER = ("common", "finops", "evals", "pipeline")
+ORDER = ("core", "finops", "evals", "pipeline")
 PURE = (
-    "pipeline.plan",
-    "pipeline.decide",
-    "pipeline.gates",
+    "pipeline.plan.plan",
+    "evals.decide.decide",
+    "evals.decide.task_gates",
     "pipeline.record.metrics",
     "evals.types",
-    "evals.cost",
+    "evals.cost.token_cost",
     "evals.stats",
-    "evals.gate",
-    "evals.betting",
-    "evals.orders",
-    "evals.sequential",
-    "evals.information",
-    "evals.frontier",
-    "evals.load.plan",
-    "evals.load.attribution",
+    "evals.gate.gate",
+    "evals.gate.betting",
+    "evals.gate.ordering",
+    "evals.gate.sequential",
+    "evals.gate.divergence",
+    "evals.decide.frontier",
+    "evals.load.search",
+    "evals.cost.attribution",
     "evals.load.summary",
     "evals.load.scenario",
     "evals.quality.embedded",
     "finops.money",
-    "finops.charges",
-    "finops.focus_columns",
-    "finops.charts",
+    "finops.ledger.charges",
+    "finops.focus.columns",
+    "core.svg",
 )
 FORBIDDEN_IN_PURE = {"torch", "vllm", "mlflow", "redis", "time", "random", "subprocess"}
 
@@ -61,7 +61,7 @@ def test_pure_modules_have_no_effects(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pipeline.__main__", "pipeline.plan", "pipeline.registry", "pipeline.promote", *PURE]
+    "module", ["pipeline.__main__", "pipeline.plan.plan", "pipeline.compress.registry", "pipeline.promote", *PURE]
 )
 def test_planning_loads_no_heavy_library(module: str) -> None:
     program = (

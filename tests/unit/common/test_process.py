@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ToolError
-from common.process import ChildProcess, run_logged
+from core.errors import ToolError
+from core.process import ChildProcess, run_logged
 
 ROOT = Path(__file__).resolve().parents[3]
 

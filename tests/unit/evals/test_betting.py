@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals import betting
-from evals.forecast import CURVES
-from evals.gate import ACCEPT_BETS, REJECT_BETS, Gate
+from evals.gate import betting
+from evals.gate.flip_model import CURVES
+from evals.gate.gate import ACCEPT_BETS, REJECT_BETS, Gate
 
 
 def permuted(population, num_runs, rng):

@@ -8,21 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evals.cost
-import evals.curves
-import evals.load.attribution
+import evals.cost.attribution
+import evals.cost.curves
+import evals.cost.token_cost
 import evals.load.counters
 import evals.load.scenario
 import evals.load.summary
 import evals.load.trace
-from evals.cost import (
-    break_even_tokens,
-    cost_report,
-    money_per,
-    reprice,
-    usd_per_tokens,
-)
-from evals.curves import (
+from evals.cost.attribution import fit_seconds
+from evals.cost.curves import (
     compare,
     cost_curve,
     energy_per_token_j,
@@ -30,14 +24,14 @@ from evals.curves import (
     fleet_view,
     usd_per_1m_output_tokens_at,
 )
-from evals.load.attribution import fit_seconds
+from evals.cost.token_cost import break_even_tokens, cost_report, money_per, reprice, usd_per_tokens
 from evals.load.summary import METRICS, Figure
 from evals.types import LoadPoint, LoadReport, Price, ThetaSlo
 
 DOCUMENTED = (
-    evals.cost,
-    evals.curves,
-    evals.load.attribution,
+    evals.cost.token_cost,
+    evals.cost.curves,
+    evals.cost.attribution,
     evals.load.counters,
     evals.load.scenario,
     evals.load.summary,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.crossings import Curve, cheapest, closed_loop, crossings
+from evals.cost.crossings import Curve, cheapest, closed_loop, crossings
 from evals.types import LoadPoint, LoadReport, Price
 
 LOADS = (1.0, 2.0, 4.0, 8.0)

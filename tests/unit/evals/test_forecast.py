@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.forecast import CURVES, LEAST_CHANCE, Forecast, make_forecast, no_evidence, predict
+from evals.gate.flip_model import CURVES, LEAST_CHANCE, Forecast, make_forecast, no_evidence, predict
 
 
 def example(num_items: int, seed: int) -> tuple[Forecast, np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.frontier import (
+from evals.decide.frontier import (
     Resamples,
     analyse,
     epsilon_beaten_by,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.forecast import CURVES
-from evals.gate import (
+from evals.gate.flip_model import CURVES
+from evals.gate.gate import (
     ACCEPT_BETS,
     REJECT_BETS,
     Decision,

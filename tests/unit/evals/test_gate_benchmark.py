@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gate import answers_tables, read_answers
-from common.files import write_json
+from core.files import write_json
 from evals.stats import mean_estimate
 from evals.types import Drawing, ItemOutcome, QualityReport, TaskResult
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
 
-from evals.information import divergence
+from evals.gate.divergence import divergence
 from evals.types import ItemOutcome
 
 LOGS = st.lists(st.floats(-50, 0), min_size=2, max_size=5)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.load.plan import holds, next_points, theta_slo
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep
+from evals.load.search import holds, next_points, theta_slo
 from evals.load.summary import METRICS, Slo
 from evals.types import LoadPoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ToolError
+from core.errors import ToolError
 from evals.load.run import CLIENT, run_load
 from evals.load.scenario import from_config
 from evals.load.summary import Slo

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.errors import ConfigError
-from evals.load.job import bench_arguments, client_runs, raw_name, run_seed
+from core.errors import ConfigError
+from evals.load.requests import bench_arguments, client_runs, raw_name, run_seed
 from evals.load.scenario import PointSpec, from_config
 from evals.types import Target
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import evals.load
-from common.errors import ConfigError
+from core.errors import ConfigError
 from evals.load.run import run_load
 from evals.load.scenario import from_config
 from evals.load.trace import CHUNK_TOKENS, Arrival, choose, read_trace, trace_lines

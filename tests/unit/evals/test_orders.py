@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.gate import Decision, Gate
-from evals.orders import FLOOR, guide_weights, guided_order, margin, margin_ranks, uniform_order
+from evals.gate.gate import Decision, Gate
+from evals.gate.ordering import FLOOR, guide_weights, guided_order, margin, margin_ranks, uniform_order
 
 
 def test_guided_order_is_weighted_sampling_without_replacement():

@@ -7,10 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from evals.gate import Decision
-from evals.quality.interview import Interview, make_interview
-from evals.sequential import (
+from core.errors import ConfigError
+from evals.gate.gate import Decision
+from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
     draw_orders,
@@ -19,6 +18,7 @@ from evals.sequential import (
     scores_of,
     uniform_drawing,
 )
+from evals.quality.selection import Interview, make_interview
 from evals.stats import mean_estimate
 from evals.types import Drawing, ItemOutcome, TaskResult
 

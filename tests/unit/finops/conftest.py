@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from finops.charges import Rate, Resource
-from finops.ledger import Ledger
+from finops.ledger.charges import Rate, Resource
+from finops.ledger.ledger import Ledger
 
 TAGS = {"team": "research", "environment": "dev", "model_family": "smollm2", "workload_type": "evaluation"}
 

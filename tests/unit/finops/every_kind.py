@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from finops.charges import Rate, Resource, cut, device_charge, quantity_charge
-from finops.commitments import Commitment, buy, settle_unused
-from finops.ledger import Ledger
-from finops.machines import Use, split_machine
+from finops.ledger.charges import Rate, Resource, cut, device_charge, quantity_charge
+from finops.ledger.commitments import Commitment, buy, settle_unused
+from finops.ledger.ledger import Ledger
+from finops.ledger.shared_machines import Use, split_machine
 from finops.money import to_us
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -9,14 +9,14 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, UserError
-from finops import schema
-from finops.alerts import AlertDispatcher, CallbackChannel
-from finops.budget_rows import PERIODS, period_bounds
-from finops.budgets import Budgets
-from finops.charges import Rate, Resource, device_charge
+from core.errors import ConfigError, UserError
+from finops.controls.alerts import AlertDispatcher, CallbackChannel
+from finops.controls.budgets import Budgets
 from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
-from finops.ledger import Ledger
+from finops.ledger import schema
+from finops.ledger.charges import Rate, Resource, device_charge
+from finops.ledger.ledger import Ledger
+from finops.ledger.spend import PERIODS, period_bounds
 
 ONE_USD = Rate(Decimal(1), "v1")
 amounts = st.integers(0, 6000).map(lambda cents: Decimal(cents) / 100)

@@ -13,13 +13,14 @@ from every_kind import COMMITMENT, GPU, HOUR, NOW, ON_DEMAND, START, TAGS, fill
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, UserError
-from finops import focus, ingest
-from finops.charges import Rate, device_charge
-from finops.focus import export
-from finops.focus_columns import COLUMNS, pico_text
-from finops.focus_import import import_file
-from finops.ingest import read_csv, read_prometheus
+from core.errors import ConfigError, UserError
+from finops.focus import export as focus
+from finops.focus.columns import COLUMNS, pico_text
+from finops.focus.export import export
+from finops.focus.reconcile import import_file
+from finops.ledger import ingest
+from finops.ledger.charges import Rate, device_charge
+from finops.ledger.ingest import read_csv, read_prometheus
 from finops.money import from_pico
 from finops.tags import TagPolicy
 

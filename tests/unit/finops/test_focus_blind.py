@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.files import write_json
-from finops.focus_blind import MODEL, blind_rules, find_breaches
+from core.files import write_json
+from finops.focus.extra_rules import MODEL, blind_rules, find_breaches
 
 NOT_A_CORRECTION = {"CheckFunction": "CheckNotValue", "ColumnName": "ChargeClass", "Value": "Correction"}
 

@@ -12,15 +12,15 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import UserError
-from finops.charges import Rate, Resource, cut, device_charge
-from finops.commitments import Commitment, buy, settle_unused
+from core.errors import UserError
 from finops.errors import ChargeConflictError, LedgerUnavailableError
-from finops.ledger import Ledger
-from finops.machines import Use, split_machine
-from finops.meter import Preempted
+from finops.ledger.charges import Rate, Resource, cut, device_charge
+from finops.ledger.commitments import Commitment, buy, settle_unused
+from finops.ledger.ledger import Ledger
+from finops.ledger.meter import Preempted
+from finops.ledger.schema import metadata
+from finops.ledger.shared_machines import Use, split_machine
 from finops.money import from_pico, round_decimals, to_us
-from finops.schema import metadata
 
 START = datetime(2026, 10, 3, 8, tzinfo=UTC)
 HOUR = timedelta(hours=1)

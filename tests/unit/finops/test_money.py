@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import UserError
+from core.errors import UserError
 from finops.money import (
     MAX_PICO,
     MoneyError,

@@ -10,10 +10,10 @@ from decimal import Decimal
 import pytest
 import sqlalchemy as sa
 
-from common.errors import ConfigError, UserError
-from finops.approvals import Approvals, subject_hash
+from core.errors import ConfigError, UserError
+from core.redact import MASK, RedactingFilter, contains_secret, is_secret_name, redact, redact_text
+from finops.controls.approvals import Approvals, subject_hash
 from finops.errors import ApprovalRequiredError, TagError
-from finops.redact import MASK, RedactingFilter, contains_secret, is_secret_name, redact, redact_text
 from finops.tags import TagPolicy
 
 TAGS = {"team": "research", "environment": "dev", "model_family": "smollm2", "workload_type": "evaluation"}

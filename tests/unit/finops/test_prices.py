@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import PriceError
-from finops.api_prices import api_list_price
-from finops.catalog import Catalog, Hardware, Offer, load_catalog
-from finops.prices import (
+from core.errors import PriceError
+from finops.pricing.api_prices import api_list_price
+from finops.pricing.catalog import Catalog, Hardware, Offer, load_catalog
+from finops.pricing.prices import (
     CATALOG,
     default_catalog,
     device_facts,

@@ -15,12 +15,14 @@ from every_kind import GPU, HOUR, START, TAGS, fill
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, UserError
-from finops import approvals, budgets, report
-from finops.budgets import Budgets
-from finops.charges import Rate, device_charge
-from finops.charts import bars, gauge, scatter, stacked_bars
-from finops.estimates import (
+from core.errors import ConfigError, UserError
+from core.svg import bars, gauge, scatter, stacked_bars
+from finops.controls import approvals, budgets
+from finops.controls.budgets import Budgets
+from finops.ledger.charges import Rate, device_charge
+from finops.ledger.ledger import Ledger
+from finops.reports import report
+from finops.reports.estimates import (
     StageWork,
     estimate_errors,
     estimate_run,
@@ -29,13 +31,12 @@ from finops.estimates import (
     rough_seconds,
     save_estimate,
 )
-from finops.kpis import kpis
-from finops.ledger import Ledger
-from finops.metrics import collect, exposition, render, server
-from finops.report import as_csv, as_text, gather
-from finops.report_html import as_html
-from finops.savings import record_promotion, right_size, savings
-from finops.showback import cube, showback
+from finops.reports.html import as_html
+from finops.reports.kpis import kpis
+from finops.reports.prometheus import collect, exposition, render, server
+from finops.reports.report import as_csv, as_text, gather
+from finops.reports.savings import record_promotion, right_size, savings
+from finops.reports.showback import cube, showback
 
 ONE = Rate(Decimal(1), "v1")
 

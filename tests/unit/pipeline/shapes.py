@@ -1,6 +1,6 @@
 """The 135M model's shape and the machine that the unit tests plan for."""
 
-from pipeline.facts import facts_from_shape
+from pipeline.checkpoints.facts import facts_from_shape
 from pipeline.types import Machine
 
 SHAPE = {

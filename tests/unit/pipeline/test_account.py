@@ -13,20 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, PlanError, ToolError
+from core.errors import ConfigError, PlanError, ToolError
+from core.store import StageStore
 from evals.load.scenario import from_config
 from evals.types import Price
-from finops.approvals import Approvals
-from finops.budgets import Budgets
-from finops.charges import device_charge
+from finops.controls.approvals import Approvals
+from finops.controls.budgets import Budgets
 from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
-from finops.estimates import estimate_errors
-from finops.ledger import Ledger
+from finops.ledger.charges import device_charge
+from finops.ledger.ledger import Ledger
 from finops.money import from_us, usd_text
-from pipeline import account as account_module
-from pipeline.account import Account
-from pipeline.distill.config import DistillConfig, DistillDataConfig, StudentConfig
-from pipeline.money import (
+from finops.reports.estimates import estimate_errors
+from pipeline.billing import account as account_module
+from pipeline.billing.account import Account
+from pipeline.billing.terms import (
     charge_tags,
     ledger_url,
     load_tokens,
@@ -38,10 +38,7 @@ from pipeline.money import (
     resource_of,
     with_tags,
 )
-from pipeline.plan import make_plan
-from pipeline.promote import PromotionRefusedError, Subject
-from pipeline.record.metrics import estimate_metrics
-from pipeline.schema import (
+from pipeline.config import (
     ApprovalConfig,
     CalibConfig,
     EngineConfig,
@@ -53,7 +50,10 @@ from pipeline.schema import (
     TagsConfig,
     TrackingConfig,
 )
-from pipeline.stages import StageStore
+from pipeline.distill.student_size import DistillConfig, DistillDataConfig, StudentConfig
+from pipeline.plan.plan import make_plan
+from pipeline.promote import PromotionRefusedError, Subject
+from pipeline.record.metrics import estimate_metrics
 from pipeline.types import Machine, Plan
 from tests.unit.pipeline.shapes import FACTS, MACHINE
 
@@ -556,7 +556,7 @@ def test_a_run_that_would_pass_its_budget_is_rejected_before_it_spends(config, l
     with pytest.raises(BudgetExceededError, match=r"research \(month .*limit 1\.00 USD") as raised, account_of(config):
         pytest.fail("it must not start")
     assert raised.value.exit_code == 4
-    assert f"python -m finops.budgets --ledger sqlite:///{tmp_path}/finops.db set" in str(raised.value)
+    assert f"python -m finops.controls.budgets --ledger sqlite:///{tmp_path}/finops.db set" in str(raised.value)
     assert state_of_holds(tmp_path) == []
     assert ledger.charges() == []
 
@@ -638,7 +638,7 @@ def test_a_dear_run_waits_until_somebody_else_approves_it(config, ledger, tmp_pa
     with pytest.raises(ApprovalRequiredError) as raised, account_of(dear):
         pytest.fail("it must not start")
     assert raised.value.exit_code == 3
-    assert f"python -m finops.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1" in str(raised.value)
+    assert f"python -m finops.controls.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1" in str(raised.value)
     Approvals(ledger).decide(1, approve=True, who="bob")
     with account_of(dear) as account:
         run_stages(account, dear)

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
+from core.errors import ConfigError
+from pipeline.checkpoints.facts import facts_from_shape
 from pipeline.compress.allocate import FusedGroup, Level, Option, allocate, fused_groups, levels, lowest_bits_per_weight
-from pipeline.facts import facts_from_shape
 from tests.unit.pipeline.shapes import SHAPE
 
 kl = st.one_of(st.just(0.0), st.floats(1e-6, 2.0))

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from common.files import read_json
-from pipeline.compress.calibration import calibration_tokens, end_token, pack, sha256
-from pipeline.compress.contamination import EvaluationSet, evaluation_set
-from pipeline.schema import CalibConfig
-from pipeline.stages import StageStore
+from core.errors import ConfigError
+from core.files import read_json
+from core.store import StageStore
+from pipeline.config import CalibConfig
+from pipeline.data.calibration import calibration_tokens, end_token, pack, sha256
+from pipeline.data.contamination import EvaluationSet, evaluation_set
 from pipeline.types import Artifact
 
 END = 1

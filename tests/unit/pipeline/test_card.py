@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.compress.card import base_revision, license_entries, manifest, model_card
-from pipeline.compress.contamination import METHOD
-from pipeline.compress.sizes import Tensor, size_report
-from pipeline.schema import ModelConfig
+from pipeline.checkpoints.card import base_revision, license_entries, manifest, model_card
+from pipeline.checkpoints.sizes import Tensor, size_report
+from pipeline.config import ModelConfig
+from pipeline.data.contamination import METHOD
 from pipeline.types import Artifact
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from evals.types import LoadPoint, LoadReport, ThetaSlo
-from pipeline.claims import (
+from benchmarks.claims import (
     BATCHING,
     CLAIMS,
     COST,
@@ -33,8 +31,10 @@ from pipeline.claims import (
     technique_of,
     verdict,
 )
-from pipeline.plan import make_plan
-from pipeline.schema import TrackingConfig
+from core.errors import ConfigError
+from evals.types import LoadPoint, LoadReport, ThetaSlo
+from pipeline.config import TrackingConfig
+from pipeline.plan.plan import make_plan
 from tests.unit.pipeline.shapes import FACTS, MACHINE
 from tests.unit.pipeline.test_plan import FREE, PRICE, a_config
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.errors import ConfigError
+from core.environments import set_defaults
+from core.errors import ConfigError
 from evals.load.scenario import from_config
-from pipeline import registry
-from pipeline.cli import CONF, check_choices, choices, command_config
-from pipeline.environments import set_defaults
-from pipeline.facts import facts_from_shape
-from pipeline.planned import without_checkpoint
+from pipeline.checkpoints.facts import facts_from_shape
+from pipeline.cli.app import CONF, check_choices, choices, command_config
+from pipeline.compress import registry
+from pipeline.plan.resolve import without_checkpoint
 
 ROOT = Path(__file__).resolve().parents[3]
 set_defaults()
@@ -119,7 +119,7 @@ def test_a_dry_run_of_a_hub_model_needs_no_hub() -> None:
     assert "nothing was loaded" in ended.stdout
 
 
-@pytest.mark.parametrize("module", ["pipeline.frontier", "pipeline.promote", "pipeline.ui"])
+@pytest.mark.parametrize("module", ["pipeline.report.frontier", "pipeline.promote", "pipeline.cli.ui"])
 def test_side_commands_have_help_with_an_example(module: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import AssetError
+from core.errors import AssetError
 from evals.quality.embedded import EMBEDDED_TASKS
-from pipeline.compress.contamination import (
+from pipeline.data.contamination import (
     MIN_WORDS,
     NUM_WORDS,
     PARTS,

@@ -3,12 +3,12 @@ from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
-from evals.cost import cost_report
+from evals.cost.token_cost import cost_report
+from evals.decide.decide import Evidence
 from evals.types import LoadPoint, LoadReport, Price, QualityReport
-from finops.prices import lookup
-from pipeline import curves_page
-from pipeline.curves_page import Variant, add_to_page, choose, draw, option_prices, section, sentences, variants_of
-from pipeline.decide import Evidence
+from finops.pricing.prices import lookup
+from pipeline.report import curves as curves_page
+from pipeline.report.curves import Variant, add_to_page, choose, draw, option_prices, section, sentences, variants_of
 
 LOADS = (1, 4, 16)
 NONE = {1: (100.0, 101.0, 99.0), 4: (300.0, 302.0, 299.0), 16: (900.0, 905.0, 899.0)}

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.files import plain
-from evals.sequential import SequentialEvaluation, estimate_after_stopping, uniform_drawing
+from core.files import plain
+from evals.decide.decide import Evidence, contest, decide, mean_quality, measured_apart, price_doubt
+from evals.decide.task_gates import gates_of, rule_of
+from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_drawing
 from evals.stats import mean_estimate
 from evals.types import (
     CostReport,
@@ -27,12 +29,10 @@ from evals.types import (
     TaskResult,
     ThetaSlo,
 )
-from pipeline.decide import Evidence, contest, decide, mean_quality, measured_apart, price_doubt
-from pipeline.decision_page import make_record, write
-from pipeline.gates import gates_of, rule_of
+from pipeline.config import GateConfig
 from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.record.store import revive
-from pipeline.schema import GateConfig
+from pipeline.report.decision_page import make_record, write
 from pipeline.types import Decision
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli import CONF
-from pipeline.engine_check import check_engine, engine_suffix
-from pipeline.plan import make_plan
-from pipeline.schema import EngineConfig
+from pipeline.cli.app import CONF
+from pipeline.config import EngineConfig
+from pipeline.plan.plan import make_plan
+from pipeline.serve.checks import check_engine, engine_suffix
 from tests.unit.pipeline.shapes import FACTS, MACHINE
 from tests.unit.pipeline.test_plan import FREE, PRICE, a_config
 
@@ -60,7 +60,7 @@ def test_speculation_makes_a_candidate_of_the_plain_weights() -> None:
 def test_every_preset_is_an_engine_that_can_be_planned(name: str) -> None:
     from hydra import compose, initialize_config_dir
 
-    from pipeline.cli import run_config
+    from pipeline.cli.app import run_config
 
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         engine = run_config(compose("config", overrides=[f"engine={name}", "home=/nowhere"])).engine

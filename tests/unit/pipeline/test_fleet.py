@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from evals.decide.decide import Evidence
+from evals.decide.fleet import fleet_words, machine_rate
 from evals.types import LoadReport, ThetaSlo
-from pipeline.decide import Evidence
-from pipeline.fleet import fleet_words, machine_rate
 from tests.unit.pipeline.test_decide import GOOD, a_loop, evidence
 
 SLOW, FAST = (160.0, 161.0, 159.0), (320.0, 322.0, 318.0)  # 1 and 2 requests per second

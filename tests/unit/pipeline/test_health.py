@@ -12,10 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, UserError
-from common.files import plain
-from pipeline.compress import health, structure
-from pipeline.compress.health import (
+from core.environments import ROOT
+from core.errors import ConfigError, UserError
+from core.files import plain
+from pipeline.checkpoints import structure
+from pipeline.checkpoints.structure import Finding, check_structure, files_of_layers
+from pipeline.health import health
+from pipeline.health.compare import compare_logits, log_softmax, token_errors, typical
+from pipeline.health.health import (
     HealthError,
     HealthLimits,
     HealthReport,
@@ -26,9 +30,6 @@ from pipeline.compress.health import (
     require_healthy,
     why_not_loadable,
 )
-from pipeline.compress.health_compare import compare_logits, log_softmax, token_errors, typical
-from pipeline.compress.structure import Finding, check_structure, files_of_layers
-from pipeline.environments import ROOT
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I32": np.int32, "BF16": np.uint16, "F8_E4M3": np.uint8}
 MODULES = structure.LLAMA_LAYER
@@ -420,7 +421,7 @@ def test_the_judging_side_loads_no_torch() -> None:
 
 def test_structure_as_a_command(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "candidate", tensors_of(3, quantized=True), num_shards=1)
-    command = [sys.executable, "-m", "pipeline.compress.structure", folder]
+    command = [sys.executable, "-m", "pipeline.checkpoints.structure", folder]
     assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

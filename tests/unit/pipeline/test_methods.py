@@ -9,13 +9,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, PlanError
-from pipeline import registry
+from core.errors import ConfigError, PlanError
+from pipeline.checkpoints.facts import facts_from_shape, linear_shapes
+from pipeline.compress import registry
 from pipeline.compress.groups import GROUP_SIZES, auto_group_size, offenders
 from pipeline.compress.memory import CalibrationSize, sequential_memory
-from pipeline.facts import facts_from_shape, linear_shapes
-from pipeline.plan import make_plan
-from pipeline.schema import CalibConfig, EngineConfig
+from pipeline.config import CalibConfig, EngineConfig
+from pipeline.plan.plan import make_plan
 from pipeline.types import Machine, ModelFacts
 from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE
 from tests.unit.pipeline.test_plan import FREE, PRICE, a_config, problems_of

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from evals.load.attribution import fit_seconds
+from evals.cost.attribution import fit_seconds
 from evals.types import LoadPoint, LoadReport
+from pipeline.config import EnergyConfig
 from pipeline.record.metrics import attribution_metrics, energy_metrics
-from pipeline.schema import EnergyConfig
 from tests.unit.pipeline.test_decide import cost
 
 REPEAT = {"total_tok_per_s": 100.0, "req_per_s": 1.0, "duration_s": 10.0}

@@ -6,13 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from common.errors import ConfigError
-from pipeline import registry
-from pipeline.compress import mixed
+from core.errors import ConfigError
+from pipeline.checkpoints.facts import facts_from_shape
+from pipeline.compress import registry
 from pipeline.compress.allocate import fused_groups, levels
-from pipeline.compress.mixed import METHOD, Args, options_of, scheme_of, targets_of
+from pipeline.compress.methods import mixed
+from pipeline.compress.methods.mixed import METHOD, Args, options_of, scheme_of, targets_of
 from pipeline.compress.sensitivity import MAX_LENGTH, Sensitivity, draw, measure, rounded
-from pipeline.facts import facts_from_shape
 from pipeline.types import Machine
 from tests.unit.pipeline import shapes
 

@@ -5,20 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, PlanError
+from core.errors import ConfigError, PlanError
 from evals.types import Price
-from pipeline import registry
-from pipeline.facts import count_parameters, facts_from_shape
-from pipeline.plan import make_plan
-from pipeline.schema import (
-    CalibConfig,
-    EngineConfig,
-    GateConfig,
-    ModelConfig,
-    PublishConfig,
-    RunConfig,
-    SuiteConfig,
-)
+from pipeline.checkpoints.facts import count_parameters, facts_from_shape
+from pipeline.compress import registry
+from pipeline.config import CalibConfig, EngineConfig, GateConfig, ModelConfig, PublishConfig, RunConfig, SuiteConfig
+from pipeline.plan.plan import make_plan
 from pipeline.types import Machine
 from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from common.errors import ConfigError
-from pipeline.frontier import on_one_plane, plane_text
-from pipeline.record.plane import RecordedRun, RunData, RunInfo
+from core.errors import ConfigError
+from pipeline.record.comparable import RecordedRun, RunData, RunInfo
+from pipeline.report.frontier import on_one_plane, plane_text
 
 NOON = 1_795_694_400_000
 """2026-11-26, 12:00 UTC, in milliseconds."""

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from common.errors import PriceError
-from pipeline.planned import find_price
-from pipeline.schema import HardwareConfig, RunConfig
+from core.errors import PriceError
+from pipeline.config import HardwareConfig, RunConfig
+from pipeline.plan.resolve import find_price
 from tests.unit.pipeline.shapes import MACHINE
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.compress.publish import PublishError, dry_run_lines, listing, name_problem, publish
+from pipeline.checkpoints.publish import PublishError, dry_run_lines, listing, name_problem, publish
 
 TOKEN = "hf_notarealtoken"
 FILES = {"config.json": "{}", "README.md": "card", "manifest.json": "{}", "model.safetensors": "weights"}

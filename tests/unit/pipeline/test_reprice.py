@@ -13,14 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import ConfigError
-from evals.cost import cost_report, decimal, reprice
+from core.errors import ConfigError
+from evals.cost.token_cost import cost_report, decimal, reprice
 from evals.types import LoadPoint, LoadReport, Price
-from finops.prices import default_catalog, lookup
-from pipeline.record import amounts
-from pipeline.record.amounts import CostRun, cost_runs, write
+from finops.pricing.prices import default_catalog, lookup
+from pipeline.config import GateConfig, HardwareConfig, RunConfig, TrackingConfig
+from pipeline.record import cost_rows as amounts
+from pipeline.record.cost_rows import CostRun, cost_runs, write
 from pipeline.record.metrics import cost_metrics, price_metrics
-from pipeline.reprice import (
+from pipeline.record.reprice import (
     Pricing,
     amounts_to_write,
     check_machine,
@@ -30,7 +31,6 @@ from pipeline.reprice import (
     reprice_metrics,
     rows,
 )
-from pipeline.schema import GateConfig, HardwareConfig, RunConfig, TrackingConfig
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 L4 = lookup("l4-24gb")

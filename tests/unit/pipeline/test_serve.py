@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.schema import EngineConfig
-from pipeline.serve.vllm import (
+from pipeline.config import EngineConfig
+from pipeline.serve.server import (
     PLUGIN,
     SPECULATION,
     SPEED_ONLY,

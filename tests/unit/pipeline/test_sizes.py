@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import AssetError
-from pipeline.compress.sizes import Tensor, collapse, group_of, read_headers, size_report, size_report_of
+from core.errors import AssetError
+from pipeline.checkpoints.sizes import Tensor, collapse, group_of, read_headers, size_report, size_report_of
 
 BYTES = {"F16": 2, "BF16": 2, "F32": 4, "I8": 1, "U8": 1, "I32": 4, "I64": 8, "F8_E4M3": 1}
 HIDDEN, WIDE, VOCABULARY, LAYERS = 128, 256, 512, 2

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import StoreError
-from common.files import write_json
-from pipeline.stages import StageStore
+from core.errors import StoreError
+from core.files import write_json
+from core.store import StageStore
 
 
 def test_a_stage_is_made_once_and_then_reused(tmp_path: Path) -> None:

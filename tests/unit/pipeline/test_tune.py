@@ -9,16 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.errors import ConfigError, ToolError
-from evals.cost import cost_report
+from core.errors import ConfigError, ToolError
+from evals.cost.token_cost import cost_report
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep, TraceReplay
 from evals.types import LoadPoint, LoadReport, Price, ThetaSlo
-from pipeline.cli import CONF, run_config
-from pipeline.engine_check import check_engine
-from pipeline.schema import EngineConfig, ModelConfig, RunConfig
-from pipeline.serve.vllm import SPECULATION, SPEED_ONLY
-from pipeline.tune import choice_file, main, max_concurrency, presets
-from pipeline.tuning import (
+from pipeline.cli.app import CONF, run_config
+from pipeline.config import EngineConfig, ModelConfig, RunConfig
+from pipeline.serve.checks import check_engine
+from pipeline.serve.search import (
     FAILED,
     INFEASIBLE,
     MEASURED,
@@ -34,6 +32,8 @@ from pipeline.tuning import (
     space_for,
     winner,
 )
+from pipeline.serve.server import SPECULATION, SPEED_ONLY
+from pipeline.tune import choice_file, main, max_concurrency, presets
 from tests.unit.pipeline.shapes import FACTS
 
 pytest.importorskip("optuna")

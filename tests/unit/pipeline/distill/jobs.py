@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from common.files import digest_json, plain, write_json
-from pipeline.distill.config import DistillConfig
+from core.files import digest_json, plain, write_json
+from pipeline.distill.student_size import DistillConfig
 from tests.unit.pipeline.distill.tiny_model import VOCAB
 
 LENGTH = 16

@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 import yaml
 
-from common.files import plain
-from pipeline.distill.check import check
-from pipeline.distill.config import DistillConfig, config_from, student_facts, student_parameters
-from pipeline.environments import ROOT
-from pipeline.facts import count_parameters, facts_from_shape
+from core.environments import ROOT
+from core.files import plain
+from pipeline.checkpoints.facts import count_parameters, facts_from_shape
+from pipeline.distill.checks import check
+from pipeline.distill.student_size import DistillConfig, config_from, student_facts, student_parameters
 from pipeline.types import Machine
 from tests.unit.pipeline.distill.jobs import a_config
 from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import AssetError, ConfigError
+from core.errors import AssetError, ConfigError
+from core.store import StageStore
 from pipeline.distill import data
-from pipeline.distill.config import DistillDataConfig
 from pipeline.distill.losses import IGNORED
-from pipeline.stages import StageStore
+from pipeline.distill.student_size import DistillDataConfig
 from pipeline.types import Artifact
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import ToolError
+from core.errors import ToolError
 from evals.types import Target
 from pipeline.distill import generate
 from tests.unit.pipeline.distill.jobs import a_config

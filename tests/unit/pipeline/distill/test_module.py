@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import UserError
-from pipeline.distill.config import ObjectiveConfig
+from core.errors import UserError
 from pipeline.distill.progress import flops_per_token, peak_flops
+from pipeline.distill.student_size import ObjectiveConfig
 from tests.unit.pipeline.distill.tiny_model import VOCAB, write_model
 
 TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=(3, 13))
@@ -148,7 +148,7 @@ def test_state_is_put_back_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
     assert found is not None
     other, other_optimizer = fresh()
     train_state.put_back(other, other_optimizer, found.folder)
-    from common.files import read_json
+    from core.files import read_json
 
     train_state.set_random_states(read_json(found.folder / train_state.STATE_FILE)["random"])
     for _ in range(2):

@@ -7,15 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.distill.checkpoint import CheckpointStore
-from pipeline.distill.config import SpotConfig
-from pipeline.distill.spot import (
-    Attempt,
-    Books,
-    InterruptedTrainingError,
-    StopSignal,
-    grace_problem,
-    summary,
-)
+from pipeline.distill.preemption import Attempt, Books, InterruptedTrainingError, StopSignal, grace_problem, summary
+from pipeline.distill.student_size import SpotConfig
 
 
 @pytest.fixture
@@ -62,7 +55,7 @@ def test_a_grace_shorter_than_a_checkpoint_is_a_problem() -> None:
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("pipeline.distill.spot.time", self)
+        monkeypatch.setattr("pipeline.distill.preemption.time", self)
 
     def monotonic(self) -> float:
         return self.now

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import StoreError
-from common.files import read_json
+from core.errors import StoreError
+from core.files import read_json
 from pipeline.distill import teacher_cache
 from pipeline.distill.teacher_cache import TeacherCache, cache_error, decode_row, encode_row, top_and_tail, write_cache
 

@@ -1,0 +1,1 @@
+"""From measured speed and a price to USD per token. Pure."""

@@ -1,0 +1,1 @@
+"""Which candidate is promoted: the gates of all tasks, the frontier, the decision. Pure."""

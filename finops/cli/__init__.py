@@ -1,0 +1,1 @@
+"""The commands over the ledger, one file each: options in, text out."""

@@ -1,0 +1,1 @@
+"""What may be spent: budgets with reservations, approvals, alerts."""

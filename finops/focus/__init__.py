@@ -1,0 +1,1 @@
+"""FOCUS files: export, validation, reconciliation with a provider's bill."""

@@ -1,0 +1,1 @@
+"""The ledger: its schema, its database, charges and what is read back from them."""

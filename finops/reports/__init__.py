@@ -1,0 +1,1 @@
+"""Reading the ledger: showback, KPIs, savings, estimates, Prometheus metrics."""

@@ -1,0 +1,268 @@
+"""What a stage will take and cost, from what similar stages took.
+
+Similar means: the same stage, method and hardware; else the same stage and hardware. Each recorded duration is scaled
+by the ratio of parameters x tokens. The expected duration is the geometric mean of the scaled ones; the range is a 90%
+prediction interval of a log-normal, with a prior (two observations that spread by a factor of 2) so that one lucky run
+does not look certain, and wider the further the work lies from what was seen.
+
+Before any exist, a rough rule: ROUGH_OVERHEAD_S + 2 x passes x parameters x tokens / ROUGH_FLOPS of the hardware's
+kind, by a factor of 4 either way. It says so in `basis`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import ROUND_UP, Decimal
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from finops.ledger import schema
+from finops.ledger.charges import Rate
+from finops.ledger.database import exact_sum, insert_ignore, join_sum
+from finops.ledger.ledger import Ledger
+from finops.money import from_pico, from_us, round_decimals, to_pico, to_us
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection
+
+ROUGH_OVERHEAD_S = 60.0
+ROUGH_FLOPS = {"CPU": 7e10, "GPU": 3e13}
+"""Floating-point operations per second that a stage really reaches, by kind: orders of magnitude. The CPU's is what a
+load sweep (6.7e10) and a distillation (8.8e10) reached on two cores; the GPU's is a guess."""
+ROUGH_PASSES = {"quantize": 3.0, "distill": 4.0}
+"""Forward-pass equivalents over the tokens; 1 for the stages that are not here."""
+ROUGH_FACTOR = 4.0
+PRIOR_LOG_SD = math.log(2.0)
+PRIOR_RUNS = 2
+EXTRAPOLATION = 0.3
+"""Standard deviation of the log duration gained per factor of e between this work and the nearest recorded."""
+MAX_RUNS = 30
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage about to run. Unknown sizes are None; then they do not scale."""
+
+    stage: str
+    method: str
+    hardware: str
+    kind: str = "CPU"
+    num_parameters: int | None = None
+    num_tokens: int | None = None
+    num_devices: int = 1
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """Duration in seconds and cost in USD: expected, and the ends of the range. `basis` says what they rest on."""
+
+    stage: str
+    expected_s: float
+    low_s: float
+    high_s: float
+    expected_usd: Decimal
+    low_usd: Decimal
+    high_usd: Decimal
+    basis: str
+
+
+@dataclass(frozen=True)
+class RunEstimate:
+    """All stages of a run. Adding the ends is cautious: it supposes that the stages are long together."""
+
+    stages: tuple[StageEstimate, ...]
+
+    @property
+    def expected_usd(self) -> Decimal:
+        """Sum of the expected costs."""
+        return sum((stage.expected_usd for stage in self.stages), Decimal(0))
+
+    @property
+    def low_usd(self) -> Decimal:
+        """Sum of the lower ends."""
+        return sum((stage.low_usd for stage in self.stages), Decimal(0))
+
+    @property
+    def high_usd(self) -> Decimal:
+        """Sum of the upper ends: what to reserve."""
+        return sum((stage.high_usd for stage in self.stages), Decimal(0))
+
+    @property
+    def approval_terms(self) -> dict[str, str]:
+        """Stage -> upper end in USD to two significant digits, rounded up: what an approval binds to.
+
+        A new recording that moves the estimate by less than that leaves the approval standing.
+        """
+        return {stage.stage: str(_two_digits_up(stage.high_usd)) for stage in self.stages}
+
+
+def _two_digits_up(value: Decimal) -> Decimal:
+    if value == 0:
+        return Decimal(0)
+    return value.quantize(Decimal(1).scaleb(value.adjusted() - 1), ROUND_UP)
+
+
+@dataclass(frozen=True)
+class EstimateError:
+    """Estimate against actual of one stage of a finished run."""
+
+    run_id: str
+    stage: str
+    time: datetime
+    expected_s: float
+    actual_s: float
+    expected_usd: Decimal
+    actual_usd: Decimal
+    within_range: bool
+
+    @property
+    def relative_error(self) -> float | None:
+        """(actual - expected) / actual duration; None for an actual of zero."""
+        return (self.actual_s - self.expected_s) / self.actual_s if self.actual_s else None
+
+
+def record_stage(
+    ledger: Ledger, run_id: str, work: StageWork, duration_s: float, *, status: str = "completed"
+) -> None:  # fmt: skip
+    """Record how long a stage took (monotonic seconds): what later estimates rest on. Only completed ones count."""
+    with ledger.database.write() as connection:
+        connection.execute(
+            insert_ignore(schema.stage_runs, ledger.database.is_sqlite),
+            {
+                "run_id": run_id, "stage": work.stage, "method": work.method, "hardware": work.hardware,
+                "num_parameters": work.num_parameters, "num_tokens": work.num_tokens,
+                "duration_us": round(duration_s * 1e6), "status": status, "created_us": to_us(ledger.clock()),
+            },
+        )  # fmt: skip
+
+
+def estimate_run(ledger: Ledger, works: Sequence[StageWork], rate: Rate) -> RunEstimate:
+    """Duration and cost of each stage at a rate."""
+    with ledger.database.read() as connection:
+        return RunEstimate(tuple(_stage(connection, work, rate) for work in works))
+
+
+def _stage(connection: Connection, work: StageWork, rate: Rate) -> StageEstimate:
+    rows, basis = _similar(connection, work)
+    if rows:
+        expected, factor = _from_runs(rows, work)
+        low, high = expected / factor, expected * factor
+        basis = f"{len(rows)} recorded {'run' if len(rows) == 1 else 'runs'} of {basis}"
+    else:
+        expected = rough_seconds(work)
+        low, high = expected / ROUGH_FACTOR, expected * ROUGH_FACTOR
+        basis = f"rough rule for {work.kind}: nothing recorded of stage {work.stage} on {work.hardware}"
+    usd = [_usd(seconds, work, rate) for seconds in (expected, low, high)]
+    return StageEstimate(work.stage, expected, low, high, usd[0], usd[1], usd[2], basis)
+
+
+def _usd(seconds: float, work: StageWork, rate: Rate) -> Decimal:
+    hours = Decimal(repr(seconds)) / 3600 * work.num_devices
+    return round_decimals(hours * rate.usd_per_hour, 6)
+
+
+def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Any], str]:
+    table = schema.stage_runs
+    base = (
+        sa.select(table)
+        .where(table.c.stage == work.stage, table.c.hardware == work.hardware, table.c.status == "completed")
+        .where(table.c.duration_us > 0)
+        .order_by(table.c.created_us.desc(), table.c.id.desc())
+        .limit(MAX_RUNS)
+    )
+    rows = connection.execute(base.where(table.c.method == work.method)).all()
+    if rows:
+        return rows, f"{work.stage} by {work.method} on {work.hardware}"
+    return connection.execute(base).all(), f"{work.stage} by other methods on {work.hardware}"
+
+
+def _from_runs(rows: Sequence[Any], work: StageWork) -> tuple[float, float]:
+    """Geometric mean of the scaled durations (s), and the factor of the 90% interval around it."""
+    logs, distances = [], []
+    for row in rows:
+        scale = _ratio(work.num_parameters, row.num_parameters) * _ratio(work.num_tokens, row.num_tokens)
+        logs.append(math.log(row.duration_us / 1e6 * scale))
+        distances.append(abs(math.log(scale)))
+    mean = statistics.fmean(logs)
+    freedom = PRIOR_RUNS + len(logs) - 1
+    spread = PRIOR_RUNS * PRIOR_LOG_SD**2 + sum((value - mean) ** 2 for value in logs)
+    variance = spread / (freedom + 1) * (1 + 1 / len(logs)) + (EXTRAPOLATION * min(distances)) ** 2
+    return math.exp(mean), math.exp(_student_95(freedom) * math.sqrt(variance))
+
+
+def _ratio(new: int | None, old: int | None) -> float:
+    return new / old if new and old else 1.0
+
+
+def _student_95(freedom: int) -> float:
+    """95% point of Student's t, by the expansion of Cornish and Fisher (within 2% from 2 degrees of freedom)."""
+    z = statistics.NormalDist().inv_cdf(0.95)
+    first = (z**3 + z) / (4 * freedom)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    return z + first + second + third
+
+
+def rough_seconds(work: StageWork) -> float:
+    """The rough rule of the module's text. Unknown sizes leave the overhead alone."""
+    if not work.num_parameters or not work.num_tokens:
+        return ROUGH_OVERHEAD_S
+    operations = 2 * ROUGH_PASSES.get(work.stage, 1.0) * work.num_parameters * work.num_tokens
+    return ROUGH_OVERHEAD_S + operations / (ROUGH_FLOPS.get(work.kind, ROUGH_FLOPS["CPU"]) * work.num_devices)
+
+
+def save_estimate(ledger: Ledger, run_id: str, estimate: RunEstimate) -> None:
+    """Keep a run's estimate, to hold it against what it really takes. The first one saved stands."""
+    now_us = to_us(ledger.clock())
+    with ledger.database.write() as connection:
+        for stage in estimate.stages:
+            connection.execute(
+                insert_ignore(schema.estimates, ledger.database.is_sqlite),
+                {
+                    "run_id": run_id, "stage": stage.stage, "expected_us": round(stage.expected_s * 1e6),
+                    "low_us": round(stage.low_s * 1e6), "high_us": round(stage.high_s * 1e6),
+                    "expected_pico": to_pico(stage.expected_usd), "low_pico": to_pico(stage.low_usd),
+                    "high_pico": to_pico(stage.high_usd), "basis": stage.basis, "created_us": now_us,
+                },
+            )  # fmt: skip
+
+
+def estimate_errors(ledger: Ledger, *, since: datetime | None = None) -> list[EstimateError]:
+    """Every estimated stage that completed, oldest first: estimate against actual."""
+    guess, run, charge = schema.estimates, schema.stage_runs, schema.charges
+    query = (
+        sa.select(
+            guess, sa.func.sum(run.c.duration_us).label("actual_us"), sa.func.max(run.c.created_us).label("done_us")
+        )
+        .join(run, sa.and_(run.c.run_id == guess.c.run_id, run.c.stage == guess.c.stage))
+        .where(run.c.status == "completed")
+        .group_by(*guess.c)
+        .order_by(sa.func.max(run.c.created_us))
+    )
+    if since is not None:
+        query = query.where(run.c.created_us >= to_us(since))
+    found = []
+    with ledger.database.read() as connection:
+        for row in connection.execute(query).all():
+            cost = sa.select(*exact_sum(charge.c.effective_usd_pico)).where(
+                charge.c.run_id == row.run_id, charge.c.stage == row.stage
+            )
+            actual = from_pico(join_sum(*connection.execute(cost).one()))
+            found.append(
+                EstimateError(
+                    row.run_id, row.stage, from_us(row.done_us), row.expected_us / 1e6, int(row.actual_us) / 1e6,
+                    from_pico(row.expected_pico), actual, bool(row.low_us <= row.actual_us <= row.high_us),
+                )
+            )  # fmt: skip
+    return found
+
+
+def mean_absolute_relative_error(errors: Sequence[EstimateError]) -> float | None:
+    """Mean of |actual - expected| / actual over stages; None where there are none."""
+    values = [abs(error.relative_error) for error in errors if error.relative_error is not None]
+    return statistics.fmean(values) if values else None

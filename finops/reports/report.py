@@ -1,0 +1,235 @@
+"""The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
+
+python -m finops.reports.report --from 2026-10-01 --to 2026-11-01
+python -m finops.reports.report --team research --format csv --output october.csv
+python -m finops.reports.report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.errors import ConfigError, UserError
+from core.files import write_atomic
+from finops.money import parse_moment, to_decimal, usd_text
+
+if TYPE_CHECKING:
+    from finops.controls.budgets import Budget
+    from finops.ledger.ledger import Ledger
+    from finops.reports.estimates import EstimateError
+    from finops.reports.kpis import Kpi
+    from finops.reports.savings import Reservation, Saving
+    from finops.reports.showback import Share
+
+FORMATS = ("terminal", "csv", "html")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report shows; the three renderings read the same figures."""
+
+    created: datetime
+    start: datetime | None
+    end: datetime | None
+    team: str | None
+    shares: list[Share]
+    drivers: tuple[tuple[str, Decimal], ...]
+    kpis: list[Kpi]
+    budgets: list[Budget]
+    errors: list[EstimateError]
+    savings: list[Saving]
+    reservations: list[Reservation]
+
+    @property
+    def total_usd(self) -> Decimal:
+        """Sum of the shares."""
+        return sum((share.usd for share in self.shares), Decimal(0))
+
+    @property
+    def period(self) -> str:
+        """`2026-10-01 to 2026-11-01 (UTC)`, or what is open of it."""
+        if self.start is None and self.end is None:
+            return "everything recorded"
+        start = self.start.date().isoformat() if self.start else "the beginning"
+        return f"{start} to {self.end.date().isoformat() if self.end else 'now'} (UTC, end exclusive)"
+
+
+def gather(
+    ledger: Ledger, *, start: datetime | None = None, end: datetime | None = None, team: str | None = None,
+    revenue_usd: Decimal | None = None, reserved_usd_per_hour: Mapping[str, Decimal] | None = None,
+) -> Report:  # fmt: skip
+    """Read everything a report needs. Raises `UserError` for an empty period or a team without charges."""
+    from finops.controls.budgets import Budgets
+    from finops.reports.estimates import estimate_errors
+    from finops.reports.kpis import kpis
+    from finops.reports.savings import right_size, savings
+    from finops.reports.showback import cube, shares, top_drivers
+
+    cells = cube(ledger, start=start, end=end, team=team)
+    return Report(
+        created=ledger.clock(), start=start, end=end, team=team, shares=shares(cells), drivers=top_drivers(cells),
+        kpis=kpis(ledger, start=start, end=end, team=team, revenue_usd=revenue_usd),
+        budgets=[item for item in Budgets(ledger).status() if team is None or item.team in (None, team)],
+        errors=estimate_errors(ledger, since=start),
+        savings=savings(ledger),
+        reservations=right_size(ledger, reserved_usd_per_hour or {}, start=start, end=end),
+    )  # fmt: skip
+
+
+def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
+    """The report as tables: title, header, rows of texts."""
+    return [
+        (
+            "showback",
+            ["team", "USD", "device hours", "lost work USD", "last month", "top cost drivers"],
+            [
+                [
+                    share.team or "(none)", usd_text(share.usd), f"{share.device_hours:.2f}",
+                    usd_text(share.lost_usd), "" if share.trend is None else f"{share.trend:+.0%}",
+                    "; ".join(f"{name}: {usd_text(usd)}" for name, usd in share.drivers),
+                ]
+                for share in report.shares
+            ] + [["all", usd_text(report.total_usd), "", "", "", ""]],
+        ),
+        (
+            "unit costs and success metrics",
+            ["metric", "value", "target", "met"],
+            [[kpi.label, kpi.text, kpi.target, {True: "yes", False: "no", None: ""}[kpi.met]] for kpi in report.kpis],
+        ),
+        (
+            "budgets",
+            ["budget", "for", "period from", "limit USD", "spent", "held", "left"],
+            [
+                [item.name, item.scope, f"{item.period} {item.period_start.date()}",
+                 *(usd_text(value) for value in (item.limit_usd, item.spent_usd, item.held_usd, item.left_usd))]
+                for item in report.budgets
+            ],
+        ),
+        (
+            "estimate against actual",
+            ["run", "stage", "estimated s", "actual s", "estimated USD", "actual USD", "within range"],
+            [
+                [error.run_id, error.stage, f"{error.expected_s:.1f}", f"{error.actual_s:.1f}",
+                 usd_text(error.expected_usd), usd_text(error.actual_usd), "yes" if error.within_range else "no"]
+                for error in report.errors
+            ],
+        ),
+        (
+            "saved by promotions",
+            ["model", "promoted", "replaced", "since", "tokens served", "saved USD"],
+            [
+                [item.model_name, item.model_id, item.replaced_model_id or "", f"{item.time:%Y-%m-%d}",
+                 f"{item.num_tokens}", usd_text(item.usd) if item.usd is not None else f"unknown: {item.reason}"]
+                for item in report.savings
+            ],
+        ),
+        (
+            "right-sizing of reservations",
+            ["accelerator", "on demand USD/h", "reserved USD/h", "pays above", "best number", "would have saved USD"],
+            [
+                [item.accelerator, f"{item.on_demand_usd_per_hour:.4f}", f"{item.reserved_usd_per_hour:.4f}",
+                 f"{item.break_even:.0%} use", str(item.best_num), str(item.best_saving_usd)]
+                for item in report.reservations
+            ],
+        ),
+    ]  # fmt: skip
+
+
+def as_text(report: Report) -> str:
+    """Aligned tables for a terminal; an empty one says so."""
+    lines = [f"The money: {report.period}" + (f", team {report.team}" if report.team else ""), ""]
+    for title, header, rows in sections(report):
+        lines.append(title.upper())
+        if not rows:
+            lines += ["  nothing recorded", ""]
+            continue
+        widths = [max(len(row[index]) for row in [header, *rows]) for index in range(len(header))]
+        for row in [header, *rows]:
+            cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+            lines.append("  " + "  ".join(cells).rstrip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def as_csv(report: Report) -> str:
+    """Long form: section, row, column, value. Texts that a spreadsheet would run as a formula are quoted."""
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(["section", "row", "column", "value"])
+    for title, header, rows in sections(report):
+        for row in rows:
+            for name, value in zip(header[1:], row[1:], strict=True):
+                writer.writerow([title, _inert(row[0]), name, _inert(value)])
+    return stream.getvalue()
+
+
+def _inert(text: str) -> str:
+    is_formula = text[:1] in ("=", "+", "-", "@") and not text.lstrip("+-").rstrip("%").replace(".", "").isdigit()
+    return f"'{text}" if is_formula else text
+
+
+def _parser() -> argparse.ArgumentParser:
+    from finops.cli.common import parser
+
+    commands = parser("finops.reports.report", __doc__)
+    commands.add_argument("--from", dest="start", metavar="DATE", help="first day, UTC (default: all)")
+    commands.add_argument("--to", dest="end", metavar="DATE", help="day after the last (default: all)")
+    commands.add_argument("--team", help="one team's charges only")
+    commands.add_argument("--format", default="terminal", help=f"one of {', '.join(FORMATS)} (default: terminal)")
+    commands.add_argument("--output", type=Path, help="file to write (default: standard output)")
+    commands.add_argument("--revenue-usd", help="revenue of the period, for the cost's share of it")
+    commands.add_argument(
+        "--reserved", action="append", default=[], metavar="ACCELERATOR=USD", help="reserved price per hour; repeatable"
+    )
+    return commands
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line."""
+    options = _parser().parse_args(arguments)
+    if options.format not in FORMATS:
+        raise ConfigError(f"--format: '{options.format}' does not exist. Known: {', '.join(FORMATS)}")
+    start = parse_moment(options.start, "--from") if options.start else None
+    end = parse_moment(options.end, "--to") if options.end else None
+    revenue = to_decimal(options.revenue_usd, "--revenue-usd") if options.revenue_usd else None
+    reserved = {}
+    for item in options.reserved:
+        name, separator, price = item.rpartition("=")
+        if not separator or not name:
+            raise UserError(f"--reserved: '{item}' must be ACCELERATOR=USD_PER_HOUR")
+        reserved[name] = to_decimal(price, "--reserved")
+    from finops.ledger.ledger import Ledger
+
+    report = gather(
+        Ledger(options.ledger, create=False), start=start, end=end, team=options.team, revenue_usd=revenue,
+        reserved_usd_per_hour=reserved,
+    )  # fmt: skip
+    if options.format == "html":
+        from finops.reports.html import as_html
+
+        text = as_html(report)
+    else:
+        text = as_csv(report) if options.format == "csv" else as_text(report)
+    if options.output is None:
+        print(text, end="" if text.endswith("\n") else "\n")
+    else:
+        try:
+            write_atomic(options.output, text)
+        except OSError as error:
+            raise UserError(f"--output: cannot write {options.output}: {error.strerror}") from None
+        print(f"{options.output}: written")
+    return 0
+
+
+if __name__ == "__main__":
+    from finops.cli.common import run
+
+    run(main)

@@ -1,0 +1,1 @@
+"""What a run says to the ledger: its estimate, its charges, approvals and promotions."""

@@ -1,0 +1,80 @@
+"""Approvals of promotions (`promote.require_approval`): looked up in the ledger, or asked for there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from core.errors import UserError
+from core.files import plain
+from finops.errors import ApprovalRequiredError
+from pipeline.billing.terms import with_ledger
+from pipeline.config import RunConfig
+
+if TYPE_CHECKING:
+    from finops.ledger.ledger import Ledger
+
+
+class PromotionRefusedError(UserError):
+    """A promotion that its evidence does not carry."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What somebody approves: this checkpoint as a version of this model."""
+
+    model: str
+    variant: str
+    digest: str
+    """SHA-256 of the checkpoint."""
+    run_id: str
+    """The MLflow run that holds the evidence."""
+
+
+def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd: Decimal) -> str | None:
+    """Who approved a promotion; a request is filed where nobody was asked yet.
+
+    Args:
+        subject: the checkpoint, and the model that it would become a version of.
+        config: names the ledger in the commands of a message.
+        ledger: holds requests and approvals.
+        charged_usd: what the evidence cost in this run, shown with the request.
+
+    Raises:
+        PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
+
+    """
+    from finops.controls.approvals import Approvals, subject_hash
+
+    book, what = Approvals(ledger), f"'{subject.variant}' ({subject.digest[:12]}) of {subject.model}"
+    digest = subject_hash(plain(subject), None, "")
+    try:
+        found = book.require(
+            subject=digest, estimate_usd=charged_usd, threshold_usd=Decimal(-1), summary=what, kind="promotion"
+        )
+    except ApprovalRequiredError:
+        waiting = [one for one in book.all() if (one.subject_hash, one.kind) == (digest, "promotion")][-1]
+        raise PromotionRefusedError(
+            with_ledger(
+                config,
+                f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
+                f"  -> someone other than {waiting.requester} runs: "
+                f"python -m finops.controls.approvals approve {waiting.id}\n  -> then start the same command again",
+            )
+        ) from None
+    except UserError as error:
+        raise PromotionRefusedError(str(error)) from None
+    return None if found is None else found.decided_by
+
+
+def ledgers_approver(subject: Subject, config: RunConfig) -> str | None:
+    """`approver_of` with the configured ledger, which is opened only for this."""
+    from finops.ledger.ledger import Ledger
+    from pipeline.billing.terms import ledger_url
+
+    ledger = Ledger(ledger_url(config))
+    try:
+        return approver_of(subject, config, ledger, Decimal(0))
+    finally:
+        ledger.close()

@@ -1,0 +1,356 @@
+"""What a run means in money: its tags, its machine as a priced resource, the work its stages are. Pure, no database.
+
+The effects (charges, budgets, approvals) are in `pipeline.billing.account`; nothing in here loads SQLAlchemy, so that planning,
+errors and `--help` stay fast.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from core.environments import ROOT, serving_python, versions
+from core.errors import ConfigError, PriceError, Problem
+from core.files import digest_json, plain
+from evals.load.scenario import LoadScenario
+from evals.quality.embedded import EMBEDDED_TASKS
+from finops.ledger.charges import GPU_SLICES, PURCHASE_OPTIONS, Rate, Resource
+from finops.money import UNIT_PRICE_DECIMALS, round_decimals
+from finops.pricing.prices import device_facts, lookup
+from finops.tags import TagPolicy
+from pipeline.compress import registry
+from pipeline.config import RunConfig
+from pipeline.distill.student_size import student_facts
+from pipeline.types import Candidate, Machine, Plan
+
+if TYPE_CHECKING:
+    from evals.types import Price
+
+LEDGER_FILE = "finops.db"
+"""Beside MLflow's `mlflow.db`: where the commands of `finops` look as well."""
+LEDGER_VARIABLE = "PARSIMONY_LEDGER_URL"
+FAMILY = "model_family"
+UNKNOWN = ("", "unknown", None)
+TOKENS_PER_ITEM = 150
+"""Rough: a question with its choices. Only ratios of it matter once stages are recorded."""
+QUALITY_TOOLS = ("lm-eval", "transformers")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One stage that a plan foresees for one variant."""
+
+    label: str
+    """The variant."""
+    stage: str
+    method: str
+    num_tokens: int | None
+    """Tokens that go through the model; None where nobody knows before."""
+    num_parameters: int
+    identity: str
+    """SHA-256 of the settings that decide what this stage does: the same command finds it again."""
+
+
+@dataclass(frozen=True)
+class StageOutcome:
+    """A stage that really ran: estimate against actual. The estimate is None for a stage that no plan foresees."""
+
+    label: str
+    stage: str
+    expected_s: float | None
+    actual_s: float
+    expected_usd: Decimal | None
+    charged_usd: Decimal
+
+    @property
+    def relative_error(self) -> float | None:
+        """(actual - expected) / actual duration, as `finops.reports.estimates` has it; None without an estimate."""
+        return (self.actual_s - self.expected_s) / self.actual_s if self.expected_s and self.actual_s else None
+
+
+def tag_problems(config: RunConfig) -> list[Problem]:
+    """What is wrong with a run's tags, named by the keys that the user types."""
+    try:
+        found = _policy(config).problems(_given(config))
+    except ConfigError as error:
+        field, _, message = str(error).partition(": ")
+        return [Problem(field, message, ("finops.tags.policy=require", "finops.tags.policy=default"))]
+    return [_named(problem, config) for problem in found]
+
+
+def ledger_problems(config: RunConfig) -> list[Problem]:
+    """A password in a URL would stand in logs and in MLflow; a negative threshold means nothing."""
+    problems = []
+    uri, threshold = config.finops.ledger.uri, config.finops.approval.threshold_usd
+    if uri is not None and urlsplit(uri).password:
+        way = f"export {LEDGER_VARIABLE}=..., and finops.ledger.uri=null"
+        problems.append(Problem("finops.ledger.uri", "holds a password, which would be recorded", (way,)))
+    if threshold is not None and not 0 <= threshold < 1e6:
+        message = f"{threshold} is not allowed; it must be null, or at least 0 and below 1000000 (USD)"
+        problems.append(Problem("finops.approval.threshold_usd", message))
+    return problems
+
+
+def fleet_problems(config: RunConfig) -> list[Problem]:
+    """What is wrong with the peak load and the price of electricity."""
+    peak, energy = config.peak_req_per_s, config.finops.energy
+    problems = []
+    if peak is not None and not 0 < peak < 1e9:
+        problems.append(Problem("peak_req_per_s", f"{peak} is not allowed; it must be null, or above 0 (requests/s)"))
+    if energy.usd_per_kwh is not None and not 0 < energy.usd_per_kwh < 100:
+        message = f"{energy.usd_per_kwh} is not allowed; it must be null, or above 0 and below 100 (USD)"
+        problems.append(Problem("finops.energy.usd_per_kwh", message))
+    if not 1 <= energy.power_usage_effectiveness < 10:
+        message = f"{energy.power_usage_effectiveness} is not allowed; it must be at least 1 and below 10"
+        problems.append(Problem("finops.energy.power_usage_effectiveness", message))
+    return problems
+
+
+def with_tags(config: RunConfig) -> RunConfig:
+    """The configuration with its complete tags: the same ones go to MLflow and to every charge."""
+    tags = _policy(config).check(_given(config))
+    family = tags.pop(FAMILY, config.model.family)
+    return replace(config, tags=dict(tags), model=replace(config.model, family=family))
+
+
+def charge_tags(config: RunConfig) -> dict[str, str]:
+    """All cost tags of a run whose tags are complete."""
+    return {**{key: str(value) for key, value in config.tags.items()}, FAMILY: config.model.family}
+
+
+def _policy(config: RunConfig) -> TagPolicy:
+    tags = config.finops.tags
+    allowed = {key: tuple(values) for key, values in tags.allowed.items()}
+    return TagPolicy(tags.policy, tuple(tags.required), allowed, tags.defaults)
+
+
+def _given(config: RunConfig) -> dict[str, str]:
+    family = config.tags.get(FAMILY)
+    if family in UNKNOWN and config.model.family not in UNKNOWN:
+        family = config.model.family
+    return {key: value for key, value in {**config.tags, FAMILY: family}.items() if value not in (None, "")}
+
+
+def _named(problem: Problem, config: RunConfig) -> Problem:
+    """A problem of the tag policy under the key that the user types: `tags.team`, `model.family`."""
+    tag = problem.field.removeprefix("finops.tags.")
+    key = "model.family" if tag == FAMILY else f"tags.{tag}"
+    typed = key if tag == FAMILY or tag in config.tags else f"+{key}"  # Hydra appends a new key with a plus sign
+    ways = tuple(way.replace(problem.field, typed, 1) for way in problem.ways_out)
+    return Problem(key, problem.message, ways)
+
+
+def ledger_url(config: RunConfig) -> str:
+    """Where the ledger is: as configured, else as the environment says, else beside MLflow's SQLite store."""
+    given = config.finops.ledger.uri or os.environ.get(LEDGER_VARIABLE)
+    if given:
+        return given if "://" in given else f"sqlite:///{Path(given).expanduser().resolve()}"
+    tracking = config.tracking.uri
+    file = Path(tracking.removeprefix("sqlite:///")) if tracking.startswith("sqlite:///") else ROOT / "mlruns" / "none"
+    return f"sqlite:///{file.resolve().parent / LEDGER_FILE}"
+
+
+def ledger_file(url: str) -> Path | None:
+    """The file of a SQLite ledger; None for a server."""
+    return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
+
+
+def price_version(price: Price) -> str:
+    """Date and digest of a price: any other figure, source or purchase option is another version."""
+    return f"{price.as_of or 'own'}-{digest_json({**plain(price), 'warnings': None})[:12]}"
+
+
+def rate_of(price: Price) -> Rate:
+    """The rate of one whole device. A CPU machine is one device; a MIG slice is charged as its share of a whole GPU.
+
+    The list price is the catalog's on-demand price where the run has another option.
+
+    Raises:
+        ConfigError: the price has a purchase option that the ledger does not know.
+
+    """
+    if price.purchase_option not in PURCHASE_OPTIONS:
+        raise ConfigError(
+            f"hardware.purchase_option={price.purchase_option}: must be one of {', '.join(PURCHASE_OPTIONS)}"
+        )
+    share, public = _mig_share(price.hardware), None
+    if price.purchase_option != "on_demand":
+        public = _on_demand(price)
+    whole = None if public is None else round_decimals(public / _num_devices(price) / share, UNIT_PRICE_DECIMALS)
+    usd = round_decimals(price.usd_per_hour / _num_devices(price) / share, UNIT_PRICE_DECIMALS)
+    return Rate.of(price, usd_per_hour=usd, list_usd_per_hour=whole, price_version=price_version(price))
+
+
+def priced_rate(price: Price) -> Rate:
+    """The rate of what the price names: for a MIG slice the slice's, not the whole GPU's. For estimates."""
+    usd = round_decimals(price.usd_per_hour / _num_devices(price), UNIT_PRICE_DECIMALS)
+    return replace(rate_of(price), usd_per_hour=usd, list_usd_per_hour=None)
+
+
+def resource_of(price: Price, machine: Machine, host: str) -> Resource:
+    """The machine, or the part of it, that the run holds."""
+    share = _mig_share(price.hardware)
+    is_slice = share != 1
+    return Resource(
+        id=f"{host}/{machine.device}",
+        accelerator=price.hardware,
+        kind=kind_of(machine),
+        num_devices=_num_devices(price),
+        mig_profile=price.hardware.partition("-mig-")[2] or None if is_slice else None,
+        slices=round(share * GPU_SLICES) if is_slice else None,
+    )
+
+
+def kind_of(machine: Machine) -> str:
+    """GPU or CPU."""
+    return "GPU" if machine.device == "cuda" else "CPU"
+
+
+def _num_devices(price: Price) -> int:
+    """GPUs; the vCPUs of a machine without one are bought together."""
+    return 1 if _unit(price.hardware) == "vcpu" else price.num_devices
+
+
+def _unit(hardware: str) -> str:
+    try:
+        return device_facts(hardware).unit
+    except PriceError:  # a name of the user's own, with a price of their own
+        return "gpu"
+
+
+def _mig_share(hardware: str) -> Decimal:
+    try:
+        return device_facts(hardware).price_share
+    except PriceError:
+        return Decimal(1)
+
+
+def _on_demand(price: Price) -> Decimal | None:
+    try:
+        return lookup(price.hardware, "on_demand", price.num_devices).usd_per_hour
+    except PriceError:
+        return None
+
+
+def planned_works(config: RunConfig, plan: Plan, scenario: LoadScenario) -> list[Work]:
+    """The stages of a plan, variant by variant, in their order; a student is made before any variant."""
+    works = [_base_work(config, plan)] if config.model.source == "embedded" or plan.meaningless_quality else []
+    if config.distill.enabled:
+        works.append(_distill_work(config, plan))
+    for candidate in (plan.baseline, plan.candidate):
+        if candidate is not None:
+            works += _variant_works(candidate, config, plan, scenario)
+    return works
+
+
+def _base_work(config: RunConfig, plan: Plan) -> Work:
+    """The base checkpoint, where it is made here: fetched and dequantized, or of random weights."""
+    seed = config.seed if plan.meaningless_quality else None
+    tools = versions(Path(sys.executable), "transformers", "gguf", "torch")
+    decides = {"model": config.model, "seed": seed, "tools": tools}
+    return _work("", "base", config.model.weights, None, plan.facts.num_parameters, decides)
+
+
+def _distill_work(config: RunConfig, plan: Plan) -> Work:
+    train = config.distill.train
+    tokens = train.num_steps * train.batch_size * config.distill.data.length
+    decides = {"model": config.model, "distill": config.distill, "calib": config.calib, "seed": config.seed}
+    return _work("", "distill", config.distill.name, tokens, plan.facts.num_parameters, decides)
+
+
+def _variant_works(candidate: Candidate, config: RunConfig, plan: Plan, scenario: LoadScenario) -> list[Work]:
+    is_baseline = candidate.role == "baseline"
+    method, facts = registry.method(candidate.method), plan.facts
+    made = {"model": config.model, "candidate": candidate, "seed": config.seed}
+    if config.distill.enabled and not is_baseline:
+        made["distill"] = config.distill
+        facts = student_facts(config.distill.student, facts) if config.distill.student.path is None else facts
+    calib = config.calib if method.needs_calibration else None
+    made |= {"calib": calib, "tools": versions(Path(sys.executable), *method.tools)}
+    served = {**made, "engine": config.engine, "machine": plan.machine.fingerprint, "vllm": _vllm()}
+    asked = {**served, "suite": config.suite, "gate": None if is_baseline else config.gate}
+    asked["lm_eval"] = versions(Path(sys.executable), *QUALITY_TOOLS)
+    loaded = {**served, "load": scenario, "slo": (config.gate.slo_ttft_p99_s, config.gate.slo_tpot_p99_s)}
+    calib_tokens = None if calib is None else calib.num_samples * calib.length
+    stages = [("quality", quality_tokens(config), asked), ("load", load_tokens(scenario), loaded)]
+    if candidate.method != "none":
+        stages.insert(0, ("health", None, {**made, "device": plan.machine.device}))
+    if method.compress is not None:
+        stages.insert(0, ("compress", calib_tokens, made))
+    return [
+        _work(candidate.label, stage, candidate.method, tokens, facts.num_parameters, decides)
+        for stage, tokens, decides in stages
+    ]
+
+
+def _work(
+    label: str, stage: str, method: str, num_tokens: int | None, num_parameters: int, decides: Mapping[str, Any]
+) -> Work:
+    identity = digest_json({"stage": stage, **plain(decides)})
+    return Work(label, stage, method, num_tokens, num_parameters, identity)
+
+
+def _vllm() -> dict[str, str]:
+    try:
+        return versions(serving_python(), "vllm")
+    except ConfigError:  # not built yet: nothing was measured with it
+        return {}
+
+
+def quality_tokens(config: RunConfig) -> int | None:
+    """Tokens of the questions, roughly; None where a task's size is not known before it is loaded."""
+    suite, total = config.suite, 0
+    for task in suite.tasks:
+        known = EMBEDDED_TASKS[task].num_items if task in EMBEDDED_TASKS and suite.source == "embedded" else None
+        sizes = [size for size in (known, suite.num_items) if size is not None]
+        if not sizes:
+            return None
+        total += min(sizes) * TOKENS_PER_ITEM
+    return total * (1 + (suite.num_fewshot or 0))
+
+
+def load_tokens(scenario: LoadScenario) -> int | None:
+    """Input and output tokens of all requests: of a sweep that goes as far as it may, of a search that needs all of its
+    points with the fewest requests. None for a trace, whose lengths are not known before.
+    """
+    if scenario.trace is not None:
+        return None
+    one = sum(point.num_requests * (point.input_tokens + point.output_tokens) for point in scenario.points)
+    if scenario.sweep is not None:
+        steps = [2**power for power in range(scenario.sweep.max_concurrency.bit_length())]
+        requests = sum(max(scenario.sweep.min_requests, scenario.sweep.requests_per_slot * step) for step in steps)
+        one += requests * (scenario.sweep.input_tokens + scenario.sweep.output_tokens)
+    if scenario.search is not None:
+        requests = scenario.search.max_points * scenario.search.min_requests
+        one += requests * (scenario.search.input_tokens + scenario.search.output_tokens)
+    return one * scenario.num_repeats
+
+
+def load_usage(result: Mapping[str, Any]) -> dict[str, int]:
+    """Requests and tokens of a load stage's completed requests, for its charge; warm-up requests are not counted."""
+    totals = {"num_requests": 0, "input_tokens": 0, "output_tokens": 0}
+    for point in result.get("points", []):
+        done = sum(int(repeat.get("num_completed") or 0) for repeat in point["repeats"])
+        totals["num_requests"] += done
+        totals["input_tokens"] += done * int(point["input_tokens"])
+        totals["output_tokens"] += done * int(point["output_tokens"])
+    return totals
+
+
+def with_ledger(config: RunConfig, message: str) -> str:
+    """Commands in a message, with the ledger that they must look at where they would not find it themselves."""
+    where = ledger_url(config)
+    file = ledger_file(where)
+    if file is None and config.finops.ledger.uri is None:
+        return message  # named by the environment, which the commands read as well
+    if file is not None and file == (Path.cwd() / "mlruns" / file.name):
+        return message
+    for command in ("approvals", "budgets"):
+        message = message.replace(f"finops.{command} ", f"finops.{command} --ledger {where} ")
+    return message

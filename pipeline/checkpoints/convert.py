@@ -1,0 +1,87 @@
+"""The process that writes a base checkpoint: `python -m pipeline.checkpoints.convert JOB.json`.
+
+{"kind": "gguf", "gguf": FILE, "output": FOLDER}                        dequantize a GGUF
+{"kind": "random", "shape": {...}, "seed": 0, "tokenizer": FOLDER, "output": FOLDER}   a shape with random weights
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from core.files import read_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+
+
+def main(job: dict[str, Any]) -> None:
+    """Write the checkpoint that the job describes."""
+    output = Path(job["output"])
+    if job["kind"] == "gguf":
+        from_gguf(Path(job["gguf"]), output)
+    else:
+        random_weights(job["shape"], job["seed"], output)
+        for name in TOKENIZER_FILES:
+            if (Path(job["tokenizer"]) / name).exists():
+                shutil.copy(Path(job["tokenizer"]) / name, output / name)
+
+
+def from_gguf(path: Path, output: Path) -> None:
+    """Dequantize a GGUF file into a 16-bit checkpoint.
+
+    transformers will not save a model that it loaded from a GGUF, so its weights go into a plain model of the same
+    configuration. The end-of-sequence token is the configuration's: the GGUF's tokenizer names another one.
+    """
+    import gguf
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # transformers parses the file anew for configuration, weights and tokenizer, each time 10 s on 2 cores, and makes
+    # the table of tensor names anew for every module.
+    gguf.GGUFReader = functools.cache(array_reader())
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
+    loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    config = type(loaded.config)(
+        **{key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
+    )
+    with torch.device("meta"):  # without weights of its own
+        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    plain.load_state_dict(loaded.state_dict(), assign=True)
+    plain.tie_weights()
+    plain.save_pretrained(output)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
+    tokenizer.clean_up_tokenization_spaces = False
+    tokenizer.save_pretrained(output)
+
+
+def array_reader() -> type:
+    """The reader of gguf over a plain array: the slices of a memory map, of which it makes half a million, are slow."""
+    import gguf
+    import numpy as np
+
+    class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
+        def _get(self, *args: Any, **settings: Any) -> Any:
+            self.data: np.ndarray[Any, Any] = self.data.view(np.ndarray)
+            return super()._get(*args, **settings)
+
+    return ArrayReader
+
+
+def random_weights(shape: dict[str, Any], seed: int, output: Path) -> None:
+    """Write a model of this shape with seeded random weights (the library's own initialisation)."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    values = {key: value for key, value in shape.items() if key != "model_type"}
+    config = AutoConfig.for_model(shape["model_type"], **values)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(output)
+
+
+if __name__ == "__main__":
+    main(read_json(Path(sys.argv[1])))

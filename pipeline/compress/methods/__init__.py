@@ -1,0 +1,1 @@
+"""One file per compression method: its settings, its implementation, its row for the registry."""

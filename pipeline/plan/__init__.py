@@ -1,0 +1,1 @@
+"""From configuration and facts to a plan, or to every problem at once."""

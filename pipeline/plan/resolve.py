@@ -1,0 +1,117 @@
+"""A run's plan with what it rests on: this machine or the one that is planned for, its price, and the free disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.errors import AssetError
+from evals.load.scenario import LoadScenario, from_config
+from evals.types import Price
+from finops.pricing.prices import hardware_of_device, lookup
+from pipeline.billing.terms import with_tags
+from pipeline.checkpoints.facts import facts_from_folder
+from pipeline.checkpoints.sources import model_facts
+from pipeline.config import RunConfig
+from pipeline.plan.machine import find_machine
+from pipeline.plan.plan import make_plan
+from pipeline.types import Machine, Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run will do, and with what."""
+
+    config: RunConfig
+    """The configuration with everything automatic made definite."""
+    plan: Plan
+    scenario: LoadScenario
+    elsewhere: Path | None
+    """The folder of a checkpoint that was made elsewhere (`quant=as-is`)."""
+
+
+def plan_run(config: RunConfig) -> Planned:
+    """Plan a run on this machine.
+
+    Raises:
+        PlanError: it cannot run; holds every problem that was found.
+        ConfigError, AssetError: the configuration names what there is not.
+
+    """
+    scenario = from_config(config.load)
+    machine = planned_machine(config, find_machine())
+    config, elsewhere = without_checkpoint(replace(config, engine=planned_engine(config, machine)))
+    made = None if elsewhere is None else facts_from_folder(elsewhere.name, elsewhere)
+    free = free_disk_bytes(Path(config.home))
+    plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free, made)
+    return Planned(with_tags(config), plan, scenario, elsewhere)
+
+
+def without_checkpoint(config: RunConfig) -> tuple[RunConfig, Path | None]:
+    """For `quant=as-is`: the baseline's configuration, and the folder of the checkpoint that was made elsewhere."""
+    model = config.model
+    if config.quant.get("method") != "as-is" or model.path is None or model.source == "path":
+        return config, None
+    return replace(config, model=replace(model, path=None)), Path(model.path)
+
+
+def find_price(config: RunConfig, machine: Machine) -> Price:
+    """The machine's row of the price catalog, or the user's own price."""
+    hardware = config.hardware
+    name = hardware.name
+    if name == "auto" and machine.device == "cpu":
+        name = "cpu"
+    elif name == "auto":
+        own = hardware.usd_per_hour is not None
+        name = machine.device_name if own else hardware_of_device(machine.device_name)
+    num_devices = machine.num_cpus if machine.device == "cpu" else config.engine.tensor_parallel_size
+    return lookup(
+        name,
+        hardware.purchase_option,
+        num_devices,
+        usd_per_hour=hardware.usd_per_hour,
+        region=config.region,
+        residency=config.residency,
+        today=datetime.now(UTC).date(),
+    )
+
+
+def planned_machine(config: RunConfig, found: Machine) -> Machine:
+    """The machine that the plan is for: this one, or in a dry run the one that `hardware=` names."""
+    hardware = config.hardware
+    if hardware.name in ("auto", "cpu") or hardware.memory_gib is None:
+        return found
+    memory = int(hardware.memory_gib * 2**30)
+    if not config.dry_run and found.device != "cuda":
+        raise AssetError(
+            f"hardware={hardware.name}: this machine has no GPU\n  -> dry_run=true plans for it\n  -> hardware=auto"
+        )
+    if config.dry_run:
+        count = config.engine.tensor_parallel_size
+        return replace(
+            found,
+            device="cuda",
+            device_name=hardware.name,
+            num_devices=count,
+            device_memory_bytes=memory,
+            host_memory_bytes=None,
+            compute_capability=hardware.compute_capability,
+        )
+    return found
+
+
+def planned_engine(config: RunConfig, machine: Machine) -> Any:
+    """The engine with `dtype=auto` made definite: bfloat16 where the hardware computes it, else float32 on a CPU."""
+    if config.engine.dtype != "auto" or machine.device != "cpu":
+        return config.engine
+    return replace(config.engine, dtype="bfloat16" if machine.has_bf16 else "float32")
+
+
+def free_disk_bytes(folder: Path) -> int:
+    """Free bytes on the disk that will hold this folder."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

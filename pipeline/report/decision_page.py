@@ -1,0 +1,340 @@
+"""The decision as a record: `decision.json` for machines, `decision.html` for a manager, `gate.png` for the curious.
+
+    record = make_record(model, contest, index, candidates, baseline, gate)
+    write(record, folder)
+
+The page says what was decided, what it saves, what was lost, how sure that is and whom the others lost to, without a
+word of statistics that is not explained. It is one file without a script, and needs no network.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+import numpy as np
+
+from core.files import write_atomic, write_json
+from evals.decide.decide import Contest, Evidence, Loss, mean_quality
+from evals.decide.task_gates import TaskGate, gates_of
+from evals.gate.gate import Gate, best_of_k_level
+from evals.types import Estimate, ItemOutcome, Money, QualityReport
+from pipeline.config import GateConfig
+from pipeline.types import Decision
+
+RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
+NUM_EXAMPLES = 3
+"""Flips shown per task and direction."""
+MISSING = "not measured"
+
+
+@dataclass(frozen=True)
+class Example:
+    """An item on which candidate and baseline differ."""
+
+    task: str
+    item_id: int
+    direction: str
+    """`gained` or `lost`."""
+    question: str
+    candidate: str
+    baseline: str
+    right: str
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A line of the page's table of variants."""
+
+    variant: str
+    usd_per_1k_tokens: Money | None
+    quality: Estimate | None
+    """Mean score over the suite's tasks."""
+    outcome: str
+    """`baseline`, `promote`, `hold`, or `passed, but dearer`."""
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """Everything that the decision rests on, short of the items themselves."""
+
+    model: str
+    decided_at: str
+    """UTC, ISO 8601."""
+    decision: Decision
+    contestants: tuple[Contestant, ...]
+    losses: tuple[Loss, ...]
+    notes: tuple[str, ...]
+    not_evaluated: Mapping[str, str]
+    guarantee: str
+    examples: tuple[Example, ...]
+    gates: Mapping[str, Gate]
+    """The gates behind the picture; not part of the JSON."""
+
+
+def make_record(
+    model: str,
+    contest: Contest,
+    index: int,
+    candidates: Sequence[Evidence],
+    baseline: Evidence,
+    gate: GateConfig,
+    now: datetime | None = None,
+) -> DecisionRecord:
+    """The record of the decision on `candidates[index]`, among those that competed. `now` None is the clock."""
+    candidate = candidates[index]
+    evaluation = gates_of(candidate.quality, baseline.quality, gate)
+    tasks = contest.decisions[index].evidence.get("tasks", {})
+    return DecisionRecord(
+        model=model,
+        decided_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
+        decision=contest.decisions[index],
+        contestants=(_contestant(baseline, "baseline"), *_contestants(contest, candidates)),
+        losses=contest.losses,
+        notes=contest.notes,
+        not_evaluated=candidate.quality.not_evaluated,
+        guarantee=guarantee(candidate.label, list(tasks.values()), gate),
+        examples=tuple(flip_examples(tasks.values(), candidate.quality, baseline.quality)),
+        gates={} if evaluation is None else evaluation.gates,
+    )
+
+
+def _contestants(contest: Contest, candidates: Sequence[Evidence]) -> Iterable[Contestant]:
+    for index, (one, decision) in enumerate(zip(candidates, contest.decisions, strict=True)):
+        is_second = bool(decision.evidence.get("passed")) and index != contest.winner
+        yield _contestant(one, "passed, but dearer" if is_second else decision.action)
+
+
+def _contestant(evidence: Evidence, outcome: str) -> Contestant:
+    return Contestant(evidence.label, evidence.cost.usd_per_1k_tokens, mean_quality(evidence.quality), outcome)
+
+
+def guarantee(variant: str, tasks: Sequence[TaskGate], gate: GateConfig) -> str:
+    """What the gate promises, in plain words."""
+    if not tasks:
+        return "No gate was run: nothing is promised."
+    margins = sorted({task.delta_points for task in tasks})
+    points = f"{margins[0]:g}" if len(margins) == 1 else f"{margins[0]:g} to {margins[-1]:g}"
+    asked, total = sum(task.num_items for task in tasks), sum(task.num_items_total for task in tasks)
+    level = best_of_k_level(gate.alpha, gate.num_candidates)
+    return (
+        f"If '{variant}' were worse than the baseline by {points} points or more on any of these tasks, this procedure "
+        f"would promote it with a chance of at most {level:.2g} ({level:.1%}), however often one looks. "
+        f"{asked:,} of {total:,} questions were asked of it. The statement is about these {total:,} questions, "
+        "answered by greedy decoding on this engine; it says nothing of other questions."
+    )
+
+
+def flip_examples(tasks: Iterable[TaskGate], candidate: QualityReport, baseline: QualityReport) -> Iterable[Example]:
+    """The first few gained and lost items of each task."""
+    for task in tasks:
+        if task.task not in candidate.tasks:
+            continue
+        ours = {item.item_id: item for item in candidate.tasks[task.task].items}
+        theirs = {item.item_id: item for item in baseline.tasks[task.task].items}
+        for direction, ids in (("lost", task.lost), ("gained", task.gained)):
+            for item_id in ids[:NUM_EXAMPLES]:
+                mine, other = ours[item_id], theirs[item_id]
+                choices = mine.choices
+                yield Example(
+                    task.task,
+                    item_id,
+                    direction,
+                    mine.question,
+                    _answer(mine, choices),
+                    _answer(other, choices),
+                    _choice(mine.target, choices),
+                )
+
+
+def _answer(item: ItemOutcome, choices: Sequence[str]) -> str:
+    return item.reason or (_choice(int(item.answer), choices) if item.loglikelihoods else item.answer.strip())
+
+
+def _choice(index: int | str | None, choices: Sequence[str]) -> str:
+    if isinstance(index, int):
+        return choices[index] if 0 <= index < len(choices) else f"choice {index + 1}"
+    return "" if index is None else index.strip()
+
+
+def write(record: DecisionRecord, folder: Path) -> None:
+    """Write the JSON, the page and the picture into a folder."""
+    values = {name: value for name, value in vars(record).items() if name != "gates"}
+    write_json(folder / RECORD, values)
+    picture = course_png(record.gates) if any(gate.state.num_items for gate in record.gates.values()) else None
+    if picture is not None:
+        write_atomic(folder / PICTURE, picture)
+    write_atomic(folder / PAGE, page(record, picture))
+
+
+def course_png(gates: Mapping[str, Gate]) -> bytes:
+    """The e-processes of all tasks over the items asked: one panel each."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib.figure import Figure
+
+    shown = {task: gate for task, gate in gates.items() if gate.state.num_items}
+    figure = Figure(figsize=(7, 0.6 + 2.6 * len(shown)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(shown), 1, squeeze=False)[:, 0])
+    for axes, (task, gate) in zip(panels, shown.items(), strict=True):
+        course, items = gate.course(), np.arange(1, gate.state.num_items + 1)
+        axes.plot(items, course.log_e_pass / np.log(10), color="#0b6e4f", label="evidence for good enough")
+        axes.plot(items, course.log_e_fail / np.log(10), color="#b3261e", label="evidence for too bad")
+        axes.axhline(-np.log10(gate.alpha), color="#0b6e4f", linewidth=0.8, linestyle="--")
+        if gate.beta != gate.alpha:
+            axes.axhline(-np.log10(gate.beta), color="#b3261e", linewidth=0.8, linestyle="--")
+        if gate.state.decided_at is not None:
+            axes.axvline(gate.state.decided_at, color="#444444", linewidth=0.8, linestyle=":")
+        axes.set_xlim(0, max(gate.state.num_items, 2))
+        axes.set_ylim(-3, max(2.0, 1.25 * -np.log10(min(gate.alpha, gate.beta))))
+        axes.set_ylabel("log10 e-value")
+        title = f"{task}: {gate.state.decision} after {gate.state.num_items} of {gate.num_items} questions"
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(visible=True, alpha=0.25)
+    panels[0].legend(fontsize=8, loc="lower left")
+    panels[-1].set_xlabel("questions asked (dashed: the level that decides; dotted: where it fell)")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def page(record: DecisionRecord, picture: bytes | None) -> str:
+    """The manager's page."""
+    decision = record.decision
+    text = html.escape
+    won = decision.action == "promote"
+    head = f"Promote '{decision.variant}'" if won else f"Hold: '{decision.variant}' is not promoted"
+    parts = [
+        f'<p class="verdict {"yes" if won else "no"}">{text(head)}</p>',
+        f"<p>{text(record.model)}, decided {text(record.decided_at)}. {text(_saving(decision))}</p>",
+        "<h2>Why</h2><ul>" + "".join(f"<li>{text(reason)}</li>" for reason in decision.reasons) + "</ul>",
+        "<h2>How sure is this?</h2><p>" + text(record.guarantee) + "</p>",
+        *(f"<p>Note: {text(note)}.</p>" for note in record.notes),
+        "<h2>The variants</h2>" + _table(*_contestant_table(record.contestants)),
+    ]
+    if record.losses:
+        losses = "".join(
+            f"<li><b>{text(loss.variant)}</b> was beaten by {text('; by '.join(loss.beaten_by) or 'nobody')}</li>"
+            for loss in record.losses
+        )
+        parts.append(f"<h2>Who lost, and to whom</h2><ul>{losses}</ul>")
+    tasks = list(decision.evidence.get("tasks", {}).values())
+    if tasks:
+        parts.append("<h2>Task by task</h2>" + _table(*_task_table(tasks)))
+        parts.append(
+            "<p class=small>Difference: candidate minus baseline in points of the score, with a 95% interval that "
+            "stays valid although the questions were stopped as soon as the answer was clear. Flips: share of "
+            "questions on which the two differ. Divergence and perplexity are information; nothing is decided by "
+            "them.</p>"
+        )
+    if record.not_evaluated:
+        rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())
+        parts.append(f"<h2>Not evaluated</h2><ul>{rows}</ul>")
+    if picture is not None:
+        data = base64.b64encode(picture).decode()
+        parts.append(
+            f'<h2>How the answer emerged</h2><img alt="evidence by questions asked" src="data:image/png;base64,{data}">'
+        )
+    if record.examples:
+        parts.append("<h2>Examples of changed answers</h2>" + "".join(map(_example, record.examples)))
+    return PAGE_FRAME.format(title=text(f"{record.model}: {head}"), model=text(record.model), body="\n".join(parts))
+
+
+def _saving(decision: Decision) -> str:
+    ours, theirs = decision.evidence.get("usd_per_1k_tokens"), decision.evidence.get("baseline_usd_per_1k_tokens")
+    if ours is None or theirs is None:
+        return "What it saves is unknown: a price was not measured."
+    share = 1 - float(ours.value / theirs.value)
+    verb = "saves" if share >= 0 else "costs"
+    more = "" if share >= 0 else " more"
+    figures = f"{_per_million(ours.value)} USD per million tokens instead of {_per_million(theirs.value)}"
+    return f"It {verb} {abs(share):.0%}{more}: {figures}."
+
+
+def _per_million(usd_per_1k_tokens: Decimal) -> str:
+    return f"{1000 * float(usd_per_1k_tokens):.4g}"
+
+
+def _interval(money: Money) -> str:
+    return f"{_per_million(money.value)} [{_per_million(money.lo)}, {_per_million(money.hi)}]"
+
+
+def _contestant_table(contestants: Sequence[Contestant]) -> tuple[Sequence[str], list[list[str]]]:
+    rows = []
+    for one in contestants:
+        money, quality = one.usd_per_1k_tokens, one.quality
+        rows.append(
+            [
+                one.variant,
+                MISSING if money is None else _interval(money),
+                MISSING if quality is None else f"{quality.value:.1%} [{quality.lo:.1%}, {quality.hi:.1%}]",
+                one.outcome,
+            ]
+        )
+    return ("variant", "USD per million tokens", "mean score", "outcome"), rows
+
+
+def _task_table(tasks: Sequence[TaskGate]) -> tuple[Sequence[str], list[list[str]]]:
+    header = ("task", "answer", "difference", "may lose", "asked", "flips", "gained / lost", "divergence", "perplexity")
+    rows = []
+    for one in tasks:
+        d, info = one.difference, one.divergence
+        ratio = None if info is None else info.answer_perplexity_ratio
+        rows.append(
+            [
+                one.task,
+                one.decision,
+                "-" if d is None else f"{100 * d.value:+.1f} [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}]",
+                f"less than {one.delta_points:g}",
+                f"{one.num_items} of {one.num_items_total}, {one.order}",
+                "-" if one.flip_rate is None else f"{one.flip_rate:.1%}",
+                f"{len(one.gained)} / {len(one.lost)}",
+                "-" if info is None else f"{info.kl_nats:.4f} nats",
+                "-" if ratio is None else f"x {ratio:.3f}",
+            ]
+        )
+    return header, rows
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _example(one: Example) -> str:
+    text = html.escape
+    return (
+        f'<div class="example {one.direction}"><b>{text(one.task)} {one.item_id}, {one.direction}</b>'
+        f"<p>{text(one.question) or 'The question was not kept.'}</p><p>candidate: {text(one.candidate)}<br>"
+        f"baseline: {text(one.baseline)}<br>right: {text(one.right)}</p></div>"
+    )
+
+
+PAGE_FRAME = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 56rem; padding: 1rem; color: #1c1c1c; }}
+h1 {{ font-size: 1rem; font-weight: 600; color: #555; margin: 0; }} h2 {{ font-size: 1.15rem; margin: 1.6rem 0 .4rem; }}
+.verdict {{ font-size: 1.6rem; font-weight: 700; margin: .2rem 0; }}
+.yes {{ color: #0b6e4f; }} .no {{ color: #b3261e; }}
+.small {{ font-size: .85rem; color: #555; }} .scroll {{ overflow-x: auto; }}
+img {{ max-width: 100%; height: auto; }}
+table {{ border-collapse: collapse; white-space: nowrap; font-size: .9rem; }}
+th, td {{ padding: .3rem .6rem; text-align: left; }}
+th {{ border-bottom: 2px solid #444; }} td {{ border-bottom: 1px solid #ddd; }}
+.example {{ border-left: 4px solid #b3261e; padding: .1rem .8rem; margin: .6rem 0; white-space: pre-wrap; }}
+.example p {{ margin: .3rem 0; }} .gained {{ border-color: #0b6e4f; }}
+</style></head><body>
+<h1>{model}: decision record</h1>
+{body}
+</body></html>
+"""
