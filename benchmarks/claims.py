@@ -25,7 +25,7 @@ from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
 
 if TYPE_CHECKING:
-    from evals.decide.decide import Evidence
+    from evals.decide.evidence import Evidence
     from pipeline.config import TrackingConfig
     from pipeline.record.store import Recorder
 
@@ -370,8 +370,8 @@ def figure_text(one: Measurement) -> str:
 INTRODUCTION = f"""# Claims and measurements
 
 The claims are those of {SOURCE}. Every measured figure comes from a recorded
-run, named by the first digits of its MLflow id. This page is made by `python -m benchmarks.claims --out docs/claims.md`;
-nothing is typed in.
+run, named by the first digits of its MLflow id. This page is made by `python -m benchmarks.claims --out
+docs/claims.md`; nothing is typed in.
 
 A claim **agrees** where the measured figure is in the claimed range, is **optimistic** where all of the measured 95%
 interval is below it, and **pessimistic** where all of it is above. It is **not told apart** where the figure is outside

@@ -27,7 +27,7 @@ from core.environments import ROOT
 from core.files import read_json, write_atomic, write_json
 from core.store import StageStore
 from pipeline.checkpoints.facts import count_parameters, facts_from_folder
-from pipeline.checkpoints.sources import folder_artifact
+from pipeline.checkpoints.folder import folder_artifact
 from pipeline.compress import registry
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.config import ModelConfig

@@ -46,9 +46,8 @@ from benchmarks.answers import answers_file, ask
 from core.environments import ROOT, versions
 from core.files import plain, read_json, write_json
 from core.store import StageStore
-from pipeline.checkpoints.sources import checkpoint_digest, folder_artifact
-from pipeline.config import CalibConfig
-from pipeline.distill.student_size import DistillConfig
+from pipeline.checkpoints.folder import checkpoint_digest, folder_artifact
+from pipeline.config import CalibConfig, DistillConfig
 from pipeline.plan.machine import find_machine
 
 NUM_RESAMPLES = 2000

@@ -31,7 +31,7 @@ from core.files import read_json, write_atomic, write_json
 from evals.load.counters import server_facts
 from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.compress import registry
-from pipeline.serve.server import PLUGIN
+from pipeline.serve.engine import PLUGIN
 
 METHODS = sorted(set(registry.COMPRESS) - {"none", "as-is"})
 GIB = 2**30

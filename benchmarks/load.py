@@ -40,7 +40,8 @@ from evals.load.summary import over_repeats, summarise
 from evals.types import Target
 from pipeline.config import EngineConfig
 from pipeline.plan.machine import find_machine
-from pipeline.serve.server import ServedModel, server_environment
+from pipeline.serve.engine import server_environment
+from pipeline.serve.server import ServedModel
 from pipeline.types import Artifact
 
 PLAIN = (

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from core.environments import versions
 from core.files import write_atomic
-from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.plan.machine import find_machine
 
 BASE = "none"

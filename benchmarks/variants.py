@@ -17,9 +17,9 @@ from pathlib import Path
 from core.console import Console, duration
 from core.files import read_json
 from core.store import StageStore
-from pipeline.checkpoints.sources import base_model
 from pipeline.cli.app import command_config, run_command
 from pipeline.plan.resolve import plan_run
+from pipeline.stages.base import base_model
 from pipeline.stages.compress import compress
 
 

@@ -273,3 +273,17 @@ class Point:
     usd_per_1k_tokens: Money | None
     is_baseline: bool
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer of a run, with its reasons."""
+
+    action: str
+    """`promote` or `hold`."""
+    variant: str
+    reasons: tuple[str, ...]
+    rule: dict[str, Any]
+    """The gate's settings, as they were applied."""
+    evidence: dict[str, Any]
+    """The figures behind the reasons."""

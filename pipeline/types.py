@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from evals.types import CostReport, LoadReport, Price, QualityReport
+
+FP8_CAPABILITY = 8.9
+
+AUTO = "auto"
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -155,14 +161,17 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The answer of a run, with its reasons."""
+class StageOutcome:
+    """A stage that really ran: estimate against actual. The estimate is None for a stage that no plan foresees."""
 
-    action: str
-    """`promote` or `hold`."""
-    variant: str
-    reasons: tuple[str, ...]
-    rule: dict[str, Any]
-    """The gate's settings, as they were applied."""
-    evidence: dict[str, Any]
-    """The figures behind the reasons."""
+    label: str
+    stage: str
+    expected_s: float | None
+    actual_s: float
+    expected_usd: Decimal | None
+    charged_usd: Decimal
+
+    @property
+    def relative_error(self) -> float | None:
+        """(actual - expected) / actual duration, as `finops.reports.estimates` has it; None without an estimate."""
+        return (self.actual_s - self.expected_s) / self.actual_s if self.expected_s and self.actual_s else None

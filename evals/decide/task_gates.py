@@ -1,6 +1,7 @@
 """What the gates say of recorded answers: each task's gate replayed, and the distance to the baseline. Pure.
 
-The decision (`evals/decide/decide.py`) rests on it, the decision's page shows it, and MLflow's `gate/...` metrics hold it.
+The decision (`evals/decide/decide.py`) rests on it, the decision's page shows it, and MLflow's `gate/...` metrics hold
+it.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evals.config import GateConfig
 from evals.gate.divergence import Divergence, divergence
 from evals.gate.gate import Decision as GateDecision
 from evals.gate.gate import best_of_k_level
 from evals.gate.sequential import GateRule, SequentialEvaluation, replay
 from evals.stats import PairedComparison, align, flips, paired_bootstrap
 from evals.types import Estimate, QualityReport
-from pipeline.config import GateConfig
 
 CONFIDENCE = 0.95
 

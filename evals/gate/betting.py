@@ -1,8 +1,8 @@
 """The mathematics under the gate: wealth of bets on differences that are drawn without replacement.
 
 Everything here works on the last axis (items, in the order of their drawing) and on any leading axes (replications), so
-that one sequence in production and a thousand in a simulation run the same code. `evals/gate/gate.py` says what the bets
-are for, proves why they are valid and turns wealth into decisions.
+that one sequence in production and a thousand in a simulation run the same code. `evals/gate/gate.py` says what the
+bets are for, proves why they are valid and turns wealth into decisions.
 
 Notation, for item t = 1..N of the order (arrays are 0-based):
 

@@ -29,8 +29,8 @@ The test. H0: (1/N) sum D <= -delta (a tie is not a pass). S_t = D_1 + ... + D_t
     left, Z_t = (D_t - f_t(I_t)) / (N q_t(I_t)) has conditional mean (sum of D left - F_t) / N, so that
     m_t = -(delta + (S_{t-1} + F_t) / N) / R_t; y_t = Z_t / R_t stays in [-1, 1], since D and f lie in [-b, 1 - b] for a
     baseline's score b. The rest stands as it is: a bad forecast costs items, never validity (evals/gate/flip_model.py).
-    Mixture. A weighted mean of such wealths is one again (evals/gate/betting.py: edges of half a margin to sixteen, bet by
-    Kelly's rule with the flips' second moment learned from the past).
+    Mixture. A weighted mean of such wealths is one again (evals/gate/betting.py: edges of half a margin to sixteen, bet
+    by Kelly's rule with the flips' second moment learned from the past).
     Rejection. The mirror wealth, against "(1/N) sum D >= -delta", fails the candidate at 1/beta: a candidate that is
     good enough, ties included, is failed by it with probability at most beta.
     Exact end. When the items left cannot change the answer, the gate says so with certainty; at t = N at the latest.

@@ -1,8 +1,8 @@
 """Which items to ask next, and when to stop: the gates of several tasks, fed block by block. Pure.
 
 A candidate is asked the items of each task in one order that is drawn beforehand (`draw_orders`). After each block the
-task's gate (`evals/gate/gate.py`) sees the differences to the baseline's scores. The tasks take turns; the first one that
-fails ends the evaluation, and so does the last one that passes.
+task's gate (`evals/gate/gate.py`) sees the differences to the baseline's scores. The tasks take turns; the first one
+that fails ends the evaluation, and so does the last one that passes.
 
     drawings = draw_orders(baseline_tasks, rule, seed=0)
     evaluation = SequentialEvaluation(drawings, scores_of(baseline_tasks), rule)

@@ -1,9 +1,5 @@
 """Budgets that cannot be passed, not even by two runs at once.
 
-    python -m finops.controls.budgets set research-monthly --limit-usd 5000 --period month --team research
-    python -m finops.controls.budgets list
-    python -m finops.controls.budgets alerts                 # send what is due: log, webhook, e-mail
-
 A run reserves its estimate's upper end before it starts, in one transaction over all budgets it falls under; a
 reservation that would pass a limit is rejected, never cut to the rest. Charges draw on the hold as they are recorded,
 so committed spend + live holds <= limit at every instant while runs stay within what they reserved; one that needs more
@@ -13,7 +9,6 @@ litellm#34732 and #40095, where concurrent requests pass a budget that each alon
 
 from __future__ import annotations
 
-import argparse
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -186,7 +181,7 @@ class Budgets:
             if not rows and require_budget:
                 shown = ", ".join(f"{key}={tags.get(key, '')}" for key in SCOPES)
                 raise BudgetExceededError(
-                    f"budget: none covers {shown}\n    -> python -m finops.controls.budgets set NAME ..."
+                    f"budget: none covers {shown}\n    -> python -m finops.cli.budgets set NAME ..."
                 )
             now = self._now(connection)
             self._refuse_if_over(connection, rows, amount, now)
@@ -214,7 +209,7 @@ class Budgets:
                     f"the next period begins {end.date()}"
                 )
         if problems:
-            ways = "    -> wait, make the run smaller, or raise a limit with `python -m finops.controls.budgets set`"
+            ways = "    -> wait, make the run smaller, or raise a limit with `python -m finops.cli.budgets set`"
             raise BudgetExceededError("\n".join(["the run would pass its budget:", *problems, ways]))
 
     def heartbeat(self, hold_id: str) -> None:
@@ -288,48 +283,3 @@ class Budgets:
 
 def _usd(pico: int) -> str:
     return f"{usd_text(from_pico(pico))} USD"
-
-
-def _parser() -> argparse.ArgumentParser:
-    from finops.cli.common import parser
-
-    commands = parser("finops.controls.budgets", __doc__)
-    actions = commands.add_subparsers(dest="action", required=True)
-    define = actions.add_parser("set", help="create a budget or change its limit")
-    define.add_argument("name")
-    define.add_argument("--limit-usd", required=True)
-    define.add_argument("--period", default="month", help=f"one of {', '.join(PERIODS)} (default: month)")
-    for name in SCOPES:
-        define.add_argument(f"--{name.replace('_', '-')}", help="only charges with this tag (default: all)")
-    actions.add_parser("list", help="every budget: limit, spent, held, left")
-    actions.add_parser("alerts", help="send the alerts that are due")
-    return commands
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line."""
-    from finops.controls.alerts import dispatcher_from_environment
-    from finops.money import to_decimal
-
-    options = _parser().parse_args(arguments)
-    ledger = Ledger(options.ledger, create=options.action == "set")
-    if options.action == "set":
-        scope = {name: getattr(options, name) for name in SCOPES}
-        limit = to_decimal(options.limit_usd, "--limit-usd")
-        Budgets(ledger).define(options.name, limit_usd=limit, period=options.period, **scope)
-    if options.action == "alerts":
-        print(f"{dispatcher_from_environment(ledger).deliver()} sent")
-        return 0
-    for budget in Budgets(ledger).status():
-        print(
-            f"{budget.name}: {budget.scope}; {budget.period} from {budget.period_start.date()}: limit "
-            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, held {usd_text(budget.held_usd)}, left "
-            f"{usd_text(budget.left_usd)} USD"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    from finops.cli.common import run
-
-    run(main)

@@ -250,7 +250,8 @@ def device_charge(
 ) -> Charge:
     """A charge for holding a resource from `start` to `end` (both snapped to the micro-hour).
 
-    `quantity_micro` gives the device time where a machine was split (see `finops.ledger.shared_machines`); else it is computed.
+    `quantity_micro` gives the device time where a machine was split (see `finops.ledger.shared_machines`); else it is
+    computed.
     Raises `UserError` where the end lies before the start, `MoneyError` where a cost cannot be held exactly.
     """
     start_us, end_us = to_us(start), to_us(end)

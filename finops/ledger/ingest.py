@@ -1,8 +1,5 @@
 """Usage from outside: a serving fleet's hours and tokens, from CSV or from Prometheus text.
 
-    python -m finops.ledger.ingest csv usage.csv --price 0.825 --price-version catalog@2026-11-01
-    python -m finops.ledger.ingest prometheus scrape.txt --price 0.825 --price-version catalog@2026-11-01
-
 CSV columns: resource_id, accelerator, start, end, and any of run_id, stage, region, provider, num_devices, kind,
 purchase_option, usd_per_hour, price_version, model_id, input_tokens, output_tokens, num_requests, busy_device_hours,
 team, environment, model_family, workload_type. A column that is none of these is an error; an empty cell is missing.
@@ -159,31 +156,3 @@ def _count(row: Mapping[str, str], name: str) -> int | None:
     if value != value.to_integral_value() or value < 0:
         raise UserError(f"{name}: {row[name]} is not a whole number from 0")
     return int(value)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line."""
-    from finops.cli.common import parser
-    from finops.ledger.ledger import Ledger
-
-    commands = parser("finops.ledger.ingest", __doc__)
-    commands.add_argument("format", choices=("csv", "prometheus"))
-    commands.add_argument("file", type=Path)
-    commands.add_argument("--price", help="USD per device hour, for rows without usd_per_hour")
-    commands.add_argument("--price-version", help="the version of that price; required with --price")
-    commands.add_argument("--tags", default="default", help="tag policy: require or default")
-    options = commands.parse_args(arguments)
-    if (options.price is None) != (options.price_version is None):
-        raise UserError("--price and --price-version: give both or neither")
-    rate = Rate(to_decimal(options.price, "--price"), options.price_version) if options.price else None
-    read = read_csv if options.format == "csv" else read_prometheus
-    charges = list(read(options.file, rate, TagPolicy(options.tags)))
-    new = Ledger(options.ledger).record(*charges)
-    print(f"{new} new charges, {len(charges) - new} known already")
-    return 0
-
-
-if __name__ == "__main__":
-    from finops.cli.common import run
-
-    run(main)

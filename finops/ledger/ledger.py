@@ -2,7 +2,7 @@
 
     ledger = Ledger()                                   # PARSIMONY_LEDGER_URL, else mlruns/finops.db
     ledger.recover()                                    # charge what a killed run left open
-    with ledger.meter(run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
+    with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
         ...                                             # the stage; meter.checkpoint() when its work is safe
 
 Recording is idempotent: the same charge again changes nothing; other figures under the same key are refused. A charge,
@@ -18,7 +18,6 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -36,7 +35,6 @@ from finops.money import from_pico, from_us, to_us
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-    from finops.ledger.meter import Meter
 
 HEARTBEAT_EVERY_S = 10.0
 COLUMNS = tuple(field.name for field in dataclasses.fields(Charge))
@@ -250,12 +248,6 @@ class Ledger:
             self.record_in(connection, part)
         connection.execute(sa.update(table).where(table.c.id == opened.id).values(state="closed"))
         return parts
-
-    def meter(self, **terms: Any) -> AbstractContextManager[Meter]:
-        """A context manager that opens a charge, keeps its heartbeat and closes it: see `finops.ledger.meter.Meter`."""
-        from finops.ledger.meter import Meter
-
-        return Meter(self, **terms)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A stage on the clock: opens a charge, gives signs of life from a thread, closes it however the stage ends.
 
-    with ledger.meter(run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags, hold=hold) as meter:
+    with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags, hold=hold) as meter:
         for step in steps:
             ...
             meter.checkpoint()              # the work so far is safe: only what follows can be lost

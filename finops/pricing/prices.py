@@ -5,17 +5,12 @@
     price = lookup("a100-80gb-mig-1g.10gb")                  # a seventh of the GPU's price
     price = lookup("l4-24gb", usd_per_hour=Decimal("0.8"))   # the user's own figure for the whole machine
 
-    python -m finops.pricing.prices list
-    python -m finops.pricing.prices refresh --from NEW.yaml          # refused where a price jumps 5-fold or its date goes back
-
 The catalog is `finops/pricing/catalog.yaml`; its rules stand in `finops.pricing.catalog`. An old price gives a warning.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -24,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from core.errors import ParsimonyError, PriceError, closest
+from core.errors import PriceError, closest
 from finops.pricing.catalog import Catalog, Hardware, Offer, earliest_day, load_catalog, positive
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
@@ -344,29 +339,3 @@ def _row(offer: Offer) -> dict[str, Any]:
     row |= {"low": str(offer.low), "high": str(offer.high), "residency": list(offer.residency)}
     row["interruptions_per_hour"] = None if offer.interruptions_per_hour is None else str(offer.interruptions_per_hour)
     return {key: value for key, value in row.items() if value not in (None, [])}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """List or refresh the catalog; exit code 2 with one message where a file breaks a rule."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m finops.pricing.prices", description=__doc__, formatter_class=form)
-    parser.add_argument("--catalog", type=Path, default=CATALOG, help="the catalog file (default: ours)")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="print every offer")
-    update = commands.add_parser("refresh", help="take in newer prices, within bounds of the present ones")
-    update.add_argument("--from", dest="new", type=Path, required=True, help="a catalog file with the newer rows")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "list":
-            for offer in load_catalog(options.catalog).offers:
-                print(f"{offer.name:<52} {offer.low:>8} - {offer.high:<8} {offer.currency}  as of {offer.as_of}")
-        else:
-            print("\n".join(write_refreshed(options.catalog, options.new)) or "no price changes")
-    except ParsimonyError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,25 +1,21 @@
 """The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
 
-python -m finops.reports.report --from 2026-10-01 --to 2026-11-01
-python -m finops.reports.report --team research --format csv --output october.csv
-python -m finops.reports.report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
+python -m finops.cli.report --from 2026-10-01 --to 2026-11-01
+python -m finops.cli.report --team research --format csv --output october.csv
+python -m finops.cli.report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.errors import ConfigError, UserError
-from core.files import write_atomic
-from finops.money import parse_moment, to_decimal, usd_text
+from finops.money import usd_text
 
 if TYPE_CHECKING:
     from finops.controls.budgets import Budget
@@ -28,8 +24,6 @@ if TYPE_CHECKING:
     from finops.reports.kpis import Kpi
     from finops.reports.savings import Reservation, Saving
     from finops.reports.showback import Share
-
-FORMATS = ("terminal", "csv", "html")
 
 
 @dataclass(frozen=True)
@@ -174,62 +168,3 @@ def as_csv(report: Report) -> str:
 def _inert(text: str) -> str:
     is_formula = text[:1] in ("=", "+", "-", "@") and not text.lstrip("+-").rstrip("%").replace(".", "").isdigit()
     return f"'{text}" if is_formula else text
-
-
-def _parser() -> argparse.ArgumentParser:
-    from finops.cli.common import parser
-
-    commands = parser("finops.reports.report", __doc__)
-    commands.add_argument("--from", dest="start", metavar="DATE", help="first day, UTC (default: all)")
-    commands.add_argument("--to", dest="end", metavar="DATE", help="day after the last (default: all)")
-    commands.add_argument("--team", help="one team's charges only")
-    commands.add_argument("--format", default="terminal", help=f"one of {', '.join(FORMATS)} (default: terminal)")
-    commands.add_argument("--output", type=Path, help="file to write (default: standard output)")
-    commands.add_argument("--revenue-usd", help="revenue of the period, for the cost's share of it")
-    commands.add_argument(
-        "--reserved", action="append", default=[], metavar="ACCELERATOR=USD", help="reserved price per hour; repeatable"
-    )
-    return commands
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line."""
-    options = _parser().parse_args(arguments)
-    if options.format not in FORMATS:
-        raise ConfigError(f"--format: '{options.format}' does not exist. Known: {', '.join(FORMATS)}")
-    start = parse_moment(options.start, "--from") if options.start else None
-    end = parse_moment(options.end, "--to") if options.end else None
-    revenue = to_decimal(options.revenue_usd, "--revenue-usd") if options.revenue_usd else None
-    reserved = {}
-    for item in options.reserved:
-        name, separator, price = item.rpartition("=")
-        if not separator or not name:
-            raise UserError(f"--reserved: '{item}' must be ACCELERATOR=USD_PER_HOUR")
-        reserved[name] = to_decimal(price, "--reserved")
-    from finops.ledger.ledger import Ledger
-
-    report = gather(
-        Ledger(options.ledger, create=False), start=start, end=end, team=options.team, revenue_usd=revenue,
-        reserved_usd_per_hour=reserved,
-    )  # fmt: skip
-    if options.format == "html":
-        from finops.reports.html import as_html
-
-        text = as_html(report)
-    else:
-        text = as_csv(report) if options.format == "csv" else as_text(report)
-    if options.output is None:
-        print(text, end="" if text.endswith("\n") else "\n")
-    else:
-        try:
-            write_atomic(options.output, text)
-        except OSError as error:
-            raise UserError(f"--output: cannot write {options.output}: {error.strerror}") from None
-        print(f"{options.output}: written")
-    return 0
-
-
-if __name__ == "__main__":
-    from finops.cli.common import run
-
-    run(main)

@@ -32,11 +32,13 @@ from core.errors import ParsimonyError, UserError
 from core.store import StageResult, StageStore
 from evals.load.scenario import LoadScenario
 from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.ledger.rates import rate_of
 from finops.money import round_decimals, usd_text
 from pipeline.billing.estimate import Forecast, Place, show_outcomes
-from pipeline.billing.terms import StageOutcome, charge_tags, ledger_url, load_usage, rate_of, resource_of, with_ledger
+from pipeline.billing.terms import ledger_url, load_usage, resource_of, with_ledger
 from pipeline.config import RunConfig
-from pipeline.types import Plan
+from pipeline.plan.tags import charge_tags
+from pipeline.types import Plan, StageOutcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from finops.ledger.charges import Charge
     from finops.ledger.ledger import Ledger
     from finops.ledger.meter import Meter
-    from pipeline.billing.approvals import Subject
+    from pipeline.record.registry import Subject
 
 log = logging.getLogger(__name__)
 KEEP_EVERY_S = 10.0
@@ -184,12 +186,20 @@ class Account:
         if self._meter is not None:
             yield None
             return
+        from finops.ledger.meter import Meter
+
         self._check()
         self._allow_unforeseen((label, stage))
         about = {"variant": label} if label else {}
         tags = {**self._tags_of(stage), **about, "stage_key": key}
-        metered = self._opened().meter(
-            run_id=self.run_id, stage=stage, resource=self.resource, rate=self.rate, tags=tags, hold=self._hold
+        metered = Meter(
+            self._opened(),
+            run_id=self.run_id,
+            stage=stage,
+            resource=self.resource,
+            rate=self.rate,
+            tags=tags,
+            hold=self._hold,
         )
         with metered as meter:
             self._meter = meter

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -11,25 +10,10 @@ from core.files import plain
 from finops.errors import ApprovalRequiredError
 from pipeline.billing.terms import with_ledger
 from pipeline.config import RunConfig
+from pipeline.record.registry import PromotionRefusedError, Subject
 
 if TYPE_CHECKING:
     from finops.ledger.ledger import Ledger
-
-
-class PromotionRefusedError(UserError):
-    """A promotion that its evidence does not carry."""
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What somebody approves: this checkpoint as a version of this model."""
-
-    model: str
-    variant: str
-    digest: str
-    """SHA-256 of the checkpoint."""
-    run_id: str
-    """The MLflow run that holds the evidence."""
 
 
 def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd: Decimal) -> str | None:
@@ -60,7 +44,7 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
                 config,
                 f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
                 f"  -> someone other than {waiting.requester} runs: "
-                f"python -m finops.controls.approvals approve {waiting.id}\n  -> then start the same command again",
+                f"python -m finops.cli.approvals approve {waiting.id}\n  -> then start the same command again",
             )
         ) from None
     except UserError as error:

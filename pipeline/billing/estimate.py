@@ -1,7 +1,8 @@
 """What a run is expected to take and cost, and what it then took: the plan's estimate, stage by stage.
 
-Recorded stages of similar work give the estimate (`finops.reports.estimates`); before there are any, a rough rule that says so.
-A stage that the same settings led to before, and that the store still has, is not estimated: it will be reused.
+Recorded stages of similar work give the estimate (`finops.reports.estimates`); before there are any, a rough rule that
+says so. A stage that the same settings led to before, and that the store still has, is not estimated: it will be
+reused.
 """
 
 from __future__ import annotations
@@ -17,19 +18,11 @@ from core.console import duration, say, table
 from core.files import write_atomic
 from evals.load.scenario import LoadScenario
 from finops.errors import LedgerUnavailableError
+from finops.ledger.rates import priced_rate
 from finops.money import round_decimals, usd_text
-from pipeline.billing.terms import (
-    StageOutcome,
-    Work,
-    kind_of,
-    ledger_file,
-    ledger_url,
-    planned_works,
-    priced_rate,
-    resource_of,
-)
+from pipeline.billing.terms import Work, kind_of, ledger_file, ledger_url, planned_works, resource_of
 from pipeline.config import RunConfig
-from pipeline.types import Plan
+from pipeline.types import Plan, StageOutcome
 
 if TYPE_CHECKING:
     from finops.ledger.ledger import Ledger

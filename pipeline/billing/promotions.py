@@ -1,6 +1,6 @@
 """A promotion noted in the ledger: both models' prices per token, and what the decision's evidence cost.
 
-From it `python -m finops.reports.report` tells what a promotion saved and what a decision costs.
+From it `python -m finops.cli.report` tells what a promotion saved and what a decision costs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from finops.errors import LedgerUnavailableError
 from finops.reports.savings import record_promotion
 from pipeline.billing.terms import ledger_url
 from pipeline.config import RunConfig
-from pipeline.promote import champion_version
+from pipeline.record.registry import champion_version
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

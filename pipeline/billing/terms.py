@@ -1,7 +1,7 @@
 """What a run means in money: its tags, its machine as a priced resource, the work its stages are. Pure, no database.
 
-The effects (charges, budgets, approvals) are in `pipeline.billing.account`; nothing in here loads SQLAlchemy, so that planning,
-errors and `--help` stay fast.
+The effects (charges, budgets, approvals) are in `pipeline.billing.account`; nothing in here loads SQLAlchemy, so that
+planning, errors and `--help` stay fast.
 """
 
 from __future__ import annotations
@@ -9,23 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from core.environments import ROOT, serving_python, versions
-from core.errors import ConfigError, PriceError, Problem
+from core.errors import ConfigError
 from core.files import digest_json, plain
 from evals.load.scenario import LoadScenario
 from evals.quality.embedded import EMBEDDED_TASKS
-from finops.ledger.charges import GPU_SLICES, PURCHASE_OPTIONS, Rate, Resource
-from finops.money import UNIT_PRICE_DECIMALS, round_decimals
-from finops.pricing.prices import device_facts, lookup
-from finops.tags import TagPolicy
+from finops.ledger.charges import GPU_SLICES, Resource
+from finops.ledger.rates import _mig_share, _num_devices
 from pipeline.compress import registry
-from pipeline.config import RunConfig
+from pipeline.config import LEDGER_VARIABLE, RunConfig
 from pipeline.distill.student_size import student_facts
 from pipeline.types import Candidate, Machine, Plan
 
@@ -34,9 +30,6 @@ if TYPE_CHECKING:
 
 LEDGER_FILE = "finops.db"
 """Beside MLflow's `mlflow.db`: where the commands of `finops` look as well."""
-LEDGER_VARIABLE = "PARSIMONY_LEDGER_URL"
-FAMILY = "model_family"
-UNKNOWN = ("", "unknown", None)
 TOKENS_PER_ITEM = 150
 """Rough: a question with its choices. Only ratios of it matter once stages are recorded."""
 QUALITY_TOOLS = ("lm-eval", "transformers")
@@ -57,95 +50,6 @@ class Work:
     """SHA-256 of the settings that decide what this stage does: the same command finds it again."""
 
 
-@dataclass(frozen=True)
-class StageOutcome:
-    """A stage that really ran: estimate against actual. The estimate is None for a stage that no plan foresees."""
-
-    label: str
-    stage: str
-    expected_s: float | None
-    actual_s: float
-    expected_usd: Decimal | None
-    charged_usd: Decimal
-
-    @property
-    def relative_error(self) -> float | None:
-        """(actual - expected) / actual duration, as `finops.reports.estimates` has it; None without an estimate."""
-        return (self.actual_s - self.expected_s) / self.actual_s if self.expected_s and self.actual_s else None
-
-
-def tag_problems(config: RunConfig) -> list[Problem]:
-    """What is wrong with a run's tags, named by the keys that the user types."""
-    try:
-        found = _policy(config).problems(_given(config))
-    except ConfigError as error:
-        field, _, message = str(error).partition(": ")
-        return [Problem(field, message, ("finops.tags.policy=require", "finops.tags.policy=default"))]
-    return [_named(problem, config) for problem in found]
-
-
-def ledger_problems(config: RunConfig) -> list[Problem]:
-    """A password in a URL would stand in logs and in MLflow; a negative threshold means nothing."""
-    problems = []
-    uri, threshold = config.finops.ledger.uri, config.finops.approval.threshold_usd
-    if uri is not None and urlsplit(uri).password:
-        way = f"export {LEDGER_VARIABLE}=..., and finops.ledger.uri=null"
-        problems.append(Problem("finops.ledger.uri", "holds a password, which would be recorded", (way,)))
-    if threshold is not None and not 0 <= threshold < 1e6:
-        message = f"{threshold} is not allowed; it must be null, or at least 0 and below 1000000 (USD)"
-        problems.append(Problem("finops.approval.threshold_usd", message))
-    return problems
-
-
-def fleet_problems(config: RunConfig) -> list[Problem]:
-    """What is wrong with the peak load and the price of electricity."""
-    peak, energy = config.peak_req_per_s, config.finops.energy
-    problems = []
-    if peak is not None and not 0 < peak < 1e9:
-        problems.append(Problem("peak_req_per_s", f"{peak} is not allowed; it must be null, or above 0 (requests/s)"))
-    if energy.usd_per_kwh is not None and not 0 < energy.usd_per_kwh < 100:
-        message = f"{energy.usd_per_kwh} is not allowed; it must be null, or above 0 and below 100 (USD)"
-        problems.append(Problem("finops.energy.usd_per_kwh", message))
-    if not 1 <= energy.power_usage_effectiveness < 10:
-        message = f"{energy.power_usage_effectiveness} is not allowed; it must be at least 1 and below 10"
-        problems.append(Problem("finops.energy.power_usage_effectiveness", message))
-    return problems
-
-
-def with_tags(config: RunConfig) -> RunConfig:
-    """The configuration with its complete tags: the same ones go to MLflow and to every charge."""
-    tags = _policy(config).check(_given(config))
-    family = tags.pop(FAMILY, config.model.family)
-    return replace(config, tags=dict(tags), model=replace(config.model, family=family))
-
-
-def charge_tags(config: RunConfig) -> dict[str, str]:
-    """All cost tags of a run whose tags are complete."""
-    return {**{key: str(value) for key, value in config.tags.items()}, FAMILY: config.model.family}
-
-
-def _policy(config: RunConfig) -> TagPolicy:
-    tags = config.finops.tags
-    allowed = {key: tuple(values) for key, values in tags.allowed.items()}
-    return TagPolicy(tags.policy, tuple(tags.required), allowed, tags.defaults)
-
-
-def _given(config: RunConfig) -> dict[str, str]:
-    family = config.tags.get(FAMILY)
-    if family in UNKNOWN and config.model.family not in UNKNOWN:
-        family = config.model.family
-    return {key: value for key, value in {**config.tags, FAMILY: family}.items() if value not in (None, "")}
-
-
-def _named(problem: Problem, config: RunConfig) -> Problem:
-    """A problem of the tag policy under the key that the user types: `tags.team`, `model.family`."""
-    tag = problem.field.removeprefix("finops.tags.")
-    key = "model.family" if tag == FAMILY else f"tags.{tag}"
-    typed = key if tag == FAMILY or tag in config.tags else f"+{key}"  # Hydra appends a new key with a plus sign
-    ways = tuple(way.replace(problem.field, typed, 1) for way in problem.ways_out)
-    return Problem(key, problem.message, ways)
-
-
 def ledger_url(config: RunConfig) -> str:
     """Where the ledger is: as configured, else as the environment says, else beside MLflow's SQLite store."""
     given = config.finops.ledger.uri or os.environ.get(LEDGER_VARIABLE)
@@ -159,38 +63,6 @@ def ledger_url(config: RunConfig) -> str:
 def ledger_file(url: str) -> Path | None:
     """The file of a SQLite ledger; None for a server."""
     return Path(url.removeprefix("sqlite:///").partition("?")[0]) if url.startswith("sqlite:///") else None
-
-
-def price_version(price: Price) -> str:
-    """Date and digest of a price: any other figure, source or purchase option is another version."""
-    return f"{price.as_of or 'own'}-{digest_json({**plain(price), 'warnings': None})[:12]}"
-
-
-def rate_of(price: Price) -> Rate:
-    """The rate of one whole device. A CPU machine is one device; a MIG slice is charged as its share of a whole GPU.
-
-    The list price is the catalog's on-demand price where the run has another option.
-
-    Raises:
-        ConfigError: the price has a purchase option that the ledger does not know.
-
-    """
-    if price.purchase_option not in PURCHASE_OPTIONS:
-        raise ConfigError(
-            f"hardware.purchase_option={price.purchase_option}: must be one of {', '.join(PURCHASE_OPTIONS)}"
-        )
-    share, public = _mig_share(price.hardware), None
-    if price.purchase_option != "on_demand":
-        public = _on_demand(price)
-    whole = None if public is None else round_decimals(public / _num_devices(price) / share, UNIT_PRICE_DECIMALS)
-    usd = round_decimals(price.usd_per_hour / _num_devices(price) / share, UNIT_PRICE_DECIMALS)
-    return Rate.of(price, usd_per_hour=usd, list_usd_per_hour=whole, price_version=price_version(price))
-
-
-def priced_rate(price: Price) -> Rate:
-    """The rate of what the price names: for a MIG slice the slice's, not the whole GPU's. For estimates."""
-    usd = round_decimals(price.usd_per_hour / _num_devices(price), UNIT_PRICE_DECIMALS)
-    return replace(rate_of(price), usd_per_hour=usd, list_usd_per_hour=None)
 
 
 def resource_of(price: Price, machine: Machine, host: str) -> Resource:
@@ -210,32 +82,6 @@ def resource_of(price: Price, machine: Machine, host: str) -> Resource:
 def kind_of(machine: Machine) -> str:
     """GPU or CPU."""
     return "GPU" if machine.device == "cuda" else "CPU"
-
-
-def _num_devices(price: Price) -> int:
-    """GPUs; the vCPUs of a machine without one are bought together."""
-    return 1 if _unit(price.hardware) == "vcpu" else price.num_devices
-
-
-def _unit(hardware: str) -> str:
-    try:
-        return device_facts(hardware).unit
-    except PriceError:  # a name of the user's own, with a price of their own
-        return "gpu"
-
-
-def _mig_share(hardware: str) -> Decimal:
-    try:
-        return device_facts(hardware).price_share
-    except PriceError:
-        return Decimal(1)
-
-
-def _on_demand(price: Price) -> Decimal | None:
-    try:
-        return lookup(price.hardware, "on_demand", price.num_devices).usd_per_hour
-    except PriceError:
-        return None
 
 
 def planned_works(config: RunConfig, plan: Plan, scenario: LoadScenario) -> list[Work]:
@@ -352,5 +198,5 @@ def with_ledger(config: RunConfig, message: str) -> str:
     if file is not None and file == (Path.cwd() / "mlruns" / file.name):
         return message
     for command in ("approvals", "budgets"):
-        message = message.replace(f"finops.{command} ", f"finops.{command} --ledger {where} ")
+        message = message.replace(f"finops.cli.{command} ", f"finops.cli.{command} --ledger {where} ")
     return message

@@ -1,7 +1,8 @@
 """What a checkpoint's files say before anything is loaded: whole or truncated, complete, finite, not zeroed.
 
 Reads headers and bytes only (safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes), needs no
-torch, and takes seconds for gigabytes. `python -m pipeline.checkpoints.structure CHECKPOINT [BASE]` prints what it finds.
+torch, and takes seconds for gigabytes. `python -m pipeline.checkpoints.structure CHECKPOINT [BASE]` prints what it
+finds.
 """
 
 from __future__ import annotations

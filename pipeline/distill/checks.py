@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from core.errors import Problem, closest
-from pipeline.distill.student_size import ADAM_BYTES, DistillConfig, StudentConfig, num_dropped, student_parameters
+from pipeline.config import DistillConfig, StudentConfig
+from pipeline.distill.student_size import ADAM_BYTES, num_dropped, student_parameters
 from pipeline.types import Machine, ModelFacts
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "none")

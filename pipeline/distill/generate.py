@@ -20,9 +20,9 @@ import numpy as np
 from core.errors import ConfigError, ToolError
 from core.store import StageResult, StageStore
 from evals.types import Target
-from pipeline.config import EngineConfig
-from pipeline.distill.student_size import DistillConfig
-from pipeline.serve.server import ServedModel, target_digest
+from pipeline.config import DistillConfig, EngineConfig
+from pipeline.serve.engine import target_digest
+from pipeline.serve.server import ServedModel
 from pipeline.types import Artifact, Machine
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import UserError
+from pipeline.config import ObjectiveConfig
 from pipeline.distill.losses import CachedTeacher, LiveTeacher, Objective, chunked_loss, hidden_mse
-from pipeline.distill.student_size import ObjectiveConfig
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models whose logits are more than hidden states times the output embedding."""

@@ -18,8 +18,9 @@ from types import FrameType
 from typing import Any
 
 from core.errors import ParsimonyError, Problem
+from pipeline.config import SpotConfig
 from pipeline.distill.checkpoint import CheckpointStore
-from pipeline.distill.student_size import ADAM_BYTES, SpotConfig
+from pipeline.distill.student_size import ADAM_BYTES
 
 ATTEMPTS = "attempts.json"
 INTERRUPTED = 128 + signal.SIGTERM

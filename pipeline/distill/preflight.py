@@ -11,13 +11,13 @@ from core.environments import versions
 from core.errors import PlanError, Problem
 from core.files import digest_file, plain
 from pipeline.checkpoints.facts import facts_from_folder
-from pipeline.checkpoints.sources import checkpoint_digest
-from pipeline.config import CalibConfig
+from pipeline.checkpoints.folder import checkpoint_digest
+from pipeline.config import CalibConfig, DistillConfig
 from pipeline.data.wheels import CONTEXTS
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.data import check_sources
 from pipeline.distill.preemption import PROBE_BYTES, grace_problem
-from pipeline.distill.student_size import DistillConfig, num_dropped, student_parameters
+from pipeline.distill.student_size import num_dropped, student_parameters
 from pipeline.distill.students import check_given_student
 from pipeline.types import Artifact
 

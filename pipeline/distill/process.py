@@ -17,8 +17,8 @@ from core.environments import ROOT
 from core.errors import ToolError
 from core.files import read_json, write_json
 from core.process import ChildProcess, LogReader
+from pipeline.config import DistillConfig
 from pipeline.distill.preemption import InterruptedTrainingError
-from pipeline.distill.student_size import DistillConfig
 
 POLL_S = 0.2
 PROGRESS = ("step ", "sequence ", "going on ", "checkpoint ")

@@ -22,13 +22,12 @@ from core.environments import versions
 from core.errors import StoreError
 from core.files import digest_json, read_json, write_json
 from core.store import StageResult, StageStore
-from pipeline.checkpoints.sources import checkpoint_digest, folder_artifact, weight_bytes
-from pipeline.config import CalibConfig
+from pipeline.checkpoints.folder import checkpoint_digest, folder_artifact, weight_bytes
+from pipeline.config import CalibConfig, DistillConfig
 from pipeline.data.calibration import calibration_tokens, end_token
 from pipeline.distill.data import training_rows
 from pipeline.distill.preflight import TOOLS, needs_calibration, preflight, what_decides
 from pipeline.distill.process import run_worker
-from pipeline.distill.student_size import DistillConfig
 from pipeline.types import Artifact
 
 

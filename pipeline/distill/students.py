@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError, closest
 from core.files import read_json
-from pipeline.distill.student_size import StudentConfig, num_dropped
+from pipeline.config import StudentConfig
+from pipeline.distill.student_size import num_dropped
 
 if TYPE_CHECKING:
     import torch

@@ -27,11 +27,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from core.console import duration
 from core.errors import ParsimonyError
 from core.files import read_json
+from pipeline.config import DistillConfig
 from pipeline.distill.checkpoint import BackgroundWriter, Checkpoint
 from pipeline.distill.losses import IGNORED
 from pipeline.distill.module import DistillModule, Teacher
 from pipeline.distill.preemption import Books, InterruptedTrainingError, StopSignal
-from pipeline.distill.student_size import DistillConfig
 from pipeline.distill.train_state import (
     MODEL_FILE,
     OPTIMIZER_FILE,

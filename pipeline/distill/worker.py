@@ -20,7 +20,8 @@ from typing import Any
 from core.errors import ParsimonyError
 from core.files import read_json, write_json
 from pipeline.compress.worker import peak_device_bytes
-from pipeline.distill.student_size import DistillConfig, config_from
+from pipeline.config import DistillConfig
+from pipeline.distill.student_size import config_from
 
 STARTED = time.monotonic()
 LOGITS_BYTES = 2**29
@@ -31,7 +32,7 @@ def cut_student(job: Mapping[str, Any]) -> dict[str, Any]:
     """The `student` task."""
     import numpy as np
 
-    from pipeline.distill.student_size import StudentConfig
+    from pipeline.config import StudentConfig
     from pipeline.distill.students import make_student
 
     tokens = None if job["tokens"] is None else np.load(job["tokens"], allow_pickle=False)

@@ -12,12 +12,12 @@ from core.errors import AssetError
 from evals.load.scenario import LoadScenario, from_config
 from evals.types import Price
 from finops.pricing.prices import hardware_of_device, lookup
-from pipeline.billing.terms import with_tags
 from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.checkpoints.sources import model_facts
 from pipeline.config import RunConfig
 from pipeline.plan.machine import find_machine
 from pipeline.plan.plan import make_plan
+from pipeline.plan.tags import with_tags
 from pipeline.types import Machine, Plan
 
 

@@ -10,14 +10,13 @@ from decimal import Decimal
 
 from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
 from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
-from evals.decide.decide import mean_quality
+from evals.decide.evidence import mean_quality
 from evals.decide.task_gates import TaskGate
 from evals.load import summary
 from evals.stats import PairedComparison
 from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
-from pipeline.billing.terms import StageOutcome
 from pipeline.config import EnergyConfig
-from pipeline.types import Measured
+from pipeline.types import Measured, StageOutcome
 
 
 def run_metrics(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from core.errors import ConfigError
 from core.files import plain, read_json, write_atomic, write_json
-from evals.decide.decide import Evidence
+from evals.decide.evidence import Evidence
 from evals.types import CostReport, LoadReport, QualityReport
 from pipeline.config import TrackingConfig
 

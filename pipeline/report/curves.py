@@ -1,7 +1,7 @@
 """Three pictures of a model's variants: price against load, throughput against latency, price by purchase option.
 
-`python -m pipeline.report.frontier model=...` draws them beside the frontier and puts them into its page. Which variant is the
-cheapest at which load stands there in words too, and so does what is not told apart from the baseline.
+`python -m pipeline.cli.frontier model=...` draws them beside the frontier and puts them into its page. Which variant is
+the cheapest at which load stands there in words too, and so does what is not told apart from the baseline.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from evals.types import Money
 from finops.pricing.prices import lookup, serving_price
 
 if TYPE_CHECKING:
-    from evals.decide.decide import Evidence
+    from evals.decide.evidence import Evidence
 
 COST, SPEED, OPTIONS = "cost-against-load.png", "throughput-against-latency.png", "cost-by-purchase-option.png"
 PURCHASE_OPTIONS = ("on_demand", "reserved_1y", "spot")

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from core.files import write_atomic, write_json
-from evals.decide.decide import Contest, Evidence, Loss, mean_quality
+from evals.config import GateConfig
+from evals.decide.decide import Contest, Loss
+from evals.decide.evidence import Evidence, mean_quality
 from evals.decide.task_gates import TaskGate, gates_of
 from evals.gate.gate import Gate, best_of_k_level
-from evals.types import Estimate, ItemOutcome, Money, QualityReport
-from pipeline.config import GateConfig
-from pipeline.types import Decision
+from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport
 
 RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
 NUM_EXAMPLES = 3

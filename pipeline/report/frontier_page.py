@@ -1,8 +1,9 @@
 """The frontier as one HTML page without a network: `frontier_page.html` with the variants' figures put in as JSON.
 
 The page re-prices by itself: every amount is proportional to the machine's price per hour over its utilisation, end by
-end of the interval (`evals.cost.token_cost.reprice`). Probabilities change only where variants ran on hardware whose prices move
-differently, so they are computed here for each purchase option; one utilisation for all cancels out of them.
+end of the interval (`evals.cost.token_cost.reprice`). Probabilities change only where variants ran on hardware whose
+prices move differently, so they are computed here for each purchase option; one utilisation for all cancels out of
+them.
 """
 
 from __future__ import annotations

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from core.errors import Problem, closest
-from pipeline.config import EngineConfig
-from pipeline.types import ModelFacts
+from pipeline.config import EngineConfig, RunConfig
+from pipeline.types import AUTO, FP8_CAPABILITY, GIB, Machine, ModelFacts
+
+KV_CACHE_DTYPES = (AUTO, "fp8")
 
 PROPOSERS = ("ngram", "draft_model")
 
@@ -61,3 +63,49 @@ def _check_speculation(engine: EngineConfig, facts: ModelFacts) -> Iterable[Prob
     if proposer == "draft_model" and not engine.draft_model:
         way = "engine.draft_model=FOLDER of a small model that has the same vocabulary"
         yield Problem("engine.draft_model", f"no model is given that proposes tokens for '{facts.name}'", (way,))
+
+
+def _check_kv_cache(config: RunConfig, machine: Machine) -> list[Problem]:
+    """FP8 keys and values need FP8 units on a GPU, and AVX-512 or AMX on a CPU."""
+    wanted = config.engine.kv_cache_dtype
+    if wanted not in KV_CACHE_DTYPES:
+        return [Problem("engine.kv_cache_dtype", f"'{wanted}' is not one of {', '.join(KV_CACHE_DTYPES)}")]
+    if wanted == AUTO:
+        return []
+    if machine.device == "cuda":
+        has = (machine.compute_capability or 0) >= FP8_CAPABILITY
+        needed = f"compute capability {FP8_CAPABILITY}, {machine.device_name} has {machine.compute_capability}"
+    else:
+        has, needed = machine.has_fp8_cache, f"AVX-512 or AMX on a CPU, {machine.device_name} has neither"
+    if has:
+        return []
+    return [Problem("engine.kv_cache_dtype", f"'{wanted}' needs {needed}", (f"engine.kv_cache_dtype={AUTO}",))]
+
+
+def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
+    engine = config.engine
+    problems = []
+    if engine.max_model_len > facts.max_positions:
+        message = f"{engine.max_model_len} is longer than the {facts.max_positions} positions of '{facts.name}'"
+        problems.append(Problem("engine.max_model_len", message, (f"engine.max_model_len={facts.max_positions}",)))
+    if machine.device == "cuda" and engine.tensor_parallel_size > machine.num_devices:
+        message = f"{engine.tensor_parallel_size} GPUs are asked for, this machine has {machine.num_devices}"
+        problems.append(
+            Problem("engine.tensor_parallel_size", message, (f"engine.tensor_parallel_size={machine.num_devices}",))
+        )
+    if facts.num_heads % engine.tensor_parallel_size:
+        message = f"{engine.tensor_parallel_size} does not divide the {facts.num_heads} attention heads"
+        problems.append(Problem("engine.tensor_parallel_size", message))
+    if machine.device == "cuda":
+        room = (machine.device_memory_bytes or 0) * engine.gpu_memory_utilization * engine.tensor_parallel_size
+    else:
+        room = (machine.host_memory_bytes or 0) - engine.cpu_kvcache_gib * GIB
+    if facts.num_bytes > room:
+        message = (
+            f"the 16-bit baseline needs {facts.num_bytes / GIB:.1f} GiB to be served, "
+            f"{machine.device_name} leaves {max(room, 0) / GIB:.1f} GiB"
+        )
+        more_gpus = ("engine.tensor_parallel_size= over more GPUs",) if machine.device == "cuda" else ()
+        ways = (*more_gpus, "a smaller model", "a machine with more memory")
+        problems.append(Problem("model", message, ways))
+    return problems

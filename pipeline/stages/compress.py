@@ -18,8 +18,8 @@ from core.process import run_logged
 from core.store import StageResult, StageStore
 from evals.quality.embedded import EMBEDDED_TASKS
 from pipeline.checkpoints.card import manifest, model_card
+from pipeline.checkpoints.folder import checkpoint_digest, folder_artifact, weight_bytes
 from pipeline.checkpoints.sizes import size_report_of
-from pipeline.checkpoints.sources import checkpoint_digest, folder_artifact, weight_bytes
 from pipeline.compress import registry
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.data.calibration import calibration_tokens

@@ -19,13 +19,12 @@ from core.environments import ROOT
 from core.errors import PlanError, UserError
 from core.files import digest_file, read_json, write_json
 from core.store import StageStore
-from pipeline.checkpoints.sources import folder_artifact
-from pipeline.config import CalibConfig
+from pipeline.checkpoints.folder import folder_artifact
+from pipeline.config import CalibConfig, DistillConfig, StudentConfig
 from pipeline.distill import stage
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.process import worker_command
 from pipeline.distill.stage import Bill, Effects, distill_metrics, distill_stage, training_curve
-from pipeline.distill.student_size import DistillConfig, StudentConfig
 from pipeline.types import Artifact
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import WORDS, write_model, write_tokenizer

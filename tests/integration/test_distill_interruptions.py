@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.files import digest_file, read_json
-from pipeline.distill.student_size import StudentConfig
+from pipeline.config import StudentConfig
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import write_model
 

@@ -30,6 +30,7 @@ from finops.errors import BudgetExceededError, HoldError
 from finops.ledger import schema
 from finops.ledger.charges import Rate, Resource, device_charge
 from finops.ledger.ledger import Ledger
+from finops.ledger.meter import Meter
 from finops.ledger.spend import sum_of_charges
 from finops.money import to_us
 
@@ -206,8 +207,14 @@ def test_killed_runs_leave_the_budget_whole(url):
 def hold_a_stage(url, index, started):
     ledger = Ledger(url)
     resource = Resource(f"gpu-{index}", "NVIDIA L4", "GPU")
-    with ledger.meter(
-        run_id=f"run-{index}", stage="distill", resource=resource, rate=ONE_USD, tags=TAGS, heartbeat_every_s=0.05
+    with Meter(
+        ledger,
+        run_id=f"run-{index}",
+        stage="distill",
+        resource=resource,
+        rate=ONE_USD,
+        tags=TAGS,
+        heartbeat_every_s=0.05,
     ) as meter:
         time.sleep(0.2)
         meter.checkpoint()

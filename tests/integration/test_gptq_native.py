@@ -15,10 +15,10 @@ from core.environments import ROOT
 from core.files import write_json
 from core.store import StageStore
 from pipeline.checkpoints.facts import facts_from_folder
-from pipeline.checkpoints.sources import base_model
 from pipeline.compress import registry
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.config import ModelConfig
+from pipeline.stages.base import base_model
 from tests.integration.conftest import Workplace
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

@@ -14,7 +14,6 @@ import pytest
 from core.errors import ToolError
 from core.files import plain, read_json, write_json
 from core.store import StageStore
-from pipeline.checkpoints.sources import base_model
 from pipeline.checkpoints.structure import LAYER, SCALES, files_of_layers, read_shards
 from pipeline.config import CalibConfig, ModelConfig
 from pipeline.data.calibration import calibration_tokens
@@ -28,6 +27,7 @@ from pipeline.health.health import (
     require_healthy,
     run_health,
 )
+from pipeline.stages.base import base_model
 from tests.integration.conftest import ROOT, Workplace
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

@@ -20,7 +20,8 @@ from evals.load.summary import Slo, figure
 from finops.pricing.prices import lookup
 from pipeline.config import EngineConfig
 from pipeline.plan.machine import find_machine
-from pipeline.serve.server import ServedModel, server_environment
+from pipeline.serve.engine import server_environment
+from pipeline.serve.server import ServedModel
 from pipeline.types import Artifact
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

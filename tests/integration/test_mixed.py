@@ -12,7 +12,6 @@ from core.environments import serving_python
 from core.files import read_json
 from core.store import StageStore
 from pipeline.checkpoints.facts import facts_from_folder, tensor_headers
-from pipeline.checkpoints.sources import base_model
 from pipeline.compress.allocate import fused_groups
 from pipeline.compress.methods.mixed import METHOD, Args, stored_bits
 from pipeline.compress.registry import CompressJob
@@ -21,6 +20,7 @@ from pipeline.data.calibration import calibration_tokens
 from pipeline.plan.machine import find_machine
 from pipeline.plan.resolve import planned_engine
 from pipeline.serve.server import ServedModel
+from pipeline.stages.base import base_model
 from pipeline.types import Artifact
 from tests.integration.conftest import Workplace
 

@@ -23,7 +23,7 @@ from finops.controls.budgets import Budgets
 from finops.ledger.ledger import Ledger
 from finops.reports.kpis import kpis
 from finops.reports.savings import savings
-from pipeline.checkpoints.sources import checkpoint_digest
+from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.cli.app import command_config
 from pipeline.health.health import HealthReport
 from pipeline.record.store import Recorder
@@ -135,7 +135,7 @@ def test_a_dear_run_waits_for_approval_with_exit_code_3(place: list[str], tmp_pa
     for _ in range(2):  # the same command asks once
         ended = pipeline("finops.approval.threshold_usd=1", *place)
         assert ended.returncode == 3, ended.stderr
-    command = f"python -m finops.controls.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
+    command = f"python -m finops.cli.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
     assert command in ended.stderr
     assert "Traceback" not in ended.stderr
     ledger = Ledger(str(tmp_path / "finops.db"))

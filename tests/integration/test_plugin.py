@@ -9,7 +9,7 @@ import pytest
 from core.environments import serving_python
 from pipeline.config import EngineConfig
 from pipeline.plan.machine import find_machine
-from pipeline.serve.server import PLUGIN, server_environment
+from pipeline.serve.engine import PLUGIN, server_environment
 
 pytestmark = pytest.mark.integration
 

@@ -12,35 +12,20 @@ from typing import Any
 import pytest
 
 from core.errors import ConfigError
-from evals.decide.decide import Evidence
-from evals.types import QualityReport
+from evals.config import GateConfig
+from evals.decide.evidence import Evidence
+from evals.types import Decision, QualityReport
 from finops.controls.approvals import Approvals
 from finops.ledger.ledger import Ledger
 from finops.reports.kpis import kpis
 from finops.reports.savings import savings
-from pipeline.checkpoints.sources import checkpoint_digest
-from pipeline.config import (
-    FinopsConfig,
-    GateConfig,
-    LedgerConfig,
-    ModelConfig,
-    PromoteConfig,
-    RunConfig,
-    TrackingConfig,
-)
-from pipeline.promote import (
-    PREVIOUS,
-    PromotionRefusedError,
-    Subject,
-    promote,
-    promote_winner,
-    require_artifact,
-    rollback,
-    standing,
-)
+from pipeline.checkpoints.folder import checkpoint_digest
+from pipeline.config import FinopsConfig, LedgerConfig, ModelConfig, PromoteConfig, RunConfig, TrackingConfig
+from pipeline.promote import PromotionRefusedError, Subject, promote, promote_winner, require_artifact
+from pipeline.record.candidates import standing
 from pipeline.record.metrics import cost_metrics, quality_metrics
+from pipeline.record.registry import PREVIOUS, rollback
 from pipeline.record.store import Recorder, RunRecord, connect
-from pipeline.types import Decision
 from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
 
 pytestmark = pytest.mark.integration

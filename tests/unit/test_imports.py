@@ -36,14 +36,41 @@ PURE = (
 FORBIDDEN_IN_PURE = {"torch", "vllm", "mlflow", "redis", "time", "random", "subprocess"}
 
 
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for room in ORDER
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
+
+
 def imported(path: Path) -> set[str]:
+    """Every module that a file imports, wherever in it: `from a import b` counts as `a.b` where that is a module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module)
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names |= submodules or {node.module}
     return names
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """One line for every circle that a depth-first walk meets."""
+    found: list[str] = []
+    done: set[str] = set()
+
+    def walk(module: str, trail: list[str]) -> None:
+        if module in trail:
+            found.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for target in sorted(graph[module]):
+                walk(target, [*trail, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    return found
 
 
 @pytest.mark.parametrize("room", ORDER)
@@ -52,6 +79,17 @@ def test_imports_run_one_way(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         wrong = {name for name in imported(path) if name.split(".")[0] in above}
         assert not wrong, f"{path.relative_to(ROOT)} imports {wrong}"
+
+
+def test_files_are_acyclic() -> None:
+    """Imports inside functions and for type checking alone count as well."""
+    graph = {module: (imported(path) & MODULES.keys()) - {module} for module, path in MODULES.items()}
+    assert len(graph) > 150
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b -> c -> b"]
 
 
 @pytest.mark.parametrize("module", PURE)

@@ -13,9 +13,8 @@ from core.errors import Problem
 from pipeline.compress.backends import llmcompressor
 from pipeline.compress.memory import data_free_memory
 from pipeline.compress.registry import CompressJob, Method
-from pipeline.types import Machine, ModelFacts
+from pipeline.types import FP8_CAPABILITY, Machine, ModelFacts
 
-FP8_CAPABILITY = 8.9
 NO_CPU = {"cpu": "vLLM's FP8 kernels need a GPU (on processors only those with AMX tiles have one)"}
 
 

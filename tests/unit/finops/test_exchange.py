@@ -14,11 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError, UserError
-from finops.focus import export as focus
+from finops.cli import focus, ingest
 from finops.focus.columns import COLUMNS, pico_text
 from finops.focus.export import export
 from finops.focus.reconcile import import_file
-from finops.ledger import ingest
 from finops.ledger.charges import Rate, device_charge
 from finops.ledger.ingest import read_csv, read_prometheus
 from finops.money import from_pico

@@ -17,7 +17,7 @@ from finops.errors import ChargeConflictError, LedgerUnavailableError
 from finops.ledger.charges import Rate, Resource, cut, device_charge
 from finops.ledger.commitments import Commitment, buy, settle_unused
 from finops.ledger.ledger import Ledger
-from finops.ledger.meter import Preempted
+from finops.ledger.meter import Meter, Preempted
 from finops.ledger.schema import metadata
 from finops.ledger.shared_machines import Use, split_machine
 from finops.money import from_pico, round_decimals, to_us
@@ -165,7 +165,7 @@ def test_a_cut_labels_lost_work_and_keeps_the_cost(gpu, tags, price, length_s, s
 
 
 def test_a_metered_stage_costs_its_wall_time(ledger, gpu, rate, tags, clock):
-    with ledger.meter(run_id="r1", stage="quantize", resource=gpu, rate=rate, tags=tags) as meter:
+    with Meter(ledger, run_id="r1", stage="quantize", resource=gpu, rate=rate, tags=tags) as meter:
         clock.advance(1234.5)
         meter.usage(output_tokens=7)
     (charge,) = meter.charges
@@ -181,7 +181,7 @@ def test_a_metered_stage_costs_its_wall_time(ledger, gpu, rate, tags, clock):
 def test_an_ended_stage_is_charged_and_its_lost_work_labelled(ledger, gpu, rate, tags, clock, error, status):
     with (  # noqa: PT012 - the block is the stage
         pytest.raises(error),
-        ledger.meter(run_id="r1", stage="distill", resource=gpu, rate=rate, tags=tags) as meter,
+        Meter(ledger, run_id="r1", stage="distill", resource=gpu, rate=rate, tags=tags) as meter,
     ):
         clock.advance(1800)
         meter.checkpoint()
@@ -216,7 +216,7 @@ def test_a_dead_stage_is_found_once_and_charged_until_its_last_sign_of_life(ledg
 def test_a_failing_heartbeat_stops_the_stage(ledger, gpu, rate, tags):
     with (  # noqa: PT012 - the block is the stage
         pytest.raises(LedgerUnavailableError, match="closed by another"),
-        ledger.meter(run_id="r1", stage="s", resource=gpu, rate=rate, tags=tags, heartbeat_every_s=0.01) as meter,
+        Meter(ledger, run_id="r1", stage="s", resource=gpu, rate=rate, tags=tags, heartbeat_every_s=0.01) as meter,
     ):
         ledger.close_charge(meter._opened)
         deadline = time.monotonic() + 10

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import PriceError
+from finops.cli.prices import main
 from finops.pricing.api_prices import api_list_price
 from finops.pricing.catalog import Catalog, Hardware, Offer, load_catalog
 from finops.pricing.prices import (
@@ -19,7 +20,6 @@ from finops.pricing.prices import (
     device_facts,
     hardware_of_device,
     lookup,
-    main,
     serving_price,
     with_lost_work,
 )

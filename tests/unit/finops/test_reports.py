@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 
 from core.errors import ConfigError, UserError
 from core.svg import bars, gauge, scatter, stacked_bars
-from finops.controls import approvals, budgets
+from finops.cli import approvals, budgets, report
 from finops.controls.budgets import Budgets
 from finops.ledger.charges import Rate, device_charge
 from finops.ledger.ledger import Ledger
-from finops.reports import report
 from finops.reports.estimates import (
     StageWork,
     estimate_errors,

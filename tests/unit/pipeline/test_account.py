@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from core.errors import ConfigError, PlanError, ToolError
 from core.store import StageStore
+from evals.config import SuiteConfig
 from evals.load.scenario import from_config
 from evals.types import Price
 from finops.controls.approvals import Approvals
@@ -22,36 +23,28 @@ from finops.controls.budgets import Budgets
 from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
 from finops.ledger.charges import device_charge
 from finops.ledger.ledger import Ledger
+from finops.ledger.rates import price_version, priced_rate, rate_of
 from finops.money import from_us, usd_text
 from finops.reports.estimates import estimate_errors
 from pipeline.billing import account as account_module
 from pipeline.billing.account import Account
-from pipeline.billing.terms import (
-    charge_tags,
-    ledger_url,
-    load_tokens,
-    load_usage,
-    planned_works,
-    price_version,
-    priced_rate,
-    rate_of,
-    resource_of,
-    with_tags,
-)
+from pipeline.billing.terms import ledger_url, load_tokens, load_usage, planned_works, resource_of
 from pipeline.config import (
     ApprovalConfig,
     CalibConfig,
+    DistillConfig,
+    DistillDataConfig,
     EngineConfig,
     FinopsConfig,
     LedgerConfig,
     ModelConfig,
     RunConfig,
-    SuiteConfig,
+    StudentConfig,
     TagsConfig,
     TrackingConfig,
 )
-from pipeline.distill.student_size import DistillConfig, DistillDataConfig, StudentConfig
 from pipeline.plan.plan import make_plan
+from pipeline.plan.tags import charge_tags, with_tags
 from pipeline.promote import PromotionRefusedError, Subject
 from pipeline.record.metrics import estimate_metrics
 from pipeline.types import Machine, Plan
@@ -556,7 +549,7 @@ def test_a_run_that_would_pass_its_budget_is_rejected_before_it_spends(config, l
     with pytest.raises(BudgetExceededError, match=r"research \(month .*limit 1\.00 USD") as raised, account_of(config):
         pytest.fail("it must not start")
     assert raised.value.exit_code == 4
-    assert f"python -m finops.controls.budgets --ledger sqlite:///{tmp_path}/finops.db set" in str(raised.value)
+    assert f"python -m finops.cli.budgets --ledger sqlite:///{tmp_path}/finops.db set" in str(raised.value)
     assert state_of_holds(tmp_path) == []
     assert ledger.charges() == []
 
@@ -638,7 +631,7 @@ def test_a_dear_run_waits_until_somebody_else_approves_it(config, ledger, tmp_pa
     with pytest.raises(ApprovalRequiredError) as raised, account_of(dear):
         pytest.fail("it must not start")
     assert raised.value.exit_code == 3
-    assert f"python -m finops.controls.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1" in str(raised.value)
+    assert f"python -m finops.cli.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1" in str(raised.value)
     Approvals(ledger).decide(1, approve=True, who="bob")
     with account_of(dear) as account:
         run_stages(account, dear)

@@ -119,7 +119,7 @@ def test_a_dry_run_of_a_hub_model_needs_no_hub() -> None:
     assert "nothing was loaded" in ended.stdout
 
 
-@pytest.mark.parametrize("module", ["pipeline.report.frontier", "pipeline.promote", "pipeline.cli.ui"])
+@pytest.mark.parametrize("module", ["pipeline.cli.frontier", "pipeline.cli.promote", "pipeline.cli.ui"])
 def test_side_commands_have_help_with_an_example(module: str) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, check=False

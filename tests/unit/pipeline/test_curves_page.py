@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from evals.cost.token_cost import cost_report
-from evals.decide.decide import Evidence
+from evals.decide.evidence import Evidence
 from evals.types import LoadPoint, LoadReport, Price, QualityReport
 from finops.pricing.prices import lookup
 from pipeline.report import curves as curves_page

@@ -14,12 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.files import plain
-from evals.decide.decide import Evidence, contest, decide, mean_quality, measured_apart, price_doubt
+from evals.config import GateConfig
+from evals.decide.decide import contest, decide
+from evals.decide.evidence import Evidence, mean_quality, measured_apart, price_doubt
 from evals.decide.task_gates import gates_of, rule_of
 from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_drawing
 from evals.stats import mean_estimate
 from evals.types import (
     CostReport,
+    Decision,
     ItemOutcome,
     LoadPoint,
     LoadReport,
@@ -29,11 +32,9 @@ from evals.types import (
     TaskResult,
     ThetaSlo,
 )
-from pipeline.config import GateConfig
 from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.record.store import revive
 from pipeline.report.decision_page import make_record, write
-from pipeline.types import Decision
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")
 GATE = GateConfig(num_resamples=2000)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from evals.decide.decide import Evidence
+from evals.decide.evidence import Evidence
 from evals.decide.fleet import fleet_words, machine_rate
 from evals.types import LoadReport, ThetaSlo
 from tests.unit.pipeline.test_decide import GOOD, a_loop, evidence

@@ -414,7 +414,7 @@ def test_one_huge_token_does_not_hide_the_others() -> None:
 
 
 def test_the_judging_side_loads_no_torch() -> None:
-    program = "import sys, pipeline.compress.health; print([m for m in ('torch', 'transformers') if m in sys.modules])"
+    program = "import sys, pipeline.health.health; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -6,10 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError, PlanError
+from evals.config import GateConfig, SuiteConfig
 from evals.types import Price
 from pipeline.checkpoints.facts import count_parameters, facts_from_shape
 from pipeline.compress import registry
-from pipeline.config import CalibConfig, EngineConfig, GateConfig, ModelConfig, PublishConfig, RunConfig, SuiteConfig
+from pipeline.config import CalibConfig, EngineConfig, ModelConfig, PublishConfig, RunConfig
 from pipeline.plan.plan import make_plan
 from pipeline.types import Machine
 from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE

@@ -14,23 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
+from evals.config import GateConfig
 from evals.cost.token_cost import cost_report, decimal, reprice
 from evals.types import LoadPoint, LoadReport, Price
 from finops.pricing.prices import default_catalog, lookup
-from pipeline.config import GateConfig, HardwareConfig, RunConfig, TrackingConfig
+from pipeline.cli.reprice import check_machine, main, pricing_of, rows
+from pipeline.config import HardwareConfig, RunConfig, TrackingConfig
 from pipeline.record import cost_rows as amounts
 from pipeline.record.cost_rows import CostRun, cost_runs, write
 from pipeline.record.metrics import cost_metrics, price_metrics
-from pipeline.record.reprice import (
-    Pricing,
-    amounts_to_write,
-    check_machine,
-    main,
-    pricing_of,
-    reprice_all,
-    reprice_metrics,
-    rows,
-)
+from pipeline.record.reprice import Pricing, amounts_to_write, reprice_all, reprice_metrics
 
 NOW = datetime(2026, 11, 1, tzinfo=UTC)
 L4 = lookup("l4-24gb")

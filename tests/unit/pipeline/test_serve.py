@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import EngineConfig
-from pipeline.serve.server import (
+from pipeline.serve.engine import (
     PLUGIN,
     SPECULATION,
     SPEED_ONLY,

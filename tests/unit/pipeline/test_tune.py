@@ -14,8 +14,10 @@ from evals.cost.token_cost import cost_report
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep, TraceReplay
 from evals.types import LoadPoint, LoadReport, Price, ThetaSlo
 from pipeline.cli.app import CONF, run_config
+from pipeline.cli.tune import main, presets
 from pipeline.config import EngineConfig, ModelConfig, RunConfig
 from pipeline.serve.checks import check_engine
+from pipeline.serve.engine import SPECULATION, SPEED_ONLY
 from pipeline.serve.search import (
     FAILED,
     INFEASIBLE,
@@ -32,8 +34,7 @@ from pipeline.serve.search import (
     space_for,
     winner,
 )
-from pipeline.serve.server import SPECULATION, SPEED_ONLY
-from pipeline.tune import choice_file, main, max_concurrency, presets
+from pipeline.tune import choice_file, max_concurrency
 from tests.unit.pipeline.shapes import FACTS
 
 pytest.importorskip("optuna")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from core.files import digest_json, plain, write_json
-from pipeline.distill.student_size import DistillConfig
+from pipeline.config import DistillConfig
 from tests.unit.pipeline.distill.tiny_model import VOCAB
 
 LENGTH = 16

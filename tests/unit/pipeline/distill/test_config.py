@@ -7,8 +7,9 @@ import yaml
 from core.environments import ROOT
 from core.files import plain
 from pipeline.checkpoints.facts import count_parameters, facts_from_shape
+from pipeline.config import DistillConfig
 from pipeline.distill.checks import check
-from pipeline.distill.student_size import DistillConfig, config_from, student_facts, student_parameters
+from pipeline.distill.student_size import config_from, student_facts, student_parameters
 from pipeline.types import Machine
 from tests.unit.pipeline.distill.jobs import a_config
 from tests.unit.pipeline.shapes import FACTS, MACHINE, SHAPE

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from core.errors import AssetError, ConfigError
 from core.store import StageStore
+from pipeline.config import DistillDataConfig
 from pipeline.distill import data
 from pipeline.distill.losses import IGNORED
-from pipeline.distill.student_size import DistillDataConfig
 from pipeline.types import Artifact
 
 

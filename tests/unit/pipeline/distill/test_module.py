@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from core.errors import UserError
+from pipeline.config import ObjectiveConfig
 from pipeline.distill.progress import flops_per_token, peak_flops
-from pipeline.distill.student_size import ObjectiveConfig
 from tests.unit.pipeline.distill.tiny_model import VOCAB, write_model
 
 TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=(3, 13))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config import SpotConfig
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.preemption import Attempt, Books, InterruptedTrainingError, StopSignal, grace_problem, summary
-from pipeline.distill.student_size import SpotConfig
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from core.files import read_json
+from pipeline.config import StudentConfig
 from pipeline.distill import students
-from pipeline.distill.student_size import StudentConfig
 from tests.unit.pipeline.distill.tiny_model import VOCAB, WORDS, write_model, write_tokenizer
 
 TOKENS = np.random.default_rng(0).integers(3, VOCAB, size=(6, 32))

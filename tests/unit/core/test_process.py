@@ -62,7 +62,7 @@ def test_leaving_the_context_ends_stubborn_grandchildren(tmp_path: Path) -> None
 
 def test_nothing_outlives_a_process_that_is_killed(tmp_path: Path) -> None:
     program = (
-        "import time; from pathlib import Path; from common.process import ChildProcess\n"
+        "import time; from pathlib import Path; from core.process import ChildProcess\n"
         f"child = ChildProcess(['bash', '-c', 'sleep 600 & echo $! $$ > {tmp_path}/pids; wait'],"
         f" log=Path('{tmp_path}/log'))\n"
         "time.sleep(600)"

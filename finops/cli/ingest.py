@@ -1,0 +1,50 @@
+"""Usage from outside: a serving fleet's hours and tokens, from CSV or from Prometheus text.
+
+    python -m finops.cli.ingest csv usage.csv --price 0.825 --price-version catalog@2026-11-01
+    python -m finops.cli.ingest prometheus scrape.txt --price 0.825 --price-version catalog@2026-11-01
+
+CSV columns: resource_id, accelerator, start, end, and any of run_id, stage, region, provider, num_devices, kind,
+purchase_option, usd_per_hour, price_version, model_id, input_tokens, output_tokens, num_requests, busy_device_hours,
+team, environment, model_family, workload_type. A column that is none of these is an error; an empty cell is missing.
+
+Prometheus: `parsimony_usage_device_seconds` (required), `parsimony_usage_busy_device_seconds`, `..._input_tokens`,
+`..._output_tokens`, `..._requests`, each one value per period with labels resource_id, accelerator, start, end (ISO
+8601) and the same optional ones: what recording rules or an exporter hand over. Ingesting a file again changes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.errors import UserError
+from finops.cli.common import run
+from finops.ledger.charges import Rate
+from finops.ledger.ingest import read_csv, read_prometheus
+from finops.money import to_decimal
+from finops.tags import TagPolicy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line."""
+    from finops.cli.common import parser
+    from finops.ledger.ledger import Ledger
+
+    commands = parser("finops.cli.ingest", __doc__)
+    commands.add_argument("format", choices=("csv", "prometheus"))
+    commands.add_argument("file", type=Path)
+    commands.add_argument("--price", help="USD per device hour, for rows without usd_per_hour")
+    commands.add_argument("--price-version", help="the version of that price; required with --price")
+    commands.add_argument("--tags", default="default", help="tag policy: require or default")
+    options = commands.parse_args(arguments)
+    if (options.price is None) != (options.price_version is None):
+        raise UserError("--price and --price-version: give both or neither")
+    rate = Rate(to_decimal(options.price, "--price"), options.price_version) if options.price else None
+    read = read_csv if options.format == "csv" else read_prometheus
+    charges = list(read(options.file, rate, TagPolicy(options.tags)))
+    new = Ledger(options.ledger).record(*charges)
+    print(f"{new} new charges, {len(charges) - new} known already")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

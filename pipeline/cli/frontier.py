@@ -1,0 +1,80 @@
+"""All recorded variants of a model on the cost-quality plane.
+
+    python -m pipeline.cli.frontier model=smollm2-135m-q4_1   print the table, write frontier.png and frontier.html
+    python -m pipeline.cli.frontier model=... peak_req_per_s=40        with the machines that such a load needs
+    python -m pipeline.cli.frontier model=... +plane=5eeb              of other runs than the newest one's
+    python -m pipeline.cli.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
+
+Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
+price by purchase option (`pipeline.report.curves`).
+
+The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
+a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
+same questions under the same load stand on one plane; those of the newest run's plane are shown, and the others named.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from core.environments import ROOT
+from core.errors import ConfigError, closest
+from pipeline.cli.app import run_command
+from pipeline.report.frontier import Shown, by_plane, on_one_plane, plane_text
+from pipeline.report.frontier_figure import PAGE, PICTURE, draw, draw_curves
+
+HEADER = ("variant", "mean score", "USD per 1k tokens", "size", "output tok/s", "frontier", "decision")
+
+
+def row(one: Shown) -> tuple[str, ...]:
+    """A variant's line in the table."""
+    from pipeline.report.text import MISSING, estimate_text, money_text
+
+    chance = "" if one.probability is None else f", {one.probability:.0%}"
+    return (
+        one.point.name,
+        estimate_text(one.point.quality),
+        money_text(one.point.usd_per_1k_tokens),
+        MISSING if one.size_mib is None else f"{one.size_mib:.0f} MiB",
+        MISSING if one.output_tok_per_s is None else f"{one.output_tok_per_s:.0f}",
+        ("yes" if one.on_frontier else "no") + chance,
+        one.decision,
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Print and draw all recorded variants of a model."""
+    from core.console import say, table
+    from pipeline.cli.app import command_config, own_options
+    from pipeline.record.comparable import plane_runs
+    from pipeline.record.store import Recorder
+
+    own, rest = own_options(arguments, {"+out": "", "+plane": ""})
+    config = command_config(rest, __doc__)
+    recorder = Recorder(config.tracking)
+    model = config.model.name
+    runs = plane_runs(recorder, config.tracking, model)
+    if not runs:
+        known = recorder.models()
+        raise ConfigError(
+            f"model={model}: no run is recorded{closest(model, known)}; recorded: {', '.join(known) or 'none'}"
+        )
+    folder = Path(own["+out"]) if own["+out"] else ROOT / "mlruns" / "frontier" / model
+    chosen = on_one_plane(runs, own["+plane"])
+    shown = draw(model, chosen, folder, recorder.evidence)
+    table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
+    for others in by_plane(runs).values():
+        if others[0] not in chosen:
+            say(f"not shown, on other questions or another load: {plane_text(others)}")
+    curves = draw_curves(model, chosen, folder, recorder.evidence, config.peak_req_per_s)
+    for text in curves.sentences:
+        say(text)
+    for path in (folder / PICTURE, *curves.files):
+        say(f"picture: {path}")
+    say(f"page:    {folder / PAGE}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv[1:]))

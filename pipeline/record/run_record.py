@@ -1,0 +1,129 @@
+"""What is recorded of one measured candidate."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from core.environments import versions
+from core.files import digest_json, plain
+from core.redact import redact
+from evals.decide.evidence import Evidence, mean_quality
+from evals.types import Decision
+from pipeline.billing.account import Account
+from pipeline.config import RunConfig
+from pipeline.record.metrics import estimate_metrics, run_metrics
+from pipeline.record.store import RunRecord, flat_params
+from pipeline.serve.engine import baseline_engine, engine_settings
+from pipeline.types import Artifact, Measured, Plan
+
+
+def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
+    """What a run's tags say of its decision. `key` names what its pages were drawn from; empty: draw them again."""
+    return {"decision": decision.action, "reasons": "\n".join(decision.reasons), "decision_key": key}
+
+
+def evidence_of(measured: Measured) -> Evidence:
+    """What a decision looks at."""
+    return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
+
+
+def run_record(
+    measured: Measured, base: Artifact, config: RunConfig, plan: Plan, baseline: Measured | None, account: Account
+) -> RunRecord:
+    """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
+    candidate = measured.candidate
+    settings = {name: result.settings_digest for name, result in measured.quality.tasks.items()}
+    comparable = {
+        "suite": settings,
+        "load": config.load,
+        "machine": plan.machine.fingerprint,
+        "price": plan.price,
+        "utilisation": config.gate.utilisation,
+        "base": base.digest,
+        "engine": engine_settings(baseline_engine(config.engine)),
+    }
+    tags = {
+        **account.tags,
+        "model": config.model.name,
+        "method": candidate.method,
+        "label": candidate.label,
+        "role": candidate.role,
+        "hardware": plan.price.hardware,
+        "engine": config.engine.name,
+        "purchase_option": plan.price.purchase_option,
+        "plane": digest_json([settings, config.load])[:16],
+        "plan_hash": plan.plan_hash,
+        "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
+        "artifact_path": str(measured.artifact.path),
+        "artifact_digest": measured.artifact.digest,
+        "comparable": digest_json(comparable)[:16],
+        "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
+        "ledger_run_id": account.run_id,
+        "measured_at": measured.measured_at,
+    }
+    mean = mean_quality(measured.quality)
+    if mean is not None:
+        tags["quality_method"] = mean.method
+    if measured.quality.meaningless:
+        tags["quality_meaningless"] = measured.quality.meaningless
+    files = {"server/vllm.log": measured.server_log}
+    manifest = measured.artifact.path / "manifest.json"
+    if manifest.exists():
+        files["artifact/manifest.json"] = manifest
+    texts = {
+        "config.yaml": yaml.safe_dump(redact(plain(config)), sort_keys=False),
+        "plan.yaml": yaml.safe_dump(plain(plan), sort_keys=False),
+        "load.yaml": yaml.safe_dump(plain(measured.load), sort_keys=False),
+        "cost.yaml": yaml.safe_dump(plain(measured.cost), sort_keys=False),
+    }
+    texts.update({f"outcomes/{name}.csv": outcomes_csv(result) for name, result in measured.quality.tasks.items()})
+    tools = versions(Path(sys.executable), "lm-eval", "llmcompressor", "mlflow", "transformers", "torch")
+    return RunRecord(
+        run_key=digest_json([measured.stage_keys, comparable, config.tags, candidate.role])[:32],
+        name=f"{config.model.name}/{candidate.label}",
+        tags=tags,
+        params={**redact(flat_params(config)), **{f"tools.{name}": version for name, version in tools.items()}},
+        metrics=run_metrics(measured, base.num_bytes, baseline, config.finops.energy)
+        | estimate_metrics(account.outcomes(candidate.label)),
+        files=files,
+        texts=texts,
+        stage_wall_s=measured.stage_wall_s,
+        evidence=evidence_of(measured),
+        curves={"distill/loss": curve} if (curve := measured.artifact.details.get("distill_curve")) else {},
+    )
+
+
+def card_rows(measured: list[Measured]) -> list[dict[str, Any]]:
+    """The candidate's scores beside its baseline's, as the model card shows them."""
+    baseline, candidate = measured[0].quality.tasks, measured[-1].quality.tasks
+    return [
+        {
+            "task": name,
+            "metric": result.metric,
+            "base": baseline[name].estimate.value if name in baseline else None,
+            "value": result.estimate.value,
+            "lo": result.estimate.lo,
+            "hi": result.estimate.hi,
+            "num_items": result.estimate.num_samples,
+        }
+        for name, result in candidate.items()
+    ]
+
+
+def outcomes_csv(result: Any) -> str:
+    """A task's items, one row each."""
+    import csv
+    import io
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["item_id", result.metric, "answer", "target", "loglikelihoods", "reason"])
+    for item in result.items:
+        score = "" if item.score is None else f"{item.score:g}"
+        loglikelihoods = " ".join(repr(value) for value in item.loglikelihoods)
+        writer.writerow([item.item_id, score, item.answer, item.target, loglikelihoods, item.reason])
+    return buffer.getvalue()

@@ -1,0 +1,35 @@
+"""Figures as text."""
+
+from __future__ import annotations
+
+from evals.load.summary import figure
+from evals.types import Estimate, LoadPoint, Money
+
+GIB = 2**30
+MIB = 2**20
+MISSING = "not measured"
+
+
+def estimate_text(estimate: Estimate | None) -> str:
+    """A share with its interval."""
+    return MISSING if estimate is None else f"{estimate.value:.1%} [{estimate.lo:.1%}, {estimate.hi:.1%}]"
+
+
+def money_text(money: Money | None) -> str:
+    """An amount with its interval."""
+    return MISSING if money is None else f"{money.value:.3g} [{money.lo:.2g}, {money.hi:.2g}]"
+
+
+def mean_text(point: LoadPoint | None, metric: str, form: str) -> str:
+    """The mean of a metric over a point's repeats."""
+    value = None if point is None else figure(point, metric)
+    return MISSING if value is None else form.format(value.value)
+
+
+def at_load(point: LoadPoint) -> str:
+    """The load of a point in a few letters."""
+    if point.request_rate is not None:
+        return f"{point.request_rate:g} req/s"
+    if point.trace is not None:
+        return "the trace's pace"
+    return "once" if point.concurrency is None else f"c={point.concurrency}"
