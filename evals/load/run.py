@@ -18,9 +18,9 @@ from typing import Any
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from core.jobs import LOCAL, Job, Launcher
+from evals.load.arguments import client_runs, raw_names
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.monitor import Monitor
-from evals.load.requests import client_runs, raw_names
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
 from evals.load.summary import METRICS, Slo, num_timeouts, summarise
