@@ -14,7 +14,7 @@ The simulation runs the code of the gate itself (evals/gate/betting.py), with a 
 or the `evidence.json` of a recorded run (an MLflow artifact; its label is the variant, and all its tasks are read). The
 variant "baseline" (`--baseline NAME`; `none` for recorded runs) is what the others are compared with; its margins (the
 right choice's log-likelihood beside the best of the others, or best minus second where "target" is left out) guide the
-guided order and its forecast. `score` may be null (not scored: the worst case). An item may carry "num_tokens", its
+guided order and its flip model. `score` may be null (not scored: the worst case). An item may carry "num_tokens", its
 cost; then the guide uses it.
 """
 
@@ -42,7 +42,7 @@ from evals.stats import mcnemar_p_value
 
 ELEMENTS_AT_ONCE = 2_000_000
 GUIDED_ELEMENTS_AT_ONCE = 200_000
-"""A forecast holds about seventy numbers an item."""
+"""A flip model holds about seventy numbers an item."""
 BLOCK = 128
 PASSES = (betting.E_ACCEPT, betting.SURE_ACCEPT)
 CASES = {"equal": 0.0, "worse by delta/2": -0.5, "worse by 2 delta": -2.0, "worse by 5 delta": -5.0}
@@ -52,7 +52,7 @@ MEASURED_FLIPS = {"int8": (30, 10, 5, 1, 0, 0, 1, 0, 0, 0), "awq": (46, 21, 8, 9
 
 @dataclass(frozen=True)
 class Guided:
-    """A guide beside the baseline's scores (N,), which its forecast starts from."""
+    """A guide beside the baseline's scores (N,), which its flip model starts from."""
 
     guide: Guide
     baseline: np.ndarray
@@ -243,7 +243,7 @@ def boundary_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
 
 True difference exactly -delta (or the next possible value below it); share in % of {num_runs} orders (N = 20,000: a
 quarter; adversarial: a quarter of each) in which the wealth *ever* reached 1/alpha, so for any stopping time; alpha
-= 5%. "adversarial": a guided order in which every loss hides where the weights are least, beside a forecast that
+= 5%. "adversarial": a guided order in which every loss hides where the weights are least, beside a flip model that
 expects no flip there and flips everywhere else."""
     yield ""
     yield from table(header, rows)
@@ -433,8 +433,8 @@ def _sets_of_items(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
         yield data["variant"], data["task"], data["items"]
         return
     for task, result in data["quality"]["tasks"].items():
-        drawing = result.get("drawing")
-        if drawing is None or len(drawing["item_ids"]) == len(result["items"]):
+        order = result.get("sampling_order") or result.get("drawing")  # the field's name in older evidence
+        if order is None or len(order["item_ids"]) == len(result["items"]):
             yield data["label"], task, result["items"]
         else:
             print(f"left out: {data['label']} on {task} was stopped early; run it with gate=full", file=sys.stderr)

@@ -15,7 +15,6 @@ from finops.pricing.prices import Price
 __all__ = [  # Price lives with the catalog, which must not import this room
     "Attribution",
     "CostReport",
-    "Drawing",
     "Estimate",
     "ItemOutcome",
     "LoadPoint",
@@ -24,6 +23,7 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "Point",
     "Price",
     "QualityReport",
+    "SamplingOrder",
     "Target",
     "TaskResult",
     "ThetaSlo",
@@ -90,13 +90,13 @@ class ItemOutcome:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingOrder:
     """The order in which a task's items are asked, drawn before the candidate's first answer."""
 
-    order: str
+    kind: str
     """`uniform` or `guided`."""
     item_ids: tuple[int, ...]
-    """All N items, in the order of drawing; the first ones were asked."""
+    """All N items, in sampling order; the first ones were asked."""
     weights: tuple[float, ...] = ()
     """With which the items were drawn, in the same order; empty for the uniform order."""
     ranks: tuple[float | None, ...] = ()
@@ -115,13 +115,13 @@ class TaskResult:
     """Items in the whole evaluation split; more than `items` where a subset was asked."""
     settings_digest: str
     """SHA-256 of everything but the model: equal digests mean that two results may be compared item by item."""
-    drawing: Drawing | None = None
+    sampling_order: SamplingOrder | None = None
     """Where a gate could end the evaluation early; None: every item was asked."""
 
     @property
     def num_items_planned(self) -> int:
         """Items of the suite, of which `len(items)` were asked."""
-        return len(self.items) if self.drawing is None else len(self.drawing.item_ids)
+        return len(self.items) if self.sampling_order is None else len(self.sampling_order.item_ids)
 
     @property
     def is_complete(self) -> bool:
@@ -134,7 +134,7 @@ class QualityReport:
     """The outcomes of all tasks of a suite for one target."""
 
     tasks: dict[str, TaskResult]
-    meaningless: str = ""
+    quality_invalid_reason: str = ""
     """Why the scores say nothing (random weights); empty where they do."""
     not_evaluated: dict[str, str] = field(default_factory=dict)
     """Tasks of the suite of which no item was asked, each with its reason."""
@@ -266,7 +266,7 @@ class CostReport:
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate on the cost-quality plane."""
+    """One candidate by cost and quality."""
 
     name: str
     quality: Estimate | None

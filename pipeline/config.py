@@ -318,7 +318,7 @@ class TrainConfig:
 
 
 @dataclass
-class SpotConfig:
+class PreemptionConfig:
     """Checkpoints, for machines that may be taken away."""
 
     url: str | None = None
@@ -346,7 +346,7 @@ class DistillConfig:
     data: DistillDataConfig = field(default_factory=DistillDataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    spot: SpotConfig = field(default_factory=SpotConfig)
+    spot: PreemptionConfig = field(default_factory=PreemptionConfig)
 
     @property
     def enabled(self) -> bool:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from evals.types import Decision
 from pipeline.billing.approvals import ledgers_approver
 from pipeline.config import PromoteConfig, RunConfig
-from pipeline.record.candidates import Standing
+from pipeline.record.candidates import RecordedCandidates
 from pipeline.record.registry import (
     PREVIOUS,
     WEIGHTS,
@@ -175,23 +175,23 @@ def require_approval(subject: Subject, promotion: PromoteConfig, approvals: Appr
     return approved_by
 
 
-def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
+def record_of(found: RecordedCandidates, index: int, config: RunConfig) -> DecisionRecord:
     """The decision record on one of the candidates."""
     from pipeline.report.decision_page import make_record
 
-    return make_record(config.model.name, found.contest, index, found.evidence, found.baseline_evidence, config.gate)
+    return make_record(config.model.name, found.ranking, index, found.evidence, found.baseline_evidence, config.gate)
 
 
-def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
+def promote_winner(found: RecordedCandidates, config: RunConfig, recorder: Recorder) -> str:
     """Record the decision with the winner's run and promote it; returns one line that says what was done."""
     from pipeline.billing.promotions import note_in_ledger
     from pipeline.record.store import staging_folder
     from pipeline.report import decision_page
 
-    winner = found.contest.winner
+    winner = found.ranking.winner
     if winner is None:
         return "registry: unchanged, no candidate passed"
-    run, decision = found.candidates[winner], found.contest.decisions[winner]
+    run, decision = found.candidates[winner], found.ranking.decisions[winner]
     record = record_of(found, winner, config)
     with staging_folder() as folder:
         decision_page.write(record, folder)

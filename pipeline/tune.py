@@ -25,7 +25,7 @@ from evals.cost.token_cost import cost_report
 from evals.load.scenario import LoadScenario
 from evals.types import LoadReport, Price
 from pipeline.config import EngineConfig, RunConfig
-from pipeline.serve.search import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
+from pipeline.serve.search import Measurement, Trial, against_base, first_scenario, search, slack, space_for, winner
 
 if TYPE_CHECKING:
     from pipeline.run import Services
@@ -37,7 +37,7 @@ HEADER = ("#", "engine", "outcome", "USD per 1k tokens", "why")
 
 
 @dataclass(frozen=True)
-class Bench:
+class EngineTrial:
     """One served engine under the scenario; `pipeline.serve.search.Server`."""
 
     served: ServedModel
@@ -48,24 +48,24 @@ class Bench:
     label: str
     """What is different from the engine that the search starts from."""
 
-    def first_look(self) -> Look:
+    def probe(self) -> Measurement:
         """One repeat at the highest load."""
-        return self._look(first_scenario(self.scenario), "first look")
+        return self._measure_load(first_scenario(self.scenario), "probe")
 
-    def measure(self) -> Look:
+    def measure(self) -> Measurement:
         """The whole scenario: the very stage that a run with this engine looks for."""
-        return self._look(self.scenario, "whole load")
+        return self._measure_load(self.scenario, "whole load")
 
-    def _look(self, scenario: LoadScenario, what: str) -> Look:
+    def _measure_load(self, scenario: LoadScenario, what: str) -> Measurement:
         from core.console import Console
-        from pipeline.record.store import revive
+        from pipeline.record.store import from_json
         from pipeline.run import load
 
         console = Console(f"{self.label}: {what}")
         store = self.services.store
         found = load(self.served, self.config, self.plan, scenario, store, self.services, console.stage, console)
-        report = revive(LoadReport, found.result)
-        return Look(cost_report(report, self.plan.price, Decimal(str(self.config.gate.utilisation))), report)
+        report = from_json(LoadReport, found.result)
+        return Measurement(cost_report(report, self.plan.price, Decimal(str(self.config.gate.utilisation))), report)
 
 
 def max_concurrency(scenario: LoadScenario) -> int:
@@ -143,13 +143,13 @@ def serve(
     scenario: LoadScenario,
     services: Services,
     label: str,
-) -> Iterator[Bench]:
+) -> Iterator[EngineTrial]:
     """A server that starts when something must be measured, and ends with the block."""
     from pipeline.serve.server import ServedModel
 
     log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
     with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log) as served:
-        yield Bench(served, config, plan, scenario, services, label)
+        yield EngineTrial(served, config, plan, scenario, services, label)
 
 
 def difference(engine: EngineConfig, base: EngineConfig) -> str:

@@ -63,7 +63,7 @@ class LoadComparison:
     lo: float | None
     hi: float | None
     verdict: str
-    """cheaper, dearer, or not told apart."""
+    """cheaper, more expensive, or not significantly different."""
 
 
 def compare(baseline: LoadReport, variant: LoadReport, price_ratio: float = 1.0) -> tuple[LoadComparison, ...]:
@@ -94,9 +94,9 @@ def compare_points(baseline: LoadPoint, variant: LoadPoint, price_ratio: float =
     name = baseline.name if baseline.name == variant.name else f"{variant.name} against {baseline.name}"
     half = _welch_half(logs[0], logs[1])
     if half is None:
-        return LoadComparison(name, ratio, None, None, "not told apart: needs at least 2 repeats of both")
+        return LoadComparison(name, ratio, None, None, "not significantly different: needs at least 2 repeats of both")
     lo, hi = math.exp(difference - half), math.exp(difference + half)
-    verdict = "cheaper" if hi < 1 else "dearer" if lo > 1 else "not told apart"
+    verdict = "cheaper" if hi < 1 else "more expensive" if lo > 1 else "not significantly different"
     return LoadComparison(name, ratio, lo, hi, verdict)
 
 

@@ -15,7 +15,7 @@ per million output tokens, and FP8 with 8,155.1 is 0.238, 23.5% less:
 >>> round(bf16, 3), round(fp8, 3), round(1 - fp8 / bf16, 3)
 (Decimal('0.311'), Decimal('0.238'), Decimal('0.235'))
 
-On one A100 at 3.67 USD/h FP16 makes 2,906.3 output tokens/s and FP8 2,488.5: FP8 is the dearer one.
+On one A100 at 3.67 USD/h FP16 makes 2,906.3 output tokens/s and FP8 2,488.5: FP8 is the more expensive one.
 
 >>> [round(usd_per_tokens(Decimal("3.67"), rate, num_tokens=1_000_000), 3) for rate in (2906.3, 2488.5)]
 [Decimal('0.351'), Decimal('0.410')]

@@ -92,7 +92,7 @@ def task_gates(
             decision=str(state.decision),
             reason=state.reason,
             delta_points=round(100 * gate.delta, 10),
-            order=evaluation.drawings[task].order,
+            order=evaluation.orders[task].kind,
             num_items=state.num_items,
             num_items_total=state.num_items_total,
             decided_at=state.decided_at,

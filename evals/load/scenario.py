@@ -172,10 +172,10 @@ def from_config(config: Mapping[str, Any]) -> LoadScenario:
     return scenario
 
 
-def load_words(scenario: LoadScenario) -> str:
+def describe_load(scenario: LoadScenario) -> str:
     """What a scenario measures, in a line.
 
-    >>> load_words(from_config({"name": "slo", "search": {
+    >>> describe_load(from_config({"name": "slo", "search": {
     ...     "input_tokens": 128, "output_tokens": 64, "slo_ttft_p99_s": 2.0}}))
     'slo: bisection for the largest Poisson rate with p99 TTFT <= 2 s, at most 8 points; 3 repeats each'
     """

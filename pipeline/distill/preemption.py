@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from core.errors import ParsimonyError, Problem
-from pipeline.config import SpotConfig
+from pipeline.config import PreemptionConfig
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.student_size import ADAM_BYTES
 
@@ -84,7 +84,7 @@ class StopSignal:
         self._raise = False
 
 
-def grace_problem(spot: SpotConfig, num_parameters: int, bytes_per_s: float) -> Problem | None:
+def grace_problem(spot: PreemptionConfig, num_parameters: int, bytes_per_s: float) -> Problem | None:
     """Whether a checkpoint of the student can be written within the grace period.
 
     Args:
@@ -159,7 +159,7 @@ class Books:
     def open(
         cls,
         store: CheckpointStore,
-        spot: SpotConfig,
+        spot: PreemptionConfig,
         purchase_option: str,
         usd_per_hour: str | None,
         resumed: tuple[int, Mapping[str, Any]] | None,

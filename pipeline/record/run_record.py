@@ -17,6 +17,7 @@ from pipeline.billing.account import Account
 from pipeline.config import RunConfig
 from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
+from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP, QUALITY_INVALID_REASON
 from pipeline.serve.engine import baseline_engine, engine_settings
 from pipeline.types import Artifact, Measured, Plan
 
@@ -55,12 +56,12 @@ def run_record(
         "hardware": plan.price.hardware,
         "engine": config.engine.name,
         "purchase_option": plan.price.purchase_option,
-        "plane": digest_json([settings, config.load])[:16],
+        FRONTIER_GROUP: digest_json([settings, config.load])[:16],
         "plan_hash": plan.plan_hash,
         "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,
-        "comparable": digest_json(comparable)[:16],
+        COMPARISON_GROUP: digest_json(comparable)[:16],
         "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
         "ledger_run_id": account.run_id,
         "measured_at": measured.measured_at,
@@ -68,8 +69,8 @@ def run_record(
     mean = mean_quality(measured.quality)
     if mean is not None:
         tags["quality_method"] = mean.method
-    if measured.quality.meaningless:
-        tags["quality_meaningless"] = measured.quality.meaningless
+    if measured.quality.quality_invalid_reason:
+        tags[QUALITY_INVALID_REASON] = measured.quality.quality_invalid_reason
     files = {"server/vllm.log": measured.server_log}
     manifest = measured.artifact.path / "manifest.json"
     if manifest.exists():

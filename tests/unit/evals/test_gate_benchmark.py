@@ -9,12 +9,12 @@ import pytest
 from benchmarks.gate import answers_tables, read_answers
 from core.files import write_json
 from evals.stats import mean_estimate
-from evals.types import Drawing, ItemOutcome, QualityReport, TaskResult
+from evals.types import ItemOutcome, QualityReport, SamplingOrder, TaskResult
 
 
-def evidence(label: str, scores: list[float], drawing: Drawing | None = None) -> dict:
+def evidence(label: str, scores: list[float], order: SamplingOrder | None = None) -> dict:
     items = tuple(ItemOutcome(i, score, (-1.0, -1.5 - i % 7), 0, num_tokens=20 + i) for i, score in enumerate(scores))
-    task = TaskResult("piqa", "acc", mean_estimate(scores), items, 400, "d", drawing)
+    task = TaskResult("piqa", "acc", mean_estimate(scores), items, 400, "d", order)
     return {"label": label, "quality": QualityReport({"piqa": task})}
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     good = [1.0, 0.0, 1.0] * 100
     write_json(tmp_path / "none.json", evidence("none", good))
     write_json(tmp_path / "int8.json", evidence("int8", [1 - s if i % 60 == 0 else s for i, s in enumerate(good)]))
-    stopped = Drawing("uniform", tuple(range(300)))
+    stopped = SamplingOrder("uniform", tuple(range(300)))
     write_json(tmp_path / "awq.json", evidence("awq", good[:60], stopped))
     items = [{"item_id": i, "score": 0.0 if i % 3 == 0 else s} for i, s in enumerate(good)]
     (tmp_path / "rtn.json").write_text(json.dumps({"variant": "rtn", "task": "piqa", "items": items}))
