@@ -377,7 +377,7 @@ docs/claims.md`; nothing is typed in.
 A claim **agrees** where the measured figure is in the claimed range, is **optimistic** where all of the measured 95%
 interval is below it, and **pessimistic** where all of it is above. It is **not significantly different** where the
 figure is outside and its interval reaches into the range. In every row more is better. A claim of a single figure is
-read as precisely as it is printed: 2x is 1.5x to 2.5x. A figure holds for its model, machine and load, and for no other.
+read as precisely as it is printed: 2x is 1.5x to 2.5x. A figure is valid for its model, machine and load, for no other.
 """
 
 

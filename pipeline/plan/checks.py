@@ -45,7 +45,7 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:
     problems = []
-    if config.quant.get("method") == "as-is":
+    if registry.is_external(config.quant):
         problems += _check_elsewhere(config, facts, elsewhere)
     if config.model.weights not in ("real", "random"):
         ways = ("model.weights=real", "model.weights=random")
@@ -55,17 +55,17 @@ def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | N
             Problem(
                 "model.path",
                 f"this checkpoint is quantized already (format '{facts.quant_format}')",
-                ("model=NAME model.path=FOLDER quant=as-is, NAME being the model that it was made from",),
+                ("model=NAME model.path=FOLDER quant=external, NAME being the model that it was made from",),
             )
         )
     return problems
 
 
 def _check_elsewhere(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:
-    """The checkpoint made elsewhere is of the baseline's shape."""
+    """The external checkpoint is of the baseline's shape."""
     if elsewhere is None:
-        way = "model=NAME model.path=FOLDER quant=as-is, NAME being the model that it was made from"
-        return [Problem("model.path", "quant=as-is takes a checkpoint made elsewhere, and none is given", (way,))]
+        way = "model=NAME model.path=FOLDER quant=external, NAME being the model that it was made from"
+        return [Problem("model.path", "quant=external needs the folder of an external checkpoint", (way,))]
     same = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size")
     differ = [key for key in same if getattr(facts, key) != getattr(elsewhere, key)]
     if not differ:

@@ -42,7 +42,7 @@ PRODUCTS_OF_FORMAT = {
     "pack-quantized": ("w4a16",), "gptq": ("w4a16",), "awq": ("w4a16",), "int-quantized": ("w8a8",),
     "mixed-precision": ("w4a16", "w8a8"),
 }  # fmt: skip
-"""A format made elsewhere -> what its layers multiply; those of INT4 hold INT8 weights where the checkpoint says so."""
+"""An external checkpoint's format -> what its layers multiply. Those of INT4 may have INT8 weights (`quant_bits`)."""
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 
 
@@ -62,7 +62,7 @@ def make_plan(
         machine: where it will run.
         price: what that costs.
         free_disk_bytes: room for what will be made.
-        elsewhere: facts of a checkpoint that was made elsewhere (`quant=as-is`).
+        elsewhere: facts of an external checkpoint (`quant=external`).
 
     Raises:
         PlanError: it cannot run; holds every problem that was found, each with its ways out.
@@ -72,6 +72,7 @@ def make_plan(
     name = str(values.pop("method", "none"))
     method = registry.method(name)
     args = registry.method_args(name, values)
+    name = method.name  # an alias gives the same label and plan
     of_distill = check_distill(config.distill, facts, machine)
     cut = config.distill.enabled and config.distill.student.path is None and not of_distill
     compressed = student_facts(config.distill.student, facts) if cut else facts

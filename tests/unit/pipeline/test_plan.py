@@ -193,14 +193,14 @@ def test_a_gate_without_a_task_is_refused() -> None:
         ("int8", {"has_int8": False, "device": "cuda", "device_memory_bytes": 80 * 2**30}, []),
     ],
 )
-def test_what_a_processor_cannot_multiply_is_said(method: str, machine: dict, starts: list[str]) -> None:
+def test_what_a_processor_cannot_multiply_is_notes(method: str, machine: dict, starts: list[str]) -> None:
     plan = make_plan(a_config(quant={"method": method}), FACTS, replace(MACHINE, **machine), PRICE, FREE)
-    said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
-    assert all(note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(said, starts, strict=True))
+    notes = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
+    assert all(note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(notes, starts, strict=True))
 
 
-def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> None:
-    config, machine = a_config(quant={"method": "as-is"}), replace(MACHINE, has_int4=False, has_int8=False)
+def test_the_format_of_an_external_checkpoint_says_what_it_multiplies() -> None:
+    config, machine = a_config(quant={"method": "external"}), replace(MACHINE, has_int4=False, has_int8=False)
     for made, bits, what in [
         ("gptq", 4, "INT4 weights"),
         ("gptq", None, "INT4 weights"),
@@ -210,5 +210,5 @@ def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> 
     ]:
         facts = replace(FACTS, quant_format=made, quant_bits=bits)
         plan = make_plan(config, FACTS, machine, PRICE, FREE, elsewhere=facts)
-        said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
-        assert [note.partition(" for ")[2].startswith(what or "") for note in said] == ([True] if what else [])
+        notes = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
+        assert [note.partition(" for ")[2].startswith(what or "") for note in notes] == ([True] if what else [])
