@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, for a page that must stand alone. Pure text in, text out; colours are Okabe and Ito's.
+"""Small charts as inline SVG, for a page that must stand alone. Pure text in, text out; colors are Okabe and Ito's.
 
 Every mark has a title (shown on hover) with its exact figure; text stays at 12 px or more.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-"""Told apart by people with any common kind of colour vision. The last is for "other"."""
+"""Told apart by people with any common kind of color vision. The last is for "other"."""
 WIDTH = 720
 MAX_SERIES = 6
 MAX_TICKS = 14

@@ -251,7 +251,7 @@ class CostReport:
     utilisation: Decimal
     """The declared share of time at which the machine is busy; headline figures are divided by it."""
     usd_per_1k_tokens: Money | None
-    """Blended over the measured mix of input and output tokens, at the declared utilisation."""
+    """Blended over the measured mix of input and output tokens, at the declared utilization."""
     usd_per_1k_input_tokens: Money | None
     usd_per_1k_output_tokens: Money | None
     usd_per_1k_requests: Money | None

@@ -5,7 +5,7 @@ The machine's price per second, divided by what it does in a second, divided by 
     usd_per_request = usd_per_hour / (3600 x theta x u)
 
 theta is the largest rate that was measured for the declared mix (at saturation, or the one that holds the SLO), u the
-declared utilisation. A range of prices and the spread of repeated measurements both widen the interval: the lowest
+declared utilization. A range of prices and the spread of repeated measurements both widen the interval: the lowest
 cost is the lowest price at the highest rate.
 
 The same, as published for Llama-3.1-8B on one H100 at 6.98 USD/h: 6,237.6 output tokens/s at saturation are 0.311 USD
@@ -76,7 +76,7 @@ def money_per(price: Price, rate: Figure, num: int, utilisation: Decimal = Decim
 
 
 def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_UTILISATION) -> CostReport:
-    """Price a load report: the headline at the declared utilisation, and the peak at saturation.
+    """Price a load report: the headline at the declared utilization, and the peak at saturation.
 
     The headline stands on theta_slo where the scenario found it, or else on the largest throughput that was measured
     for the mix; `basis` says which.
@@ -88,7 +88,7 @@ def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_U
         utilisation: declared share of time at which the machine is busy, in (0, 1].
 
     Raises:
-        ValueError: the utilisation is not in (0, 1].
+        ValueError: the utilization is not in (0, 1].
 
     """
     if not 0 < utilisation <= 1:

@@ -251,7 +251,7 @@ def _quality_draws(
         if any(set(t) != set(tasks) for t in tables):
             raise ValueError("all points with scores must have the same tasks")
         means = np.mean([_task_draws(task, [t[task] for t in tables], rng, num_draws) for task in tasks], axis=0)
-        # Row 0 holds the means of all items: the draws are centred on what was reported.
+        # Row 0 holds the means of all items: the draws are centered on what was reported.
         draws[:, paired] = value[paired] + means[1:] - means[0]
     return np.asarray(draws, np.float64)
 

@@ -241,7 +241,7 @@ def window(run: Mapping[str, Any]) -> tuple[float, float]:
 def read_point(
     target: Target, scenario: LoadScenario, point: PointSpec, seed: int, *, raw: Path, slo: Slo | None = None
 ) -> LoadPoint:
-    """Summarise the raw files of one point.
+    """Summarize the raw files of one point.
 
     Raises:
         ToolError: the client ended without having written one of them.

@@ -154,7 +154,7 @@ def t_quantile(probability: float, degrees: float) -> float:
 
 
 def _two_sided_tail(t: float, degrees: float) -> float:
-    """P(|T| > t): the regularised incomplete beta function at degrees / (degrees + t^2) (DLMF 8.17)."""
+    """P(|T| > t): the regularized incomplete beta function at degrees / (degrees + t^2) (DLMF 8.17)."""
     x = degrees / (degrees + t * t)
     a, b = degrees / 2, 0.5
     # The continued fraction converges fast below (a + 1) / (a + b + 2); above it, the complement does.

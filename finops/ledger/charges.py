@@ -5,7 +5,7 @@
         rate=Rate(Decimal("0.825"), "catalog@2026-11-01"), tags=tags, start=start, end=end)
 
 Costs follow FOCUS 1.2: list (public price), contracted (after negotiated discounts), billed (what the invoice says),
-effective (amortised over commitments). Unit price x quantity is each cost, exactly.
+effective (amortized over commitments). Unit price x quantity is each cost, exactly.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Rate:
 
     `usd_per_hour` is per device. `list_usd_per_hour` is the public price where it differs. `fx_rate` is billing
     currency per USD. `commitment_id` marks usage covered by a commitment: nothing is billed then, and the effective
-    cost is `usd_per_hour`, the amortised rate, while list and contracted stay the list price.
+    cost is `usd_per_hour`, the amortized rate, while list and contracted stay the list price.
     """
 
     usd_per_hour: Decimal
@@ -403,7 +403,7 @@ def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 
 def cut(charge: Charge, at_us: int, works: tuple[str, str]) -> list[Charge]:
-    """Cut a device charge in two at a moment, first part and rest labelled `works`; costs split to the last pico.
+    """Cut a device charge in two at a moment, first part and rest labeled `works`; costs split to the last pico.
 
     An empty part is left out. Used for work lost since the last checkpoint.
     """

@@ -3,7 +3,7 @@
     commitment = Commitment(
         "l4-2026", "NVIDIA L4", "gcp", "europe-west4", 4, Decimal("0.495"), Decimal("0.825"), start, end)
     buy(ledger, commitment, tags)                     # Purchase rows by month: billed, effective cost 0
-    rate = commitment.rate()                          # for covered usage: billed 0, effective = the amortised rate
+    rate = commitment.rate()                          # for covered usage: billed 0, effective = the amortized rate
     settle_unused(ledger, commitment, until, tags)    # Usage row `Unused` for what nobody used so far
 
 The sum of effective cost (used + unused) over the term equals the sum billed by the purchase rows, exactly (FOCUS 1.2).

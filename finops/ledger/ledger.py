@@ -192,7 +192,7 @@ class Ledger:
         """End an open charge and record it. Closing one that is closed already returns no charge and changes nothing.
 
         A status other than `completed` cuts the charge at the last checkpoint (or at `safe_until`): what follows is
-        lost work, charged and labelled. `usage` is `Charge.with_usage`'s.
+        lost work, charged and labeled. `usage` is `Charge.with_usage`'s.
         """
         table = schema.open_charges
         with self.database.write() as connection:
@@ -208,7 +208,7 @@ class Ledger:
         """Find the stages that died (no heartbeat for three intervals and `grace_s`) and charge them as killed.
 
         They are charged until their last sign of life plus one interval, the latest moment at which they can have
-        lived, and labelled lost since their last checkpoint. Call it when a run starts. Several processes may: each
+        lived, and labeled lost since their last checkpoint. Call it when a run starts. Several processes may: each
         charge is closed once.
         """
         table = schema.open_charges

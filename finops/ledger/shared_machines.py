@@ -7,7 +7,7 @@
 
 The period is cut at every moment a use begins or ends. In each piece the machine's device time is split by slices
 (largest remainder) among the uses of that piece and the idle rest: conservation holds across MIG slices, preemption
-and resume by construction; the idle rest is a charge of its own, labelled idle.
+and resume by construction; the idle rest is a charge of its own, labeled idle.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ HUB_LICENSES = {
     "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gemma", "llama2", "llama3", "llama3.1",
     "llama3.2", "llama3.3", "llama4", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense", "unknown", "other",
 }  # fmt: skip
-"""Licence identifiers of the hub that models of our families carry; any other is written as `other` with its name."""
+"""License identifiers of the hub that models of our families carry; any other is written as `other` with its name."""
 LOADERS = {
     "compressed-tensors": "compressed-tensors",
     "gptq": "gptqmodel",
@@ -148,7 +148,7 @@ def front_matter(manifest: Mapping[str, Any]) -> str:
 
 
 def license_entries(name: str) -> dict[str, str]:
-    """A licence in the hub's words: its own identifier, or `other` with the name."""
+    """A license in the hub's words: its own identifier, or `other` with the name."""
     known = name.lower()
     return {"license": known} if known in HUB_LICENSES else {"license": "other", "license_name": name}
 
@@ -167,7 +167,7 @@ def _what(manifest: Mapping[str, Any]) -> str:
         lines.append(f"About the base model: {base['note']}")
     if base["weights"] == "random":
         lines.append("**The weights are random.** The model has a real shape and speed, and its answers mean nothing.")
-    lines.append(f"Licence of the base model's weights: {base['license']}. Its terms apply to this model.")
+    lines.append(f"License of the base model's weights: {base['license']}. Its terms apply to this model.")
     return "\n\n".join(lines)
 
 

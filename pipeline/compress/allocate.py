@@ -1,7 +1,7 @@
 """Which precision each fused group of layers gets under a budget of bits. Pure: facts and figures in, a choice out.
 
 vLLM computes query, key and value as one product, and gate and up as another, so the projections of such a *fused
-group* must share a scheme. Each group takes one level; the choice minimises the sum of the groups' sensitivities while
+group* must share a scheme. Each group takes one level; the choice minimizes the sum of the groups' sensitivities while
 the stored bits, scales included, stay within the budget. That is a multiple-choice knapsack problem, solved exactly by
 integer linear programming, as HAWQ-V3 does (Yao et al., arXiv 2011.10680).
 

