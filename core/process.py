@@ -111,7 +111,7 @@ def run_logged(
     `meanwhile` is called once the command has been started, and ends it if it raises.
 
     Raises:
-        ToolError: it failed, or ran longer than `timeout_s`; the message holds the log's last lines.
+        ToolError: it failed, or ran longer than `timeout_s`; the message ends with the log's last lines.
 
     """
     log.parent.mkdir(parents=True, exist_ok=True)

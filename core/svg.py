@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-"""Told apart by people with any common kind of color vision. The last is for "other"."""
+"""Distinct for people with any common kind of color vision. The last is for "other"."""
 WIDTH = 720
 MAX_SERIES = 6
 MAX_TICKS = 14
@@ -119,7 +119,7 @@ def bars(items: Sequence[tuple[str, float]], unit: str) -> str:
 
 
 def gauge(label: str, parts: Sequence[tuple[str, float]], limit: float, unit: str) -> str:
-    """One bar against its limit: the parts one after another (spent, held), marks at 80% and 100%."""
+    """One bar against its limit: the parts one after another (spent, reserved), marks at 80% and 100%."""
     total = sum(value for _, value in parts)
     scale = (WIDTH - 24) / (max(limit, total) * 1.05 or 1.0)
     body, x = [_text(8, 14, label)], 8.0

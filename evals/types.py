@@ -45,7 +45,7 @@ class Target:
     digest: str
     """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
     speed_digest: str = ""
-    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` holds it."""
+    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` covers it."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +175,10 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class ThetaSlo:
-    """The largest Poisson request rate at which a latency objective held.
+    """The largest Poisson request rate at which a latency objective was met.
 
-    The search ends with a bracket: the objective held at `held_req_per_s` and did not at `failed_req_per_s`. A None on
-    either side means that no tested rate held, or that none failed; `reason` says so.
+    The search ends with a bracket: the objective was met at `held_req_per_s` and not at `failed_req_per_s`. A None on
+    either side means that no tested rate met it, or that none failed. `reason` says so.
     """
 
     ttft_p99_s: float | None
@@ -193,7 +193,7 @@ class ThetaSlo:
 
     @property
     def req_per_s(self) -> float | None:
-        """theta_slo: the largest rate that held."""
+        """theta_slo: the largest rate that met the objective."""
         return self.held_req_per_s
 
 
@@ -280,7 +280,7 @@ class Decision:
     """The answer of a run, with its reasons."""
 
     action: str
-    """`promote` or `hold`."""
+    """`promote`, or `hold`: not promoted."""
     variant: str
     reasons: tuple[str, ...]
     rule: dict[str, Any]

@@ -4,7 +4,7 @@ The machine's price per second, divided by what it does in a second, divided by 
 
     usd_per_request = usd_per_hour / (3600 x theta x u)
 
-theta is the largest rate that was measured for the declared mix (at saturation, or the one that holds the SLO), u the
+theta is the largest rate that was measured for the declared mix (at saturation, or the one that meets the SLO), u the
 declared utilization. A range of prices and the spread of repeated measurements both widen the interval: the lowest
 cost is the lowest price at the highest rate.
 
@@ -103,7 +103,7 @@ def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_U
     assert requests is not None
     missing: dict[str, str] = {}
     if tokens.lo is None:
-        missing["interval"] = f"{tokens.method}; intervals hold the price's range alone"
+        missing["interval"] = f"{tokens.method}; intervals include only the price's range"
     fitted = attribute(load, best.concurrency)
     if isinstance(fitted, str):
         missing |= dict.fromkeys(("usd_per_1k_input_tokens", "usd_per_1k_output_tokens"), fitted)
@@ -191,7 +191,9 @@ def _fitted_money(
         missing[name] = f"the fit leaves nothing for an {COEFFICIENTS[index]}: not separable from the rest at this load"
         return None
     if interval is None:
-        missing[f"{name}.interval"] = "as many coefficients as observations; the interval holds the price's range alone"
+        missing[f"{name}.interval"] = (
+            "as many coefficients as observations; the interval includes only the price's range"
+        )
     lo, hi = interval or (value, value)
 
     def usd(seconds: float, usd_per_hour: Decimal) -> Decimal:

@@ -28,7 +28,7 @@ def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
     Empty where it is, and where there is one repeat only, which shows no variation.
 
     At saturation the 95% interval of the throughputs' ratio (Welch, over the repeats) must leave out 1. Where theta_slo
-    was searched, the rate that held must reach the lowest that failed the baseline.
+    was searched, the rate that met the objective must reach the lowest at which the baseline failed.
     """
     if load.theta_slo is not None and baseline.theta_slo is not None:
         held, failed = load.theta_slo.held_req_per_s, baseline.theta_slo.failed_req_per_s

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def machine_rate(load: LoadReport) -> float | None:
     """Requests per second that one machine carries: theta_slo where it was searched, else at saturation.
 
-    None where no rate held the objective, nothing was measured, or the load set the pace itself (a trace).
+    None where no rate met the objective, nothing was measured, or the load set the pace itself (a trace).
     """
     if load.theta_slo is not None:
         return load.theta_slo.held_req_per_s

@@ -4,7 +4,7 @@ A candidate is dominated when another one costs no more and is no worse, and is 
 candidate whose cost or quality was not measured is never on the frontier: missing is never free, fast or certain.
 
 Measured values carry errors, so membership does too: `analyze` gives each point's probability of being on the frontier,
-a set that holds the true frontier with stated confidence, and the hypervolume with an interval. What to promote does
+a set that contains the true frontier with stated confidence, and the hypervolume with an interval. What to promote does
 not come from here: that is the cheapest candidate that passed the gate and meets the SLO.
 
     frontier = analyze(points, np.random.default_rng(0), Resamples(scores, usd_per_1k_tokens))
@@ -85,7 +85,7 @@ class Frontier:
     probability: tuple[float | None, ...]
     """Share of draws in which the point is not dominated; None where it was not measured."""
     confident: tuple[bool, ...]
-    """Members of a set that holds all of the true frontier with the stated confidence."""
+    """Members of a set that contains all of the true frontier with the stated confidence."""
     hypervolume: Estimate | None
     """Area between the frontier and the reference point, in ln(cost) times quality; None without a measured point."""
     knee: int | None

@@ -248,7 +248,7 @@ def verdicts(
 
 
 def confidence_bounds(differences: FloatArray, schedule: Schedule, error: float) -> tuple[float, float]:
-    """Bounds that hold the mean of all N differences with probability 1 - error, whenever one stops.
+    """Bounds that contain the mean of all N differences with probability 1 - error, whenever one stops.
 
     `differences` (n,) are the answers so far, n <= N. The bounds are those means M that neither the wealth against
     "mean <= M" nor that against "mean >= M" has ever rejected at error / 2 (Waudby-Smith and Ramdas 2020, 2024). The

@@ -91,7 +91,7 @@ class GateState:
     """Items whose answers the gate has seen."""
     num_items_total: int
     decided_at: int | None
-    """The item (from 1) at which the decision fell; a block may hold later ones."""
+    """The item (from 1) at which the decision fell; a block may contain later ones."""
     log_e_pass: float
     """Log e-value against "worse by delta or more"; `inf` where the pass is certain, `-inf` where the fail is."""
     log_e_fail: float
@@ -109,7 +109,7 @@ class Trajectory:
 
 
 class Gate:
-    """One task's gate; feed it the differences in sampling order. Same input, same state: it holds no clock."""
+    """One task's gate; feed it the differences in sampling order. Same input, same state: it has no clock."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ that fails ends the evaluation, and so does the last one that passes.
     while (block := evaluation.next_block()) is not None:
         evaluation.feed(block.task, [ask(item) for item in block.item_ids])
 
-`replay` gives the same gates from recorded outcomes: a decision needs no more than what a report holds.
+`replay` gives the same gates from recorded outcomes: a decision needs no more than a report.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def make_gate(order: SamplingOrder, task: str, rule: GateRule, baseline: Scores)
 
 @dataclass
 class SequentialEvaluation:
-    """The tasks' gates and what each of them has been fed. Same scores, same blocks: it holds no clock."""
+    """The tasks' gates and what each of them has been fed. Same scores, same blocks: it has no clock."""
 
     orders: Mapping[str, SamplingOrder]
     baseline: Mapping[str, Scores]
@@ -218,7 +218,7 @@ def replay(
 def estimate_after_stopping(
     candidate: TaskResult, baseline: TaskResult, gate: Gate, confidence: float = 0.95
 ) -> Estimate:
-    """The candidate's mean score over all planned items, with an interval that holds whenever one stops.
+    """The candidate's mean score over all planned items, with an interval that is valid whenever one stops.
 
     It is the baseline's mean score plus the gate's estimate of the difference. Where the baseline has not answered all
     items (uniform order), it is the mean of the candidate's own scores with their confidence sequence. Items without a

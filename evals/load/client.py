@@ -2,7 +2,7 @@
 
     SERVING_PYTHON evals/load/client.py FOLDER
 
-Importing vLLM takes about 10 s, so one process makes all runs. FOLDER/jobs holds 0001.json, 0002.json, ...: the parent
+Importing vLLM takes about 10 s, so one process makes all runs. FOLDER/jobs has 0001.json, 0002.json, ...: the parent
 may write the next one after it has seen the results of the last, and ends the client with a file named `end`. A job:
 
     {"request_timeout_s": 300, "metrics_url": "http://127.0.0.1:8000/metrics",

@@ -51,9 +51,9 @@ class Tools:
     """What an evaluation works with, whatever it asks."""
 
     python: Path
-    """Interpreter of the environment that holds lm-eval."""
+    """Interpreter of the environment that has lm-eval."""
     answers: Path
-    """The answer cache's file; answers that it holds are not asked again."""
+    """The answer cache's file; answers in it are not asked again."""
     embedded_data: Path | None
     """The unpacked `hf_datasets/` folder, for `source=embedded`."""
     on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -184,7 +184,7 @@ def report(outcomes: Mapping[str, Any], suite: Suite, quality_invalid_reason: st
 def gated_report(
     outcomes: Mapping[str, Any], suite: Suite, baseline: QualityReport, rule: GateRule, quality_invalid_reason: str = ""
 ) -> QualityReport:
-    """The report of an evaluation that may have stopped: what was not asked is named, intervals hold at any stop."""
+    """The report of an evaluation that may have stopped early. It names what was not asked."""
     tasks = {name: _task_result(name, raw, suite) for name, raw in outcomes.items() if raw["items"]}
     evaluation = replay(tasks, baseline.tasks, rule)
     for name, result in tasks.items():

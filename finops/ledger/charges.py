@@ -1,4 +1,4 @@
-"""What a charge is: who held which resource when, at which frozen price. Pure: building one touches no database.
+"""What a charge is: who used which resource when, at which frozen price. Pure: building one touches no database.
 
     charge = device_charge(
         run_id="r1", stage="quantize", resource=Resource("gpu-node-3/0", "NVIDIA L4", "GPU"),
@@ -54,12 +54,12 @@ NO_QUANTITIES: dict[str, Any] = {
     "list_usd_nano": None,
     "contracted_usd_nano": None,
 }
-"""Fields of a charge that moves costs and no quantity: a correction, or a bill that no run holds."""
+"""Fields of a charge that moves costs and no quantity: a correction, or a bill that belongs to no run."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """The machine, or the part of it, that a stage holds.
+    """The machine, or the part of it, that a stage uses.
 
     `slices` of 7 make a MIG share; None is the whole device. `kind` is GPU or CPU (or what a provider calls it).
     """
@@ -135,7 +135,7 @@ class Rate:
         return cls(**{**values, **changes})
 
     def unit(self, usd: Decimal) -> Decimal:
-        """A USD unit price in the billing currency, rounded half-even to what the ledger holds."""
+        """A USD unit price in the billing currency, rounded half-even to what the ledger stores."""
         return round_decimals(usd * self.fx_rate, UNIT_PRICE_DECIMALS)
 
 
@@ -209,7 +209,7 @@ class Charge:
 
     @property
     def device_hours(self) -> Decimal:
-        """Device time held; zero for purchases, tokens and corrections."""
+        """Device time used; zero for purchases, tokens and corrections."""
         return from_micro(self.device_micro)
 
     def with_usage(self, **usage: int | str | None) -> Charge:
@@ -248,11 +248,11 @@ def device_charge(
     created: datetime | None = None,
     hold_id: str | None = None,
 ) -> Charge:
-    """A charge for holding a resource from `start` to `end` (both snapped to the micro-hour).
+    """A charge for the use of a resource from `start` to `end` (both snapped to the micro-hour).
 
     `quantity_micro` gives the device time where a machine was split (see `finops.ledger.shared_machines`); else it is
     computed.
-    Raises `UserError` where the end lies before the start, `MoneyError` where a cost cannot be held exactly.
+    Raises `UserError` where the end lies before the start, `MoneyError` where a cost cannot be stored exactly.
     """
     start_us, end_us = to_us(start), to_us(end)
     if end_us < start_us:

@@ -1,7 +1,7 @@
-"""A price catalog: what its rows hold, and the rules that they must keep. See `finops.pricing.prices` for its use.
+"""A price catalog: what its rows contain, and the rules that they must keep. See `finops.pricing.prices` for its use.
 
 A catalog is a YAML file: `hardware` says what a name means, `offers` what it costs, `fx` what a currency is worth.
-A range is kept as a range; a price needs a source and a date; money is text in the file and Decimal in here.
+A range is kept as a range. A price needs a source and a date. Money is text in the file and Decimal in here.
 """
 
 from __future__ import annotations

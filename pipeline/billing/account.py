@@ -31,7 +31,7 @@ from core.console import duration, say
 from core.errors import ParsimonyError, UserError
 from core.store import StageResult, StageStore
 from evals.load.scenario import LoadScenario
-from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.errors import BudgetExceededError, LedgerUnavailableError, ReservationError
 from finops.ledger.rates import rate_of
 from finops.money import round_decimals, usd_text
 from pipeline.billing.estimate import Forecast, Place, show_outcomes
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from finops.controls.budgets import Hold
+    from finops.controls.budgets import Reservation
     from finops.ledger.charges import Charge
     from finops.ledger.ledger import Ledger
     from finops.ledger.meter import Meter
@@ -100,7 +100,7 @@ class Account:
         self.forecast = Forecast(config, plan, scenario, self._opened)
         self._usd_per_s = plan.price.usd_per_hour / 3600
         self._ledger: Ledger | None = None
-        self._hold: Hold | None = None
+        self._hold: Reservation | None = None
         self._held_usd = Decimal(0)
         self._meter: Meter | None = None
         self._meter_started = self._last_tick = 0.0
@@ -180,7 +180,7 @@ class Account:
         """Charge the machine's time while the block runs; None where a stage around it is charged already.
 
         Raises:
-            LedgerUnavailableError, HoldError, BudgetExceededError, ApprovalRequiredError: the stage must not start.
+            LedgerUnavailableError, ReservationError, BudgetExceededError, ApprovalRequiredError: do not start the stage.
 
         """
         if self._meter is not None:
@@ -199,7 +199,7 @@ class Account:
             resource=self.resource,
             rate=self.rate,
             tags=tags,
-            hold=self._hold,
+            reservation=self._hold,
         )
         with metered as meter:
             self._meter = meter
@@ -257,7 +257,7 @@ class Account:
         """The work so far is safe. Call it as a stage goes on.
 
         Raises:
-            LedgerUnavailableError, HoldError, BudgetExceededError: the stage must stop.
+            LedgerUnavailableError, ReservationError, BudgetExceededError: the stage must stop.
 
         """
         self._check()
@@ -287,7 +287,7 @@ class Account:
                 self.extend_if_needed()
             except LedgerUnavailableError as error:
                 log.warning("%s", error)  # the meter stops the stage where this lasts
-            except (HoldError, BudgetExceededError) as error:
+            except (ReservationError, BudgetExceededError) as error:
                 self._failure = self._failure or error
 
     def extend_if_needed(self) -> None:

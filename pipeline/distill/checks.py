@@ -153,7 +153,7 @@ def _check_choices(config: DistillConfig) -> list[Problem]:
             message = "hidden states are not in the teacher's cache"
             problems.append(Problem("distill.objective.hidden_weight", message, ("distill.teacher.mode=live",)))
         if config.data.mode == "on_policy":
-            message = "a cache cannot hold what the student has yet to write"
+            message = "a cache cannot contain what the student has yet to write"
             problems.append(Problem("distill.data.mode", message, ("distill.teacher.mode=live",)))
     return problems
 

@@ -74,7 +74,7 @@ def distill_stage(
         effects: store and console.
 
     Returns:
-        The student, and the stage behind it, whose result holds the curve, the time of all attempts and what
+        The student, and the stage behind it, whose result has the curve, the time of all attempts and what
         interruptions cost.
 
     Raises:
@@ -182,7 +182,7 @@ def student_artifact(made: StageResult, base: Artifact) -> Artifact:
     """The artifact of a finished distill stage.
 
     Raises:
-        StoreError: its folder no longer holds the files that were stored.
+        StoreError: its folder no longer contains the files that were stored.
 
     """
     return _checked_artifact(made, base, "distill")

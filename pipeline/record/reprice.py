@@ -124,7 +124,7 @@ def reprice_metrics(metrics: Mapping[str, float], price: Price, utilisation: Dec
     """A run's `cost/...` amounts under another price: `evals.cost.token_cost.reprice` over recorded metrics.
 
     An amount is proportional to the machine's price over its utilization, end by end of the interval. The factors are
-    Decimal; the amounts are what MLflow holds of them, floats.
+    Decimal; the amounts are floats, as MLflow stores them.
     """
     before = tuple(metrics[f"cost/usd_per_hour{end}"] for end in ENDS)
     headline, peak = factors(before, metrics["cost/utilisation"], price, utilisation)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 COMPARISON_GROUP = "comparison_group"
 """Equal for runs that are decided together: suite, load, machine, price, base and engine."""
 FRONTIER_GROUP = "frontier_group"
-"""Equal for runs that stand on one cost-quality plane: the same questions under the same load."""
+"""Equal for runs of one frontier: the same questions under the same load."""
 QUALITY_INVALID_REASON = "quality_invalid_reason"
 FORMER = {COMPARISON_GROUP: "comparable", FRONTIER_GROUP: "plane", QUALITY_INVALID_REASON: "quality_meaningless"}
 """Today's name -> the name in records made before it. MLflow keeps those records, so both are read."""

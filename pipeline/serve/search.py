@@ -1,7 +1,7 @@
 """The search behind `pipeline.tune`: which engine makes a token cheapest. It measures through a parameter alone.
 
 Optuna proposes (TPE, seeded), every proposal that differs from earlier ones is one server, and a server whose first
-measured point shows that it cannot win is stopped there. The space holds only settings that cannot change an answer
+measured point shows that it cannot win is stopped there. The space has only settings that cannot change an answer
 (`pipeline.serve.server.SPEED_ONLY`), so that quality is not measured again.
 """
 
@@ -24,7 +24,7 @@ from pipeline.config import EngineConfig
 if TYPE_CHECKING:
     import optuna
 
-MEASURED, STOPPED, INFEASIBLE, FAILED = "measured", "stopped early", "objective not held", "server failed"
+MEASURED, STOPPED, INFEASIBLE, FAILED = "measured", "stopped early", "objective not met", "server failed"
 NOISE = 1.10
 """A probe is one repeat: within this factor of the best one it is not hopeless yet."""
 ASKS_PER_TRIAL = 8
@@ -239,7 +239,7 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
 
 
 def against_base(trials: Sequence[Trial], best: Trial) -> LoadComparison | None:
-    """The winner's price over the base engine's at the load where both are compared; None where it cannot be said."""
+    """The winner's price over the base engine's at the load where both are compared; None where it is not known."""
     base = trials[0]
     if base.load is None or best.load is None or base.usd_per_1k_tokens is None or best is base:
         return None

@@ -188,7 +188,7 @@ def test_the_curve_below_saturation_is_within_5_percent_of_the_published_one(off
 
 
 def theta(held, failed):
-    return ThetaSlo(2.0, 0.2, held, failed, 6, "" if held else "no tested rate holds the objective")
+    return ThetaSlo(2.0, 0.2, held, failed, 6, "" if held else "no tested rate meets the objective")
 
 
 def test_the_headline_stands_on_theta_where_there_is_one():

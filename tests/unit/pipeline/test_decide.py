@@ -153,7 +153,7 @@ def test_the_slo_must_hold_where_one_is_given(ttft: float | None, action: str) -
         (ThetaSlo(0.4, 0.1, 2.0, None, 6), "promote", "ttft_p99_s <= 0.4 s is met"),
         (ThetaSlo(2.0, None, 2.0, 2.2, 6), "hold", "load.search.slo_ttft_p99_s=0.5 searches with it"),
         (ThetaSlo(None, 0.1, 2.0, 2.2, 6), "hold", "searched with no limit"),
-        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate holds"), "hold", "no tested rate holds"),
+        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate meets it"), "hold", "no tested rate meets it"),
     ],
 )
 def test_where_the_load_looked_for_theta_the_slo_is_told_by_it(theta: ThetaSlo, action: str, words: str) -> None:
