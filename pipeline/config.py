@@ -33,7 +33,7 @@ class ModelConfig:
     path: str | None = None
     """A local folder in Hugging Face form. When given it is used instead of any other source."""
     weights: str = "real"
-    """`real`, or `random`: the configured shape with seeded random weights; speed is real, quality is meaningless."""
+    """`real`, or `random`: the configured shape with seeded random weights. Speed is real, quality is not valid."""
     note: str = ""
     """What a reader of the results must know about these weights."""
     shape: dict[str, Any] = field(default_factory=dict)

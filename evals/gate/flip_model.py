@@ -33,7 +33,7 @@ CURVES = (
     *((height, math.inf, 0.04 / 3) for height in (0.01, 0.04, 0.15)),
 )
 """(height, decay, prior weight): the chance of a flip is height exp(-u / decay), u the rank of the item's margin in
-[0, 1]. At no margin at all the answer is a coin's; how far the doubt reaches is what tells the candidates apart. The
+[0, 1]. At no margin at all the answer is a coin's; how far the doubt reaches is what differs between candidates. The
 flat curves are for margins that say nothing: they take over when the answers show it."""
 _PRIORS = np.array([prior for _, _, prior in CURVES])
 LEAST_CHANCE = 0.003

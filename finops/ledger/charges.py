@@ -402,21 +402,21 @@ def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {redact_text(str(key)): redact_text(str(value)) for key, value in sorted(tags.items())}
 
 
-def cut(charge: Charge, at_us: int, works: tuple[str, str]) -> list[Charge]:
-    """Cut a device charge in two at a moment, first part and rest labeled `works`; costs split to the last pico.
+def cut(charge: Charge, at_us: int, kinds: tuple[str, str]) -> list[Charge]:
+    """Cut a device charge in two at a moment, first part and rest labeled `kinds`; costs split to the last pico.
 
     An empty part is left out. Used for work lost since the last checkpoint.
     """
     at_us = min(max(at_us, charge.start_us), charge.end_us) // TICK_US * TICK_US
     lengths = [at_us - charge.start_us, charge.end_us - at_us]
     if 0 in lengths:
-        work = works[0] if lengths[0] else works[1]
+        work = kinds[0] if lengths[0] else kinds[1]
         return [replace(charge, work=work, description=f"{charge.stage} on {charge.accelerator} ({work})")]
     assert charge.quantity_micro is not None
     first, rest = split(charge.quantity_micro, lengths)
     return [
-        _rescale(replace(charge, end_us=at_us, work=works[0]), first),
-        _rescale(replace(charge, start_us=at_us, work=works[1]), rest),
+        _rescale(replace(charge, end_us=at_us, work=kinds[0]), first),
+        _rescale(replace(charge, start_us=at_us, work=kinds[1]), rest),
     ]
 
 

@@ -5,9 +5,9 @@
     with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
         ...                                             # the stage; meter.checkpoint() when its work is safe
 
-Recording is idempotent: the same charge again changes nothing, and other figures under the same key are refused. A charge,
-the spend of every budget that it falls under, the draw on the run's reservation and the alerts that it causes are one
-transaction.
+Recording is idempotent: the same charge again changes nothing, and other figures under the same key are refused. A
+charge, the spend of every budget that it falls under, the draw on the run's reservation and the alerts that it causes
+are one transaction.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Offer:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What tells rows apart."""
+        """What distinguishes rows."""
         return self.hardware, self.purchase_option, self.provider, self.region
 
     @property

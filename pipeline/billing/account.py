@@ -180,7 +180,7 @@ class Account:
         """Charge the machine's time while the block runs; None where a stage around it is charged already.
 
         Raises:
-            LedgerUnavailableError, ReservationError, BudgetExceededError, ApprovalRequiredError: do not start the stage.
+            LedgerUnavailableError, ReservationError, BudgetExceededError, ApprovalRequiredError: do not start it.
 
         """
         if self._meter is not None:

@@ -209,7 +209,7 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
             "## Calibration text",
             f"{calibration['num_samples']} sequences of {calibration['length']} tokens, packed from "
             f"{calibration['num_texts']} texts ({form}), drawn with seed {calibration['seed']}.",
-            _table(("source", "texts", "licence", "digest of all its texts"), sources),
+            _table(("source", "texts", "license", "digest of all its texts"), sources),
             f"Token ids, SHA-256: `{calibration['digest']}`. Texts, digest of their SHA-256 list: "
             f"`{calibration['texts_digest']}`.",
             f"{check} (not compared: {reasons})." if reasons else f"{check}.",
