@@ -38,7 +38,6 @@ from scipy.stats import binom
 from evals.gate import betting
 from evals.gate.gate import ACCEPT_BETS, REJECT_BETS, differences
 from evals.gate.ordering import Guide, guide_weights, margin
-from evals.stats import mcnemar_p_value
 
 ELEMENTS_AT_ONCE = 2_000_000
 GUIDED_ELEMENTS_AT_ONCE = 200_000
@@ -339,6 +338,13 @@ items with aGRAPA bets (arXiv 2010.09686) in place of ours. "z 90%": items of a 
             for case, r in ratios.items()
         ],
     )
+
+
+def mcnemar_p_value(num_gained: int, num_lost: int) -> float:
+    """Two-sided exact McNemar test of "gains and losses are equally likely" (McNemar 1947; binomial form)."""
+    n, k = num_gained + num_lost, min(num_gained, num_lost)
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def fixed_tests_table(rng: np.random.Generator, num_runs: int) -> Iterator[str]:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-WIDTH_WITHOUT_TERMINAL = 160
-
 
 def say(text: str = "") -> None:
     """One line for the user."""

@@ -123,13 +123,6 @@ def flips(candidate: Scores, baseline: Scores, item_ids: Sequence[int] | None = 
     return Flips(tuple(gained.tolist()), tuple(lost.tolist()), num_paired)
 
 
-def mcnemar_p_value(num_gained: int, num_lost: int) -> float:
-    """Two-sided exact McNemar test of "gains and losses are equally likely" (McNemar 1947; binomial form)."""
-    n, k = num_gained + num_lost, min(num_gained, num_lost)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, float(2 * tail / 2**n))
-
-
 def paired_bootstrap(
     scores_candidate: Mapping[str, Scores],
     scores_baseline: Mapping[str, Scores],

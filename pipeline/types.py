@@ -43,11 +43,6 @@ class ModelFacts:
         """Bytes of the weights as they are stored."""
         return self.num_parameters * self.dtype_bytes
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in 16 bit."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -96,17 +91,6 @@ class Candidate:
     method_args: dict[str, Any]
     label: str
     """Short name in tables: the quant choice."""
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """One line of a plan."""
-
-    name: str
-    what: str
-    expected_s: float | None
-    """From finished stages of this kind; None before there is one."""
-    finished: bool = False
 
 
 @dataclass(frozen=True)

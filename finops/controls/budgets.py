@@ -4,7 +4,7 @@ A run reserves its estimate's upper end before it starts, in one transaction ove
 reservation that would pass a limit is rejected, never reduced to the rest. Charges draw on the reservation as they are
 recorded, so spend + live reservations <= limit at every instant while runs stay within what they reserved. A run that
 needs more asks with `extend`, and must stop if that is refused. A reservation without heartbeat expires. (Reserving in
-one step answers the race of litellm#34732 and #40095, where concurrent requests pass a budget that each alone respects.)
+one step answers the race of litellm#34732 and #40095, where requests at once pass a budget that each alone respects.)
 """
 
 from __future__ import annotations

@@ -131,23 +131,6 @@ def listing(folder: Path) -> list[tuple[str, int]]:
     return files
 
 
-def dry_run_lines(folder: Path, repo: str, private: bool = True) -> list[str]:
-    """What a publication would do, in lines for the terminal; asks nothing of the hub.
-
-    Raises:
-        PublishError: a name that cannot be one, or an unfinished folder.
-
-    """
-    check_name(repo)
-    files = listing(folder)
-    total = sum(size for _, size in files)
-    visibility = "private" if private else "public"
-    return [
-        f"publish: would upload {len(files)} files, {total:,} bytes, to the {visibility} repository {repo}",
-        *(f"  {size:>15,}  {name}" for name, size in files),
-    ]
-
-
 def name_problem(repo: str) -> str | None:
     """What is wrong with a repository's name by the hub's rules; None where it is a good one."""
     bad = not NAME.fullmatch(repo) or len(repo) > MAX_NAME or "--" in repo or ".." in repo

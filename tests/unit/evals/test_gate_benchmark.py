@@ -1,12 +1,15 @@
 """The real-answer table of benchmarks/gate.py, from both kinds of recorded files."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmarks.gate import answers_tables, read_answers
+from benchmarks.gate import answers_tables, mcnemar_p_value, read_answers
 from core.files import write_json
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, SamplingOrder, TaskResult
@@ -47,3 +50,10 @@ def test_the_table_has_a_row_per_variant_and_margin(folder: Path) -> None:
 def test_a_missing_baseline_is_named(folder: Path) -> None:
     with pytest.raises(SystemExit, match="no answers of the variant 'baseline' on piqa"):
         list(answers_tables(folder, "baseline", np.random.default_rng(0), 1))
+
+
+@given(st.integers(0, 25), st.integers(0, 25))
+def test_mcnemar_is_the_binomial_tail(gained, lost):
+    n, k = gained + lost, min(gained, lost)
+    two_sided = sum(math.comb(n, i) * 0.5**n for i in range(n + 1) if i <= k or i >= n - k)
+    assert mcnemar_p_value(gained, lost) == pytest.approx(min(1.0, two_sided))
