@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evals.decide.decide import hold_baseline
+from evals.decide.decide import baseline_decision
 from evals.stats import PairedComparison
 from evals.types import Decision
 from pipeline.billing.approvals import ledgers_approver
 from pipeline.billing.promotions import note_in_ledger
 from pipeline.config import PromoteConfig, RunConfig
-from pipeline.record.candidates import Standing, standing
+from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import (
     PREVIOUS,
     WEIGHTS,
@@ -208,7 +208,7 @@ class Outcome:
 
 def decide_on_run(run_id: str, artifact: Artifact, config: RunConfig, recorder: Recorder) -> Decided:
     """Decide on a candidate's run, together with every recorded candidate that compares with it."""
-    found = standing(config, recorder, run_id)
+    found = recorded_candidates(config, recorder, run_id)
     return decided_on(
         found, found.index_of(recorder.client.get_run(run_id)), run_id, artifact.path, artifact.digest, config
     )
@@ -216,15 +216,17 @@ def decide_on_run(run_id: str, artifact: Artifact, config: RunConfig, recorder: 
 
 def decide_on_baseline(run_id: str, label: str, artifact: Artifact) -> Decided:
     """A baseline is never promoted: there is nothing to compare it with."""
-    return Decided(run_id, hold_baseline(label), None, None, artifact.path, artifact.digest, ())
+    return Decided(run_id, baseline_decision(label), None, None, artifact.path, artifact.digest, ())
 
 
-def decided_on(found: Standing, index: int, run_id: str, folder: Path, digest: str, config: RunConfig) -> Decided:
+def decided_on(
+    found: RecordedCandidates, index: int, run_id: str, folder: Path, digest: str, config: RunConfig
+) -> Decided:
     """The decision on one of the recorded candidates."""
-    contest = found.contest
-    page = make_record(config.model.name, contest, index, found.evidence, found.baseline_evidence, config.gate)
+    ranking = found.ranking
+    page = make_record(config.model.name, ranking, index, found.evidence, found.baseline_evidence, config.gate)
     evidence_runs = (found.baseline.info.run_id,)
-    return Decided(run_id, contest.decisions[index], contest.comparisons[index], page, folder, digest, evidence_runs)
+    return Decided(run_id, ranking.decisions[index], ranking.comparisons[index], page, folder, digest, evidence_runs)
 
 
 def apply(
@@ -263,14 +265,14 @@ def apply(
     return Outcome(decision, done)
 
 
-def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
+def promote_winner(found: RecordedCandidates, config: RunConfig, recorder: Recorder) -> str:
     """Record the decision with the winner's run and promote it; returns one line that says what was done.
 
     Raises:
         PromotionRefusedError: the checkpoint has changed, the evidence is too old, or nobody has approved.
 
     """
-    winner = found.contest.winner
+    winner = found.ranking.winner
     if winner is None:
         return "registry: unchanged, no candidate passed"
     run = found.candidates[winner]

@@ -30,7 +30,7 @@ from pipeline.config import EngineConfig, RunConfig
 from pipeline.plan.resolve import RunPlan, resolve
 from pipeline.plan.variants import Variant, load_with_engine
 from pipeline.run import effects_of
-from pipeline.serve.search import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
+from pipeline.serve.search import Measurement, Trial, against_base, first_scenario, search, slack, space_for, winner
 from pipeline.stages.graph import Effects, pending
 from pipeline.stages.load import Load
 
@@ -39,7 +39,7 @@ HEADER = ("#", "engine", "outcome", "USD per 1k tokens", "why")
 
 
 @dataclass(frozen=True)
-class Bench:
+class EngineTrial:
     """One served engine under the scenario; `pipeline.serve.search.Server`."""
 
     load: Load
@@ -50,18 +50,18 @@ class Bench:
     label: str
     """What is different from the engine that the search starts from."""
 
-    def first_look(self) -> Look:
+    def probe(self) -> Measurement:
         """One repeat at the highest load."""
-        return self._look(first_scenario(self.load.scenario), "first look")
+        return self._measure_load(first_scenario(self.load.scenario), "probe")
 
-    def measure(self) -> Look:
+    def measure(self) -> Measurement:
         """The whole scenario."""
-        return self._look(self.load.scenario, "whole load")
+        return self._measure_load(self.load.scenario, "whole load")
 
-    def _look(self, scenario: LoadScenario, what: str) -> Look:
+    def _measure_load(self, scenario: LoadScenario, what: str) -> Measurement:
         say(f"{self.label}: {what}")
         report = self.effects.result(replace(self.load, scenario=scenario))
-        return Look(cost_report(report, self.price, self.utilisation), report)
+        return Measurement(cost_report(report, self.price, self.utilisation), report)
 
 
 def max_concurrency(scenario: LoadScenario) -> int:
@@ -120,12 +120,12 @@ def tune(config: RunConfig, num_trials: int, folder: Path, presets: Sequence[Eng
 
 
 @contextmanager
-def serve(plan: RunPlan, variant: Variant, engine: EngineConfig, effects: Effects) -> Iterator[Bench]:
+def serve(plan: RunPlan, variant: Variant, engine: EngineConfig, effects: Effects) -> Iterator[EngineTrial]:
     """A server that starts when something must be measured, and ends with the block."""
     load = load_with_engine(variant, engine, plan.scenario)
     utilisation = Decimal(str(plan.config.gate.utilisation))
     with effects.serving():
-        yield Bench(load, effects, plan.choices.price, utilisation, difference(engine, plan.config.engine))
+        yield EngineTrial(load, effects, plan.choices.price, utilisation, difference(engine, plan.config.engine))
 
 
 def difference(engine: EngineConfig, base: EngineConfig) -> str:

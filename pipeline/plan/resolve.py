@@ -18,6 +18,7 @@ from evals.types import Price
 from finops.pricing.prices import hardware_of_device, lookup
 from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.checkpoints.sources import model_facts
+from pipeline.compress import registry
 from pipeline.config import RunConfig
 from pipeline.plan.machine import find_machine
 from pipeline.plan.plan import make_plan
@@ -96,9 +97,9 @@ def planned_serving_python(config: RunConfig) -> Path:
 
 
 def without_checkpoint(config: RunConfig) -> tuple[RunConfig, Path | None]:
-    """For `quant=as-is`: the baseline's configuration, and the folder of the checkpoint that was made elsewhere."""
+    """For `quant=external`: the baseline's configuration, and the folder of the external checkpoint."""
     model = config.model
-    if config.quant.get("method") != "as-is" or model.path is None or model.source == "path":
+    if not registry.is_external(config.quant) or model.path is None or model.source == "path":
         return config, None
     return replace(config, model=replace(model, path=None)), Path(model.path)
 

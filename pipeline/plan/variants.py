@@ -154,7 +154,7 @@ class _Builder:
             candidate,
             checkpoint,
             Health(checkpoint, base, plan.machine.device, candidate.method, size, label) if is_other else None,
-            Quality(served, suite_of(config), gated, plan.meaningless_quality, label),
+            Quality(served, suite_of(config), gated, plan.quality_invalid_reason, label),
             Load(served, self.scenario, slo_of(config), config.seed, label),
         )
 

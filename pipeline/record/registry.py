@@ -33,7 +33,7 @@ class Subject:
     digest: str
     """SHA-256 of the checkpoint."""
     run_id: str
-    """The MLflow run that holds the evidence."""
+    """The MLflow run that has the evidence."""
 
 
 def rollback(recorder: Recorder, model: str, alias: str) -> str:

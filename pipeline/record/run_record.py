@@ -16,6 +16,7 @@ from evals.types import Decision
 from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
+from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP
 from pipeline.serve.engine import baseline_engine, engine_settings
 from pipeline.types import Measured, Spend
 
@@ -60,12 +61,12 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "hardware": price.hardware,
         "engine": config.engine.name,
         "purchase_option": price.purchase_option,
-        "plane": digest_json([comparable["suite"], config.load])[:16],
+        FRONTIER_GROUP: digest_json([comparable["suite"], config.load])[:16],
         "plan_hash": plan.digest,
         "stage_key": measured.stage_keys.get("compress", plan.variants.base.key),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,
-        "comparable": digest_json(comparable)[:16],
+        COMPARISON_GROUP: digest_json(comparable)[:16],
         "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
         "ledger_run_id": spend.run_id,
         "measured_at": measured.measured_at,
@@ -75,8 +76,8 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
     mean = mean_quality(measured.quality)
     if mean is not None:
         tags["quality_method"] = mean.method
-    if measured.quality.meaningless:
-        tags["quality_meaningless"] = measured.quality.meaningless
+    if measured.quality.quality_invalid_reason:
+        tags[QUALITY_INVALID_REASON] = measured.quality.quality_invalid_reason
     files = {"server/vllm.log": measured.server_log}
     manifest = measured.artifact.path / "manifest.json"
     if manifest.exists():

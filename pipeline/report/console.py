@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from core.console import duration, say, table
 from core.errors import ParsimonyError
 from evals.decide.evidence import mean_quality
-from evals.decide.fleet import fleet_words
-from evals.load.scenario import load_words
+from evals.decide.fleet import describe_fleet
+from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
 from evals.stats import PairedComparison
 from evals.types import Decision, Estimate
@@ -42,7 +42,7 @@ def show_plan(plan: RunPlan) -> None:
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
     asked = "all" if config.suite.num_items is None else f"{config.suite.num_items} random"
     say(f"Quality  {', '.join(config.suite.tasks)}: {asked} items each (suite={config.suite.name})")
-    say(f"Load     {load_words(plan.scenario)}")
+    say(f"Load     {describe_load(plan.scenario)}")
     for note in choices.notes:
         say(f"Note     {note}")
     say()
@@ -83,7 +83,7 @@ def show_result(
         say(f"  {reason}")
     say(f"  {outcome.registry}")
     if len(measured) > 1:
-        fleet = fleet_words(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
+        fleet = describe_fleet(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
         if fleet is not None:
             say(f"Fleet    {fleet}")
     reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})

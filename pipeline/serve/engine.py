@@ -28,7 +28,7 @@ SPEED_ONLY = (
 
 The first six say which tokens are computed in one step and which are remembered: each token is computed from the same
 numbers whichever step it falls into. Speculation keeps a proposed token only where the model itself would have chosen
-it (https://arxiv.org/abs/2211.17192), and lm-eval's requests are greedy. Both hold up to the rounding of sums, whose
+it (https://arxiv.org/abs/2211.17192), and lm-eval's requests are greedy. Both are exact up to rounding of sums, whose
 order depends on the batch: two runs of one engine differ by as much. Everything else counts as able to change an
 answer: dtype and kv_cache_dtype do, and what nobody has proved harmless (extra_args, tensor parallelism, compilation).
 """
@@ -131,7 +131,7 @@ def is_eager(engine: EngineConfig, machine: Machine) -> bool:
 
 
 def speculative_config(engine: EngineConfig) -> dict[str, Any]:
-    """What vLLM's `--speculative-config` holds.
+    """What vLLM's `--speculative-config` contains.
 
     >>> speculative_config(EngineConfig(speculative="ngram", num_speculative_tokens=3))
     {'method': 'ngram', 'num_speculative_tokens': 3, 'prompt_lookup_max': 4, 'prompt_lookup_min': 2}

@@ -15,7 +15,7 @@ from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.load.tokens import load_tokens
 from evals.types import LoadReport
-from pipeline.record.store import revive
+from pipeline.record.store import from_json
 from pipeline.serve.engine import server_environment, speed_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.graph import Effects, Stage, Work
@@ -91,5 +91,5 @@ class Load(Stage[LoadReport]):
 
     def load(self, found: StageResult) -> LoadReport:
         """The report."""
-        report: LoadReport = revive(LoadReport, found.result)
+        report: LoadReport = from_json(LoadReport, found.result)
         return report

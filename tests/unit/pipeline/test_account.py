@@ -19,7 +19,7 @@ from evals.config import SuiteConfig
 from evals.types import Price
 from finops.controls.approvals import Approvals
 from finops.controls.budgets import Budgets
-from finops.errors import ApprovalRequiredError, BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.errors import ApprovalRequiredError, BudgetExceededError, LedgerUnavailableError, ReservationError
 from finops.ledger.charges import device_charge
 from finops.ledger.ledger import Ledger
 from finops.ledger.rates import price_version, priced_rate, rate_of
@@ -463,10 +463,10 @@ def test_the_upper_end_is_held_and_settled(config, ledger, tmp_path) -> None:
     account = account_of(config)
     with account:
         (budget,) = Budgets(ledger).status()
-        assert budget.held_usd == pytest.approx(account.estimates.high_usd, abs=Decimal("0.000001"))
+        assert budget.reserved_usd == pytest.approx(account.estimates.high_usd, abs=Decimal("0.000001"))
         run_stages(account, config)
     (budget,) = Budgets(ledger).status()
-    assert budget.held_usd == 0
+    assert budget.reserved_usd == 0
     assert budget.spent_usd == ledger.total_usd(run_id=account.run_id) > 0
     ((state, used),) = state_of_holds(tmp_path)
     assert (state, used) == ("settled", int(budget.spent_usd.scaleb(12)))
@@ -522,7 +522,7 @@ def test_a_hold_that_is_gone_stops_the_next_stage(config, ledger, tmp_path, monk
     monkeypatch.setattr(account_module, "KEEP_EVERY_S", 0.02)
     Budgets(ledger).define("research", limit_usd=Decimal(100_000), team="research")
     account = account_of(config)
-    with pytest.raises(HoldError), account:
+    with pytest.raises(ReservationError), account:
         take_hold_away_and_go_on(account, config, tmp_path)
     assert ledger.charges(run_id=account.run_id) == []
 

@@ -33,7 +33,7 @@ TEXTS = st.lists(st.lists(st.integers(2, 99), min_size=1, max_size=12).map(lambd
 def test_packing_cuts_the_drawn_texts_and_pads_nothing(texts: list[str], samples: int, length: int, seed: int) -> None:
     available = sum(len(encode(text)) for text in texts)
     if available < samples * length:
-        with pytest.raises(ConfigError, match=f"the sources hold {available}"):
+        with pytest.raises(ConfigError, match=f"the sources have {available}"):
             pack(texts, encode, calib(samples, length, seed), EvaluationSet())
         return
     packed = pack(texts, encode, calib(samples, length, seed), EvaluationSet())
