@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -14,10 +14,33 @@ if TYPE_CHECKING:
 WIDTH_WITHOUT_TERMINAL = 160
 
 
+_to_stderr = False
+"""Whether standard output is kept for a program that reads the result."""
+
+
+def to_stderr(on: bool = True) -> None:
+    """From here on what people see goes to standard error; standard output is `result`'s alone."""
+    global _to_stderr  # noqa: PLW0603 - one process has one standard output
+    _to_stderr = on
+
+
+def stream() -> TextIO:
+    """Where people read."""
+    return sys.stderr if _to_stderr else sys.stdout
+
+
 def say(text: str = "") -> None:
     """One line for the user."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    out = stream()
+    out.write(text + "\n")
+    out.flush()
+
+
+def result(text: str) -> None:
+    """The result for a program, on standard output; nothing unless it was asked for (`to_stderr`)."""
+    if _to_stderr:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:
@@ -52,7 +75,7 @@ class Console:
         title = f"{self.label}: {name}" if self.label else name
         about = f" (about {duration(expected_s)})" if expected_s is not None else ""
         started = time.monotonic()
-        if sys.stdout.isatty():
+        if stream().isatty():
             with self._bar(title + about):
                 yield
         else:
@@ -71,6 +94,7 @@ class Console:
 
     @contextmanager
     def _bar(self, title: str) -> Iterator[None]:
+        from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (
@@ -80,7 +104,7 @@ class Console:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, transient=True) as progress:
+        with Progress(*columns, console=RichConsole(file=stream()), transient=True) as progress:
             self._progress, self._task = progress, progress.add_task(title, total=None)
             try:
                 yield
@@ -90,14 +114,14 @@ class Console:
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: drawn on a terminal, aligned text elsewhere."""
-    if sys.stdout.isatty():
+    if stream().isatty():
         from rich.console import Console as RichConsole
         from rich.table import Table
 
         drawn = Table(*header, title=title)
         for row in rows:
             drawn.add_row(*row)
-        RichConsole().print(drawn)
+        RichConsole(file=stream()).print(drawn)
         return
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     say(title)
