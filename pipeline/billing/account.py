@@ -35,7 +35,7 @@ from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
 from finops.ledger.rates import rate_of
 from finops.money import round_decimals, usd_text
 from pipeline.billing.estimate import Forecast, Place, show_outcomes
-from pipeline.billing.terms import ledger_url, load_usage, resource_of, with_ledger
+from pipeline.billing.terms import ledger_url, load_usage, resource_of
 from pipeline.config import RunConfig
 from pipeline.plan.tags import charge_tags
 from pipeline.types import Plan, StageOutcome
@@ -134,9 +134,9 @@ class Account:
         try:
             self._require_approval()
             self._reserve()
-        except ParsimonyError as error:
+        except ParsimonyError:
             self._close()
-            raise type(error)(with_ledger(self._config, str(error))) from None
+            raise
         return self
 
     def _require_approval(self) -> None:
@@ -227,12 +227,9 @@ class Account:
         if work is None or place in self.forecast.stages:
             return
         found = self.forecast.add(work)
-        try:
-            if self._hold is not None:
-                self._extend(found.high_usd)
-            self._require_approval()
-        except ParsimonyError as error:
-            raise type(error)(with_ledger(self._config, str(error))) from None
+        if self._hold is not None:
+            self._extend(found.high_usd)
+        self._require_approval()
 
     def finished(self, found: StageResult, label: str, meter: Meter | None) -> None:
         """A stage's result is stored: note what it took and yielded, and that the same settings find it again."""

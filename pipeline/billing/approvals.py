@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from core.errors import UserError
 from core.files import plain
 from finops.errors import ApprovalRequiredError
-from pipeline.billing.terms import with_ledger
 from pipeline.config import RunConfig
 from pipeline.record.registry import PromotionRefusedError, Subject
 
@@ -40,12 +39,9 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
     except ApprovalRequiredError:
         waiting = [one for one in book.all() if (one.subject_hash, one.kind) == (digest, "promotion")][-1]
         raise PromotionRefusedError(
-            with_ledger(
-                config,
-                f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
-                f"  -> someone other than {waiting.requester} runs: "
-                f"python -m finops.cli.approvals approve {waiting.id}\n  -> then start the same command again",
-            )
+            f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
+            f"  -> someone other than {waiting.requester} runs: "
+            f"{ledger.database.command(f'approvals approve {waiting.id}')}\n  -> then start the same command again"
         ) from None
     except UserError as error:
         raise PromotionRefusedError(str(error)) from None

@@ -187,16 +187,3 @@ def load_usage(result: Mapping[str, Any]) -> dict[str, int]:
         totals["input_tokens"] += done * int(point["input_tokens"])
         totals["output_tokens"] += done * int(point["output_tokens"])
     return totals
-
-
-def with_ledger(config: RunConfig, message: str) -> str:
-    """Commands in a message, with the ledger that they must look at where they would not find it themselves."""
-    where = ledger_url(config)
-    file = ledger_file(where)
-    if file is None and config.finops.ledger.uri is None:
-        return message  # named by the environment, which the commands read as well
-    if file is not None and file == (Path.cwd() / "mlruns" / file.name):
-        return message
-    for command in ("approvals", "budgets"):
-        message = message.replace(f"finops.cli.{command} ", f"finops.cli.{command} --ledger {where} ")
-    return message

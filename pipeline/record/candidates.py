@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core.command import command
 from core.errors import ConfigError, closest
 from pipeline.config import RunConfig
 
@@ -60,7 +61,8 @@ def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -
     groups = [run.data.tags["comparable"] for run in asked_for if run.data.tags["comparable"] in baselines]
     if not groups:
         raise ConfigError(
-            f"model={config.model.name}: no candidate is recorded beside its baseline; run quant=int8 first"
+            f"model={config.model.name}: no candidate is recorded beside its baseline\n"
+            f"  -> {command(f'model={config.model.name} quant=int8')}"
         )
     baseline = baselines[groups[0]]
     mine = tuple(run for run in candidates if run.data.tags["comparable"] == groups[0])

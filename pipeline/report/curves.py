@@ -1,6 +1,6 @@
 """Three pictures of a model's variants: price against load, throughput against latency, price by purchase option.
 
-`python -m pipeline.cli.frontier model=...` draws them beside the frontier and puts them into its page. Which variant is
+`parsimony frontier model=...` draws them beside the frontier and puts them into its page. Which variant is
 the cheapest at which load stands there in words too, and so does what is not told apart from the baseline.
 """
 

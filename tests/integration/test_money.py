@@ -24,7 +24,7 @@ from finops.ledger.ledger import Ledger
 from finops.reports.kpis import kpis
 from finops.reports.savings import savings
 from pipeline.checkpoints.folder import checkpoint_digest
-from pipeline.cli.app import command_config
+from pipeline.cli.compose import command_config
 from pipeline.health.health import HealthReport
 from pipeline.record.store import Recorder
 from pipeline.run import run
@@ -39,7 +39,7 @@ STAGES = """
 import sys, time
 from pathlib import Path
 from pipeline.account import Account
-from pipeline.cli import command_config
+from pipeline.cli.compose import command_config
 from pipeline.environments import set_defaults
 from pipeline.machine import find_machine
 from pipeline.models.resolve import model_facts
@@ -52,7 +52,7 @@ from evals.load.scenario import from_config
 
 def main(arguments):
     set_defaults()
-    config = command_config(arguments[1:], None)
+    config = command_config(arguments[1:])
     machine = find_machine()
     plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), 2**40)
     config = with_tags(config)
@@ -71,7 +71,7 @@ def main(arguments):
         store.run("quality", {"who": str(time.time())}, make)
     return 0
 
-from pipeline.cli import run_command
+from pipeline.cli.app import run_command
 sys.exit(run_command(main, sys.argv[1:]))
 """
 """A run whose stage only waits, through the real configuration, plan, store and account."""
@@ -135,7 +135,7 @@ def test_a_dear_run_waits_for_approval_with_exit_code_3(place: list[str], tmp_pa
     for _ in range(2):  # the same command asks once
         ended = pipeline("finops.approval.threshold_usd=1", *place)
         assert ended.returncode == 3, ended.stderr
-    command = f"python -m finops.cli.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
+    command = f"python -m pipeline approvals approve 1 --ledger sqlite:///{tmp_path}/finops.db"
     assert command in ended.stderr
     assert "Traceback" not in ended.stderr
     ledger = Ledger(str(tmp_path / "finops.db"))
@@ -302,7 +302,7 @@ def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_path, capsys) -> None:
-    config = command_config(fast_path, None)
+    config = command_config(fast_path)
     ledger = Ledger(str(tmp_path / "finops.db"))
     Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
     run(config)
@@ -352,7 +352,7 @@ def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monk
     ledger = Ledger(str(tmp_path / "finops.db"))
     Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
     with pytest.raises(ToolError):
-        run(command_config(fast_path, None))
+        run(command_config(fast_path))
     assert [(one.stage, one.status, one.work) for one in ledger.charges()] == [
         ("base", "completed", "useful"),
         ("quality", "completed", "useful"),
