@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ def run_record(
         "purchase_option": plan.price.purchase_option,
         "plane": digest_json([settings, config.load])[:16],
         "plan_hash": plan.plan_hash,
+        "stage_keys": json.dumps(dict(measured.stage_keys)),
         "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,
