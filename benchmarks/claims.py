@@ -18,11 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.command import Parser, command
+from core.console import say, table
 from core.errors import ConfigError
 from core.files import write_atomic
 from evals.cost.curves import LoadComparison, compare, compare_points
 from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
+from pipeline.cli.app import run_command
+from pipeline.cli.compose import command_config
 
 if TYPE_CHECKING:
     from evals.decide.evidence import Evidence
@@ -397,9 +401,8 @@ def recorded_runs(tracking: TrackingConfig) -> list[Recorded]:
     """
     path = tracking.uri.removeprefix("sqlite:///")
     if path != tracking.uri and not Path(path).exists():
-        raise ConfigError(
-            f"tracking.uri={tracking.uri}: there is no such store\n  -> record runs first: scripts/pipeline"
-        )
+        first = command("model=smollm2-135m-q4_1 quant=int8")
+        raise ConfigError(f"tracking.uri={tracking.uri}: there is no such store\n  -> record runs first: {first}")
     from pipeline.record.store import Recorder
 
     recorder = Recorder(tracking)
@@ -439,27 +442,18 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
 
 def main(arguments: list[str]) -> int:
     """Print the table, or write the page."""
-    from core.console import say, table
-    from pipeline.cli.app import command_config
-
-    out = None
-    rest = list(arguments)
-    if "--out" in rest:
-        at = rest.index("--out")
-        if at + 1 == len(rest):
-            raise ConfigError("--out: no file is given\n  -> --out docs/claims.md")
-        out = Path(rest[at + 1])
-        del rest[at : at + 2]
-    found = measurements(recorded_runs(command_config(rest, __doc__).tracking))
-    if out is not None:
-        write_atomic(out, page(found))
-        say(f"{out}: {len(found)} measurements")
+    commands = Parser(prog="python -m benchmarks.claims", description=__doc__)
+    commands.add_argument("overrides", nargs="*", metavar="key=value", help="configuration: which store is read")
+    commands.add_argument("--out", type=Path, metavar="FILE", help="write the page here instead of the table")
+    options = commands.parse(arguments)
+    found = measurements(recorded_runs(command_config(options.overrides).tracking))
+    if options.out is not None:
+        write_atomic(options.out, page(found))
+        say(f"{options.out}: {len(found)} measurements")
     else:
         table("Claims and measurements", HEADER, table_rows(found))
     return 0
 
 
 if __name__ == "__main__":
-    from pipeline.cli.app import run_command
-
     sys.exit(run_command(main, sys.argv[1:]))

@@ -170,7 +170,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 from common.files import read_json
-from pipeline.cli import run_command
+from pipeline.cli.app import run_command
 from pipeline.distill.config import config_from
 from pipeline.distill.process import worker_command
 from pipeline.distill.stage import Bill, Effects, distill_stage
