@@ -79,7 +79,7 @@ def _refuse_word(word: str) -> None:
     """A word where a verb stands is a misspelt verb, or configuration without its `=`, which `run` explains."""
     near = closest(word, VERBS)
     groups = choices()
-    is_configuration = word in groups or (not near and any(word in names for names in groups.values()))
+    is_configuration = word in groups or any(word in names for names in groups.values())
     if not is_configuration:
         raise ConfigError(f"'{word}': unknown verb{near}; verbs: {', '.join(VERBS)}")
 

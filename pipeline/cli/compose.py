@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,12 @@ from typing import Any
 from core.environments import ROOT
 from core.errors import ConfigError
 from pipeline.cli.arguments import check_arguments, readable
-from pipeline.cli.explain import hydra_message
+from pipeline.cli.explain import Keys, hydra_message
 from pipeline.config import RunConfig
 
 CONF = ROOT / "conf"
 CONF_GROUP = "parsimony.conf"
 """Entry points of other packages: each names a package that holds configuration files, laid out as `conf/` is."""
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What can be chosen, read from Hydra's loader."""
-
-    groups: dict[str, list[str]]
-    """Group -> the names of its choices."""
-    keys: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    """Group whose keys belong to a plug-in (`quant`, `load`) -> choice -> its keys."""
 
 
 PLUGIN_GROUPS = ("quant", "load")
@@ -83,35 +72,45 @@ def loader(config_dir: str | None = None) -> Iterator[Any]:
         GlobalHydra.instance().clear()
 
 
-def read_choices(hydra: Any, arguments: Sequence[str] = ()) -> Choices:
-    """Every group with its choices, `hydra.searchpath=` among the arguments included."""
+def _repository(hydra: Any, arguments: Sequence[str]) -> Any:
+    """All sources of configuration, those of a `hydra.searchpath=` among the arguments included."""
+    searched = [one for one in arguments if one.lstrip("+").startswith("hydra.searchpath=")]
+    return hydra.config_loader._parse_overrides_and_create_caching_repo("config", searched)[1]
+
+
+def read_choices(hydra: Any, arguments: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Every group with the names of its choices."""
     from hydra.core.object_type import ObjectType
 
-    found = hydra.config_loader
-    searched = [one for one in arguments if one.lstrip("+").startswith("hydra.searchpath=")]
-
-    def options(group: str, kind: Any) -> list[str]:
-        return list(found.get_group_options(group, kind, config_name="config", overrides=searched))
+    sources = _repository(hydra, arguments)
 
     def names(group: str) -> list[str]:
-        deeper = [f"{sub}/{name}" for sub in options(group, ObjectType.GROUP) for name in names(f"{group}/{sub}")]
-        return sorted([*options(group, ObjectType.CONFIG), *deeper])
+        subgroups = sources.get_group_options(group, ObjectType.GROUP)
+        deeper = [f"{sub}/{name}" for sub in subgroups for name in names(f"{group}/{sub}")]
+        return sorted([*sources.get_group_options(group, ObjectType.CONFIG), *deeper])
 
-    found_groups = {group: names(group) for group in options("", ObjectType.GROUP) if group != "hydra"}
-    groups = {group: choices for group, choices in sorted(found_groups.items()) if choices}
-    return Choices(groups, {group: _keys(found, group, groups.get(group, [])) for group in PLUGIN_GROUPS})
+    found = {group: names(group) for group in sources.get_group_options("", ObjectType.GROUP) if group != "hydra"}
+    return {group: choices for group, choices in sorted(found.items()) if choices}
 
 
-def _keys(found: Any, group: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Choice -> its keys, read without composing."""
-    loaded = {name: found.repository.load_config(f"{group}/{name}") for name in names}
-    return {name: [str(key) for key in one.config] for name, one in loaded.items() if one is not None}
+def plugin_keys(arguments: Sequence[str], config_dir: str | None = None) -> Keys:
+    """Group whose keys belong to a plug-in -> choice -> its keys: read only to explain a mistake."""
+    with loader(config_dir) as hydra:
+        sources, groups = _repository(hydra, arguments), read_choices(hydra, arguments)
+        return {
+            group: {name: _keys_of(sources.load_config(f"{group}/{name}")) for name in groups.get(group, [])}
+            for group in PLUGIN_GROUPS
+        }
+
+
+def _keys_of(found: Any) -> list[str]:
+    return [] if found is None else [str(key) for key in found.config]
 
 
 def choices(config_dir: str | None = None) -> dict[str, list[str]]:
     """Every group with the names of its choices."""
     with loader(config_dir) as hydra:
-        return read_choices(hydra).groups
+        return read_choices(hydra)
 
 
 def command_config(arguments: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -126,25 +125,18 @@ def command_config(arguments: Sequence[str], config_dir: str | None = None) -> R
 
     """
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf.errors import OmegaConfBaseException
 
     with loader(config_dir) as hydra:
-        known = read_choices(hydra, arguments)
-        overrides = readable(arguments)
-        check_arguments(arguments, known.groups)
+        check_arguments(arguments, read_choices(hydra, arguments))
         try:
             composed = hydra.compose_config(
-                config_name="config", overrides=overrides, run_mode=_run_mode(), with_log_configuration=False
+                "config", readable(arguments), run_mode=RunMode.RUN, with_log_configuration=False
             )
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(hydra_message(error, known.keys, arguments)) from error
+            raise ConfigError(hydra_message(error, plugin_keys(arguments, config_dir), arguments)) from error
     return run_config(composed)
-
-
-def _run_mode() -> Any:
-    from hydra.types import RunMode
-
-    return RunMode.RUN
 
 
 def run_config(composed: Any) -> RunConfig:

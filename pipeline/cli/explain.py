@@ -47,7 +47,7 @@ def hydra_message(error: BaseException, keys: Keys | None = None, arguments: Seq
         line for line in text.splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type"))
     ]
     message = "\n  ".join(lines[:6])
-    if converted := re.match(r"Value '(.*)' of type '.*' could not be converted", message):
+    if converted := re.match(r"Value '(.*)' (?:of type '.*' could not be|is not a valid)", message):
         return f"{full_key}={converted.group(1)}: it must be {kind_of(field_type(full_key))}"
     if "is not a ListConfig" in message:
         message = f"not a list\n  -> in brackets, without spaces: {full_key}=[one,two]"

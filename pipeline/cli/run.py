@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 
 from core import console
 from core.command import CONSOLE_SCRIPT, MODULE, Parser, program, verb_parser
@@ -22,8 +21,8 @@ from core.errors import ConfigError
 from pipeline.cli.app import VERBS, run_command
 from pipeline.cli.arguments import check_arguments, readable
 from pipeline.cli.completion import complete
-from pipeline.cli.compose import CONF, loader, read_choices, run_config, use_plugin_packages
-from pipeline.cli.explain import Keys, hydra_message, is_hydra_error
+from pipeline.cli.compose import CONF, loader, plugin_keys, read_choices, run_config, use_plugin_packages
+from pipeline.cli.explain import hydra_message, is_hydra_error
 from pipeline.run import run
 
 JSON = "--json"
@@ -67,15 +66,20 @@ def main(arguments: list[str]) -> int:
             raise ConfigError(f"{JSON}: a sweep has several decisions; leave --multirun out")
         console.to_stderr()
     with loader(options.config_dir) as hydra:
-        known = read_choices(hydra, options.overrides)
-    check_arguments(options.overrides, known.groups)
+        check_arguments(options.overrides, read_choices(hydra, options.overrides))
     given = set(options.overrides)
     rest = [one for one in arguments if one not in given and one != JSON]
-    return compose_and_run([*rest, *readable(options.overrides)], known.keys, options.overrides)
+    try:
+        return compose_and_run([*rest, *readable(options.overrides)])
+    except Exception as error:
+        if not is_hydra_error(error):
+            raise
+        keys = plugin_keys(options.overrides, options.config_dir)
+        raise ConfigError(hydra_message(error, keys, options.overrides)) from error
 
 
-def compose_and_run(arguments: list[str], keys: Keys | None = None, typed: Sequence[str] = ()) -> int:
-    """Hand the arguments to Hydra's own main; `keys` and what the user typed explain its errors."""
+def compose_and_run(arguments: list[str]) -> int:
+    """Hand the arguments to Hydra's own main."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach run_command, which explains them
     import hydra
 
@@ -85,14 +89,12 @@ def compose_and_run(arguments: list[str], keys: Keys | None = None, typed: Seque
         codes.append(run_command(lambda _: run_one(composed), []))
 
     use_plugin_packages()
-    name = program()  # Hydra's completion script names it
+    name, before = program(), sys.argv  # Hydra's completion script names the program
     sys.argv = [CONSOLE_SCRIPT if name == MODULE else name, *arguments]
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(job)()
-    except Exception as error:
-        if not is_hydra_error(error):
-            raise
-        raise ConfigError(hydra_message(error, keys, typed)) from error
+    finally:
+        sys.argv = before
     return max(codes, default=0)
 
 

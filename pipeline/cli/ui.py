@@ -1,7 +1,8 @@
 """Open MLflow's own pages on the configured store.
+    parsimony ui                    http://127.0.0.1:5000
+    parsimony ui --port 8080
 
-parsimony ui                    http://127.0.0.1:5000
-parsimony ui --port 8080
+The store is the configured one (`tracking=`); a tracking server has its own pages.
 """
 
 from __future__ import annotations
