@@ -1,4 +1,5 @@
 """Open MLflow's own pages on the configured store.
+
     parsimony ui                    http://127.0.0.1:5000
     parsimony ui --port 8080
 
