@@ -1,4 +1,5 @@
 """The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
+
     parsimony report --from 2026-10-01 --to 2026-11-01
     parsimony report --team research --format csv --output october.csv
     parsimony report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
