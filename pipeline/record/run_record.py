@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from evals.types import Decision
 from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
-from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP
+from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP, QUALITY_INVALID_REASON
 from pipeline.serve.engine import baseline_engine, engine_settings
 from pipeline.types import Measured, Spend
 
@@ -63,6 +64,7 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "purchase_option": price.purchase_option,
         FRONTIER_GROUP: digest_json([comparable["suite"], config.load])[:16],
         "plan_hash": plan.digest,
+        "stage_keys": json.dumps(dict(measured.stage_keys)),
         "stage_key": measured.stage_keys.get("compress", plan.variants.base.key),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,
