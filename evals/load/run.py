@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
+from core.environments import CODE
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
@@ -27,7 +28,6 @@ from evals.load.trace import Arrival, choose, read_trace, trace_lines
 from evals.types import LoadPoint, LoadReport, Target
 
 CLIENT = Path(__file__).with_name("client.py")
-ROOT = Path(__file__).parents[2]
 RAN = "load-client: ran "
 FINISHED = "load-client: finished job "
 
@@ -203,7 +203,8 @@ class _Session:
         write_json(result.with_suffix(".counters"), figures)
 
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
-        path = ROOT / replay.path  # an absolute path stays as it is
+        packaged = CODE / replay.path
+        path = packaged if packaged.is_file() else Path(replay.path)  # one of ours, else one of the user's
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
         self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
         count = len(self._arrivals)

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from core.environments import CODE
 from core.errors import ToolError
 from core.files import digest_json, read_json, write_atomic, write_json
 from core.process import run_logged
@@ -26,8 +27,6 @@ from evals.quality.embedded import EMBEDDED_TASKS, task_config
 from evals.quality.selection import revive_drawing
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
         **mode,
     }
     write_json(folder / "job.json", job)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "OPENAI_API_KEY": "none"}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "TOKENIZERS_PARALLELISM": "false", "OPENAI_API_KEY": "none"}
     environment["HF_DATASETS_CACHE"] = str(tools.answers.parent / "datasets")
     if suite.source == "embedded":
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.environments import ROOT, set_defaults
+from core.environments import DATA, missing_package, set_defaults
 from core.errors import ConfigError, ParsimonyError, closest
 from pipeline.config import RunConfig
 
-CONF = ROOT / "conf"
+CONF = DATA / "conf"
 INTERRUPTED = 130
 PLUGIN_GROUPS = ("quant", "load")
 """Groups whose keys belong to a plug-in, which checks them itself."""
@@ -33,6 +33,9 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     except Exception as error:
         if is_hydra_error(error):
             sys.stderr.write(f"error: {hydra_message(error)}\n")
+            return 2
+        if missing := missing_package(error):
+            sys.stderr.write(f"error: {missing}\n")
             return 2
         traceback.print_exc()
         return 1

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from core.environments import ROOT
+from core.environments import CODE
 from core.errors import ToolError
 from core.files import read_json, write_json
 from core.process import ChildProcess, LogReader
@@ -44,7 +44,7 @@ def run_worker(
     write_json(folder / "job.json", job)
     error_file = folder / "measured.error.json"
     error_file.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     log = folder / f"{task}.log"
     log.touch()
     reader = LogReader(log)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.environments import ROOT
+from core.environments import CODE
 from core.errors import ConfigError, UserError
 from core.files import read_json, write_json
 from core.process import run_logged
@@ -321,7 +321,7 @@ def measure(
     environment = {
         "GPTQMODEL_CPU_WORKERS": "2",  # its own default fails on two cores, and loading needs no more
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": str(CODE),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

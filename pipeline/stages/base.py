@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.environments import ROOT, versions
+from core.environments import CODE, versions
 from core.files import read_json, write_json
 from core.process import run_logged
 from core.store import StageStore
@@ -65,7 +65,7 @@ def _random(model: ModelConfig, seed: int, store: StageStore) -> Artifact:
 
 def _run_make(folder: Path, job: Mapping[str, Any]) -> None:
     write_json(folder / "job.json", job)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(CODE), "HF_HUB_OFFLINE": "1"}
     run_logged(
         [sys.executable, "-m", "pipeline.checkpoints.convert", folder / "job.json"],
         log=folder / "make.log",

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.environments import ROOT, versions
+from core.environments import CODE, versions
 from core.errors import StoreError
 from core.files import read_json, write_atomic, write_json
 from core.process import run_logged
@@ -74,7 +74,7 @@ def compress(
         }
         shutil.rmtree(folder / "model", ignore_errors=True)
         write_json(folder / "job.json", job)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "PYTHONPATH": str(CODE), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         command: list[str | Path] = [
             sys.executable,
             "-m",
