@@ -203,8 +203,7 @@ class _Session:
         write_json(result.with_suffix(".counters"), figures)
 
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
-        packaged = CODE / replay.path
-        path = packaged if packaged.is_file() else Path(replay.path)  # one of ours, else one of the user's
+        path = trace_path(replay.path)
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
         self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
         count = len(self._arrivals)
@@ -223,6 +222,12 @@ class _Session:
         file = self.workdir / "traces" / f"{seed}.jsonl"
         write_atomic(file, trace_lines(self._arrivals, self.scenario.trace.speed, seed))
         return file
+
+
+def trace_path(name: str) -> Path:
+    """The file of a trace: one of the product's own (`evals/load/data/...`), else one of the user's."""
+    packaged = CODE / name
+    return packaged if packaged.is_file() else Path(name)
 
 
 def share(result: Path, other: Path) -> None:
