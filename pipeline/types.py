@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -99,17 +100,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class PlannedStage:
-    """One line of a plan."""
-
-    name: str
-    what: str
-    expected_s: float | None
-    """From finished stages of this kind; None before there is one."""
-    finished: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a run will do. Made by `pipeline.plan.plan` from configuration and facts, without an effect."""
 
@@ -123,8 +113,6 @@ class Plan:
     """Why quality says nothing; empty where it does."""
     notes: tuple[str, ...]
     """What the user should know, short of a problem."""
-    plan_hash: str
-    """SHA-256 of all that decides what will run."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +146,18 @@ class Measured:
     reused: tuple[str, ...]
     measured_at: str
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What one variant's record says of the ledger."""
+
+    run_id: str
+    """The ledger's run."""
+    tags: Mapping[str, str]
+    """Cost tags: the same ones go to MLflow and to every charge."""
+    outcomes: Sequence[StageOutcome]
+    """The variant's stages that ran."""
 
 
 @dataclass(frozen=True)

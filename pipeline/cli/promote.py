@@ -20,7 +20,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pipeline.cli.app import run_command
-from pipeline.promote import ROLLBACK, promote_winner
+from pipeline.promote import promote_winner
 from pipeline.record.candidates import standing
 from pipeline.record.registry import rollback
 
@@ -34,9 +34,9 @@ def main(arguments: list[str]) -> int:
     from pipeline.cli.app import command_config
     from pipeline.record.store import Recorder
 
-    config = command_config([one for one in arguments if one != ROLLBACK], __doc__)
+    config = command_config([one for one in arguments if one != "--rollback"], __doc__)
     recorder = Recorder(config.tracking)
-    if ROLLBACK in arguments:
+    if "--rollback" in arguments:
         say(rollback(recorder, config.model.name, config.promote.alias))
         return 0
     found = standing(config, recorder)

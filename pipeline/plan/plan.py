@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from core.errors import PlanError, Problem, closest
-from core.files import digest_json, plain
 from evals.gate.sequential import ORDERS
 from evals.quality.embedded import EMBEDDED_TASKS
 from evals.types import Price
@@ -98,19 +97,6 @@ def make_plan(
     random = config.model.weights == "random"
     baseline = Candidate("baseline", "none", {}, "none")
     candidate = _candidate(name, method, args, compressed, config, elsewhere)
-    decides = {
-        "model": config.model,
-        "candidate": candidate,
-        "distill": {key: value for key, value in plain(config.distill).items() if key != "spot"},
-        "calib": config.calib if method.needs_calibration else None,
-        "suite": config.suite,
-        "load": config.load,
-        "engine": config.engine,
-        "machine": machine.fingerprint,
-        "price": price,
-        "gate": config.gate,
-        "seed": config.seed,
-    }
     notes = [config.model.note] if config.model.note else []
     notes += list(price.warnings)
     notes += _kernel_notes(method, machine, elsewhere)
@@ -124,7 +110,6 @@ def make_plan(
         candidate=candidate,
         meaningless_quality=RANDOM_WEIGHTS if random else "",
         notes=tuple(notes),
-        plan_hash=digest_json(decides),
     )
 
 

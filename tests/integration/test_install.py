@@ -27,8 +27,7 @@ import json, sys
 from importlib import metadata
 
 from core.environments import CODE, DATA, ROOT, folder_of, lock_of
-from evals.load.run import trace_path
-from evals.load.trace import read_trace
+from evals.load.trace import read_trace, trace_path
 from finops.ledger.database import Database
 from finops.pricing.prices import CATALOG
 from pipeline.cli.app import choices

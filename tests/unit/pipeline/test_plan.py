@@ -105,13 +105,6 @@ def test_every_method_is_documented_and_named_alike(name: str) -> None:
     assert method.args.__doc__
 
 
-def test_what_decides_changes_the_plans_hash() -> None:
-    one = make_plan(a_config(), FACTS, MACHINE, PRICE, FREE).plan_hash
-    assert one == make_plan(a_config(), FACTS, MACHINE, PRICE, FREE).plan_hash
-    assert one != make_plan(a_config(seed=1), FACTS, MACHINE, PRICE, FREE).plan_hash
-    assert one != make_plan(a_config(), FACTS, MACHINE, replace(PRICE, usd_per_hour_hi=Decimal(9)), FREE).plan_hash
-
-
 @pytest.mark.parametrize(
     ("shape", "billions"),
     [
