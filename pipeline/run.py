@@ -26,7 +26,7 @@ from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
-from evals.types import Decision, LoadReport, QualityReport
+from evals.types import Decision, LoadConditions, LoadReport, QualityReport
 from finops.pricing.prices import serving_price
 from pipeline.billing.account import Account, ChargedStore
 from pipeline.checkpoints.card import model_card
@@ -236,7 +236,7 @@ def measure(
         found = load(served, config, plan, scenario, store, services, shown, console)
         keep("load", found)
     load_report = revive(LoadReport, stages["load"].result)
-    price = serving_price(plan.price, load_report.machine.get("startup_s"))
+    price = serving_price(plan.price, load_report.machine.startup_s)
     return Measured(
         candidate=candidate,
         artifact=artifact,
@@ -248,7 +248,7 @@ def measure(
         stage_wall_s={name: stage.wall_s for name, stage in stages.items()},
         reused=tuple(reused),
         measured_at=min(
-            stages["quality"].started_at, load_report.machine.get("oldest_result_at", stages["load"].started_at)
+            stages["quality"].started_at, load_report.machine.oldest_result_at or stages["load"].started_at
         ),
     )
 
@@ -347,7 +347,7 @@ def load(
                 config.seed,
                 env=server_environment(config.engine, plan.machine),
                 slo=slo if slo else None,
-                machine={**plan.machine.fingerprint, "engine": target.engine, "startup_s": served.startup_s},
+                machine=LoadConditions(**plan.machine.fingerprint, engine=target.engine, startup_s=served.startup_s),
                 on_run=services.account.ticking(console.advance),
                 known=known,
             )

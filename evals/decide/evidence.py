@@ -52,11 +52,10 @@ def measured_apart(load: LoadReport, baseline: LoadReport) -> str:
 
     The repeats' noise does not hold what a machine does from one hour to another, least of all a shared one.
     """
-    ended = [one.machine.get("oldest_result_at") for one in (load, baseline)]
-    if None in ended:
+    ours, theirs = load.machine.oldest_result_at, baseline.machine.oldest_result_at
+    if ours is None or theirs is None:
         return ""
-    ours, theirs = (datetime.fromisoformat(str(at)) for at in ended)
-    hours = abs(ours - theirs) / timedelta(hours=1)
+    hours = abs(datetime.fromisoformat(ours) - datetime.fromisoformat(theirs)) / timedelta(hours=1)
     if hours < 1:
         return ""
     return f", their speeds measured {hours:.0f} h apart" if hours < 48 else f", measured {hours / 24:.0f} days apart"

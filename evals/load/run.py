@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
 from evals.load.summary import METRICS, Slo, num_timeouts, summarise
 from evals.load.trace import Arrival, choose, read_trace, trace_lines
-from evals.types import LoadPoint, LoadReport, Target
+from evals.types import LoadConditions, LoadPoint, LoadReport, Target
 
 CLIENT = Path(__file__).with_name("client.py")
 ROOT = Path(__file__).parents[2]
@@ -43,7 +44,7 @@ def run_load(
     launcher: Launcher = LOCAL,
     env: Mapping[str, str] | None = None,
     slo: Slo | None = None,
-    machine: Mapping[str, Any] | None = None,
+    machine: LoadConditions | None = None,
     on_run: Callable[[int, int], None] | None = None,
     known: Path | None = None,
 ) -> LoadReport:
@@ -62,7 +63,7 @@ def run_load(
         on_run: told (repeats done, repeats known of so far) after each repeat.
         known: results of other scenarios on this machine with these tools; those that fit are taken, ours are added.
 
-    The report's facts hold `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
+    The report's `machine` also says when the oldest of its repeats ended.
 
     Raises:
         ToolError: the client failed. Requests that fail are no error: they are counted in the report.
@@ -71,7 +72,8 @@ def run_load(
     """
     if slo is None and scenario.search is not None:
         slo = scenario.search.slo
-    session = _Session(target, scenario, workdir, seed, slo=slo, on_run=on_run, known=known)
+    conditions = machine or LoadConditions()
+    session = _Session(target, scenario, workdir, seed, conditions, slo=slo, on_run=on_run, known=known)
     if session.plan_next():
         # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
         whole_env = {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
@@ -79,9 +81,8 @@ def run_load(
             launcher.run(client_job(client_python, workdir, whole_env), on_line=session.see)
     if not session.is_complete:
         raise ToolError("the load client ended before the scenario was complete", workdir / "client.log")
-    facts = dict(machine or {}) | session.facts
     theta = None if scenario.search is None else theta_slo(scenario.search, session.measured)
-    return LoadReport(scenario.name, tuple(session.measured), facts, scenario.mix, theta)
+    return LoadReport(scenario.name, tuple(session.measured), session.conditions, scenario.mix, theta)
 
 
 def client_job(python: Path, workdir: Path, environment: Mapping[str, str]) -> Job:
@@ -108,6 +109,7 @@ class _Session:
         scenario: LoadScenario,
         workdir: Path,
         seed: int,
+        conditions: LoadConditions,
         *,
         slo: Slo | None,
         on_run: Callable[[int, int], None] | None,
@@ -117,7 +119,7 @@ class _Session:
         self.known = known
         self.workdir, self.raw, self.jobs = workdir, workdir / "raw", workdir / "jobs"
         self.measured: list[LoadPoint] = []
-        self.facts: dict[str, Any] = {}
+        self.conditions = conditions
         self.monitor: Monitor | None = None
         self.is_complete = False
         self._pending: list[PointSpec] = []
@@ -188,7 +190,8 @@ class _Session:
     def _note_age(self, point: PointSpec) -> None:
         times = [(self.raw / name).stat().st_mtime for name in self._names(point)]
         ended_at = datetime.fromtimestamp(min(times), UTC).isoformat(timespec="seconds")
-        self.facts["oldest_result_at"] = min(ended_at, self.facts.get("oldest_result_at", ended_at))
+        oldest = min(ended_at, self.conditions.oldest_result_at or ended_at)
+        self.conditions = replace(self.conditions, oldest_result_at=oldest)
 
     def _keep_counters(self, result: Path) -> None:
         """Write `<result>.counters` from the samples of its time; these are lost when this process ends."""
@@ -203,7 +206,7 @@ class _Session:
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
         path = ROOT / replay.path  # an absolute path stays as it is
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
-        self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
+        self.conditions = replace(self.conditions, trace_file=replay.path, trace_requests_passed_over=num_passed)
         count = len(self._arrivals)
         if not count:
             raise ConfigError(f"load.trace.max_tokens: no request of {path} has at most {replay.max_tokens} tokens")

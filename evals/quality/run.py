@@ -12,7 +12,7 @@ import yaml
 from core.errors import ToolError
 from core.files import digest_json, write_atomic
 from core.jobs import LOCAL, Job, Launcher
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
@@ -199,7 +199,7 @@ def gated_report(
 
 def _ended_by(evaluation: SequentialEvaluation) -> str:
     combined = evaluation.combined
-    if combined.decision in (Decision.FAIL, Decision.FUTILE):
+    if combined.decision in (Verdict.FAIL, Verdict.FUTILE):
         return f"not evaluated: {combined.because} had ended the evaluation ({combined.decision})"
     return "not evaluated"
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_drawing
 from evals.types import Drawing
 
@@ -86,7 +86,7 @@ class Interview:
 
     def _plain_block(self, among: Collection[str]) -> Block | None:
         if self.evaluation is not None and (
-            self.evaluation.combined.decision in (Decision.FAIL, Decision.FUTILE) or self.items_needed
+            self.evaluation.combined.decision in (Verdict.FAIL, Verdict.FUTILE) or self.items_needed
         ):
             return None
         for task, ids in self.plain.items():
