@@ -54,8 +54,8 @@ class StageStore:
     def run(
         self,
         stage: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, object],
+        make: Callable[[Path], Mapping[str, object]],
         *,
         resumable: bool = False,
     ) -> StageResult:
@@ -74,7 +74,7 @@ class StageStore:
         self.on_event(stage, "reused")
         return found
 
-    def key(self, stage: str, inputs: Mapping[str, Any]) -> str:
+    def key(self, stage: str, inputs: Mapping[str, object]) -> str:
         """The stage's key for these inputs."""
         return digest_json({"stage": stage, "inputs": inputs})[:KEY_DIGITS]
 
@@ -98,8 +98,8 @@ class StageStore:
         self,
         stage: str,
         key: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, object],
+        make: Callable[[Path], Mapping[str, object]],
         resumable: bool,
     ) -> StageResult:
         folder = self.root / stage / key

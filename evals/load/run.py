@@ -14,17 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from core.jobs import LOCAL, Job, Launcher
+from evals.load.client import ClientJob, ClientRun
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.monitor import Monitor
 from evals.load.requests import client_runs, raw_names
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
-from evals.load.summary import METRICS, Slo, num_timeouts, summarise
+from evals.load.summary import METRICS, Bench, RawRun, Slo, num_timeouts, summarise
 from evals.load.trace import Arrival, choose, read_trace, trace_lines
 from evals.types import LoadConditions, LoadPoint, LoadReport, Target
 
@@ -145,7 +145,7 @@ class _Session:
                 return False
             if runs := self._runs():
                 self._num_jobs += 1
-                job = {
+                job: ClientJob = {
                     "request_timeout_s": self.scenario.request_timeout_s,
                     "metrics_url": f"{self.target.url}/metrics",
                     "runs": runs,
@@ -153,7 +153,7 @@ class _Session:
                 write_json(self.jobs / f"{self._num_jobs:04d}.json", job)
                 return True
 
-    def _runs(self) -> list[dict[str, Any]]:
+    def _runs(self) -> list[ClientRun]:
         if self.known is not None:
             for name in [name for point in self._pending for name in self._names(point)]:
                 if (self.known / name).exists():
@@ -195,7 +195,7 @@ class _Session:
 
     def _keep_counters(self, result: Path) -> None:
         """Write `<result>.counters` from the samples of its time; these are lost when this process ends."""
-        run = read_json(result)
+        run: RawRun = read_json(result)
         start_s, end_s = window(run)
         samples = [] if self.monitor is None else [*self.monitor.samples, self.monitor.look()]
         figures = server_counters(run["metrics_before"], run["metrics_after"]) | machine_counters(
@@ -232,7 +232,7 @@ def share(result: Path, other: Path) -> None:
     link_or_copy(result, other)
 
 
-def window(run: Mapping[str, Any]) -> tuple[float, float]:
+def window(run: RawRun) -> tuple[float, float]:
     """Start and end of a run's requests on the monotonic clock, without the client's preparation."""
     starts = run["bench"].get("start_times")
     start_s = min(starts) if starts else run["started_monotonic_s"]
@@ -252,7 +252,7 @@ def read_point(
     for path in paths:
         if not path.exists():
             raise ToolError(f"the load client ended without a result: {path}", raw.parent / "client.log")
-    benches = [read_json(path)["bench"] for path in paths]
+    benches: list[Bench] = [read_json(path)["bench"] for path in paths]
     repeats = tuple(summarise(bench, slo) for bench in benches)
     kept = [path.with_suffix(".counters") for path in paths]
     counters = tuple(read_json(path) if path.exists() else dict.fromkeys(COUNTERS) for path in kept)
@@ -273,7 +273,7 @@ def read_point(
     )
 
 
-def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[Bench]) -> dict[str, str]:
     """Why a metric is None in every repeat."""
     reasons = {}
     first_error = next((str(error) for bench in benches for error in bench["errors"] if error), "")

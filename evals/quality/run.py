@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
@@ -22,6 +22,7 @@ from evals.gate.sequential import (
     scores_of,
 )
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
+from evals.quality.messages import Outcomes, RawTask, TaskSpec
 from evals.quality.selection import revive_drawing
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
@@ -142,7 +143,7 @@ def run_gated_suite(
         baseline = extend_baseline(max(needed, 2 * max(len(result.items) for result in baseline.tasks.values())))
 
 
-def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, Any]) -> dict[str, Any]:
+def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, object]) -> Outcomes:
     tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
         "target": target,
@@ -175,16 +176,16 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
         environment=environment,
         gpus=0,
     )
-    return tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile)
+    return cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
 
 
-def report(outcomes: Mapping[str, Any], suite: Suite, meaningless: str = "") -> QualityReport:
+def report(outcomes: Mapping[str, RawTask], suite: Suite, meaningless: str = "") -> QualityReport:
     """The worker's outcomes as a report. Pure."""
     return QualityReport({name: _task_result(name, raw, suite) for name, raw in outcomes.items()}, meaningless)
 
 
 def gated_report(
-    outcomes: Mapping[str, Any], suite: Suite, baseline: QualityReport, rule: GateRule, meaningless: str = ""
+    outcomes: Mapping[str, RawTask], suite: Suite, baseline: QualityReport, rule: GateRule, meaningless: str = ""
 ) -> QualityReport:
     """The report of an evaluation that may have stopped: what was not asked is named, intervals hold at any stop."""
     tasks = {name: _task_result(name, raw, suite) for name, raw in outcomes.items() if raw["items"]}
@@ -204,7 +205,7 @@ def _ended_by(evaluation: SequentialEvaluation) -> str:
     return "not evaluated"
 
 
-def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
+def _task_result(name: str, raw: RawTask, suite: Suite) -> TaskResult:
     items = tuple(
         ItemOutcome(
             item_id=item["item_id"],
@@ -240,7 +241,7 @@ def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
     )
 
 
-def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> dict[str, str]:
+def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> TaskSpec:
     if suite.source == "files":
         return {"name": name, "path": str(suite.files[name])}
     if suite.source != "embedded" or tools.embedded_data is None:

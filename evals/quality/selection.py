@@ -11,6 +11,7 @@ from typing import Any
 
 from evals.gate.gate import Verdict
 from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_drawing
+from evals.quality.messages import QualityJob
 from evals.types import Drawing
 
 ItemId = int
@@ -96,7 +97,7 @@ class Interview:
         return None
 
 
-def make_interview(job: Mapping[str, Any], items: Mapping[str, list[ItemId]]) -> Interview:
+def make_interview(job: QualityJob, items: Mapping[str, list[ItemId]]) -> Interview:
     """The interview of a job: `items` are all chosen items of each task."""
     gate, first = job.get("gate"), job.get("first_items")
     if gate is None and first is None:

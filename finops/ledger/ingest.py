@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from core.errors import UserError, closest
 from finops.ledger.charges import Charge, Rate, Resource, device_charge
@@ -69,7 +69,7 @@ def read_prometheus(path: Path, rate: Rate | None, policy: TagPolicy) -> Iterato
         yield usage_charge(row, rate, policy, where)
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> TextIO:
     try:
         return path.open(newline="", encoding="utf-8")
     except OSError as error:
@@ -125,10 +125,13 @@ def usage_charge(row: Mapping[str, str], rate: Rate | None, policy: TagPolicy, w
             busy = _hours_micro(row, "busy_device_seconds", Decimal(3600))
         if busy is not None and busy > (charge.quantity_micro or 0):
             raise UserError("busy device time is longer than the device time")
-        counts = {name: _count(row, name) for name in _COUNTS}
+        input_tokens, output_tokens, num_requests = (_count(row, name) for name in _COUNTS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return charge.with_usage(model_id=row.get("model_id"), busy_micro=busy, **counts)
+    return charge.with_usage(
+        model_id=row.get("model_id"), busy_micro=busy, input_tokens=input_tokens, output_tokens=output_tokens,
+        num_requests=num_requests,
+    )  # fmt: skip
 
 
 def _row_rate(row: Mapping[str, str], rate: Rate | None) -> Rate:

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_UP, Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from finops.ledger import schema
 from finops.ledger.charges import Rate
-from finops.ledger.database import exact_sum, insert_ignore, join_sum
+from finops.ledger.database import Row, exact_sum, insert_ignore, join_sum
 from finops.ledger.ledger import Ledger
 from finops.money import from_pico, from_us, round_decimals, to_pico, to_us
 
@@ -166,7 +166,7 @@ def _usd(seconds: float, work: StageWork, rate: Rate) -> Decimal:
     return round_decimals(hours * rate.usd_per_hour, 6)
 
 
-def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Any], str]:
+def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Row], str]:
     table = schema.stage_runs
     base = (
         sa.select(table)
@@ -181,7 +181,7 @@ def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Any], st
     return connection.execute(base).all(), f"{work.stage} by other methods on {work.hardware}"
 
 
-def _from_runs(rows: Sequence[Any], work: StageWork) -> tuple[float, float]:
+def _from_runs(rows: Sequence[Row], work: StageWork) -> tuple[float, float]:
     """Geometric mean of the scaled durations (s), and the factor of the 90% interval around it."""
     logs, distances = [], []
     for row in rows:

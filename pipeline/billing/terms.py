@@ -18,7 +18,7 @@ from core.errors import ConfigError
 from core.files import digest_json, plain
 from evals.load.scenario import LoadScenario
 from evals.quality.embedded import EMBEDDED_TASKS
-from finops.ledger.charges import GPU_SLICES, Resource
+from finops.ledger.charges import GPU_SLICES, Resource, Usage
 from finops.ledger.rates import _mig_share, _num_devices
 from pipeline.compress import registry
 from pipeline.config import LEDGER_VARIABLE, RunConfig
@@ -178,15 +178,15 @@ def load_tokens(scenario: LoadScenario) -> int | None:
     return one * scenario.num_repeats
 
 
-def load_usage(result: Mapping[str, Any]) -> dict[str, int]:
+def load_usage(result: Mapping[str, Any]) -> Usage:
     """Requests and tokens of a load stage's completed requests, for its charge; warm-up requests are not counted."""
-    totals = {"num_requests": 0, "input_tokens": 0, "output_tokens": 0}
+    num_requests = input_tokens = output_tokens = 0
     for point in result.get("points", []):
         done = sum(int(repeat.get("num_completed") or 0) for repeat in point["repeats"])
-        totals["num_requests"] += done
-        totals["input_tokens"] += done * int(point["input_tokens"])
-        totals["output_tokens"] += done * int(point["output_tokens"])
-    return totals
+        num_requests += done
+        input_tokens += done * int(point["input_tokens"])
+        output_tokens += done * int(point["output_tokens"])
+    return {"num_requests": num_requests, "input_tokens": input_tokens, "output_tokens": output_tokens}
 
 
 def with_ledger(config: RunConfig, message: str) -> str:

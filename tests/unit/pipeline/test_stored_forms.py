@@ -1,4 +1,4 @@
-"""What earlier versions stored is still read: a load's facts lie in one flat object, in stages and MLflow evidence alike."""
+"""What earlier versions stored is still read: a load's facts lie in one flat object, in stages and evidence alike."""
 
 import json
 
