@@ -136,7 +136,9 @@ LOCAL = LocalLauncher()
 def remove_attempts(job: Job) -> None:
     """Remove the results of earlier attempts, whole or not."""
     result = job.folder / job.result_file
-    for path in [result, *job.folder.glob(f".{result.name}.*")]:
+    whole = job.folder.glob(f".{result.name}.*")
+    parts = job.folder.glob(f"..{result.name}.*")  # `write_atomic` names them so
+    for path in [result, *whole, *parts]:
         path.unlink(missing_ok=True)
 
 
