@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -31,11 +30,6 @@ def flavour() -> str:
     """`cuda` where an NVIDIA driver is loaded, else `cpu`; `$PARSIMONY_FLAVOUR` overrides."""
     found = "cuda" if Path("/proc/driver/nvidia/version").exists() else "cpu"
     return os.environ.get("PARSIMONY_FLAVOUR") or found
-
-
-def pipeline_python() -> Path:
-    """The interpreter of this environment."""
-    return Path(sys.executable)
 
 
 def serving_python() -> Path:

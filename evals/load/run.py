@@ -18,10 +18,10 @@ from pathlib import Path
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from core.jobs import LOCAL, Job, Launcher
+from evals.load.arguments import client_runs, raw_names
 from evals.load.client import ClientJob, ClientRun
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.monitor import Monitor
-from evals.load.requests import client_runs, raw_names
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
 from evals.load.summary import METRICS, Bench, RawRun, Slo, num_timeouts, summarise
@@ -58,7 +58,7 @@ def run_load(
         seed: seed of the prompts; the same for baseline and variant.
         launcher: where the client runs: on the machine that the target is asked from.
         env: the client's whole environment (HF_HUB_OFFLINE and the like); None takes ours.
-        slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
+        slo: counts the requests that meet it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.
         on_run: told (repeats done, repeats known of so far) after each repeat.
         known: results of other scenarios on this machine with these tools; those that fit are taken, ours are added.
@@ -242,7 +242,7 @@ def window(run: RawRun) -> tuple[float, float]:
 def read_point(
     target: Target, scenario: LoadScenario, point: PointSpec, seed: int, *, raw: Path, slo: Slo | None = None
 ) -> LoadPoint:
-    """Summarise the raw files of one point.
+    """Summarize the raw files of one point.
 
     Raises:
         ToolError: the client ended without having written one of them.

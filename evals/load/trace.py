@@ -58,7 +58,7 @@ def read_trace(path: Path) -> list[Arrival]:
         _check(arrival, arrivals, f"load.trace.path: {path}, line {reader.line_num}")
         arrivals.append(arrival)
     if not arrivals:
-        raise ConfigError(f"load.trace.path: {path} holds no request")
+        raise ConfigError(f"load.trace.path: {path} has no request")
     return arrivals
 
 

@@ -32,7 +32,7 @@ class GateJson(TypedDict):
     """A rule, each task's order, and the baseline's scores by item id."""
 
     rule: Mapping[str, Any]
-    drawings: Mapping[str, Mapping[str, Any]]
+    orders: Mapping[str, Mapping[str, Any]]
     baseline: Mapping[str, Mapping[str, float | None]]
 
 
@@ -83,7 +83,7 @@ class RawTask(TypedDict):
     metric: str
     filter: str
     items: Sequence[RawItem]
-    drawing: Mapping[str, Any] | None
+    sampling_order: Mapping[str, Any] | None
     num_items_total: int
     lm_eval: Mapping[str, Mapping[str, float]]
     """lm-eval's own figures, where every item was asked."""

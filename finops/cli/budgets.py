@@ -33,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     define.add_argument("--period", default="month", help=f"one of {', '.join(PERIODS)} (default: month)")
     for name in SCOPES:
         define.add_argument(f"--{name.replace('_', '-')}", help="only charges with this tag (default: all)")
-    actions.add_parser("list", help="every budget: limit, spent, held, left")
+    actions.add_parser("list", help="every budget: limit, spent, reserved, left")
     actions.add_parser("alerts", help="send the alerts that are due")
     return commands
 
@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     for budget in Budgets(ledger).status():
         print(
             f"{budget.name}: {budget.scope}; {budget.period} from {budget.period_start.date()}: limit "
-            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, held {usd_text(budget.held_usd)}, left "
-            f"{usd_text(budget.left_usd)} USD"
+            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, "
+            f"reserved {usd_text(budget.reserved_usd)}, left {usd_text(budget.left_usd)} USD"
         )
     return 0
 

@@ -2,8 +2,8 @@
 
     PARSIMONY_LEDGER_URL=postgresql://user@host/db      a password goes here, never on a command line
 
-Writes are short transactions that serialise: on SQLite by BEGIN IMMEDIATE, on PostgreSQL by row locks that the caller
-takes in a fixed order. A database that cannot be reached raises `LedgerUnavailableError`: the money fails closed.
+Writes are short transactions that serialize: on SQLite by BEGIN IMMEDIATE, on PostgreSQL by row locks that the caller
+takes in a fixed order. A database that cannot be reached raises `LedgerUnavailableError`: fail closed.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 from core.environments import ROOT, set_defaults
 from core.errors import ConfigError, ParsimonyError, closest
+from pipeline.compress import registry
 from pipeline.config import RunConfig
 
 CONF = ROOT / "conf"
@@ -115,7 +116,7 @@ def run_config(composed: Any) -> RunConfig:
         raise ConfigError("model.path: no folder is given; write model=local model.path=/a/folder/in/hugging-face/form")
     if config.model.path:
         config.model.path = str(Path(config.model.path).expanduser().resolve())
-        is_candidate = config.quant.get("method") == "as-is" and config.model.source != "path"
+        is_candidate = registry.is_external(config.quant) and config.model.source != "path"
         if not is_candidate:  # else model= is its baseline
             if config.model.source != "path" or not config.model.name:
                 config.model.name = Path(config.model.path).name

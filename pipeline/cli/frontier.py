@@ -1,16 +1,16 @@
-"""All recorded variants of a model on the cost-quality plane.
+"""All recorded variants of a model by cost and quality.
 
     python -m pipeline.cli.frontier model=smollm2-135m-q4_1   print the table, write frontier.png and frontier.html
     python -m pipeline.cli.frontier model=... peak_req_per_s=40        with the machines that such a load needs
-    python -m pipeline.cli.frontier model=... +plane=5eeb              of other runs than the newest one's
+    python -m pipeline.cli.frontier model=... +group=5eeb              of other runs than the newest one's
     python -m pipeline.cli.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
 
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
 price by purchase option (`pipeline.report.curves`).
 
-The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
-a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
-same questions under the same load stand on one plane; those of the newest run's plane are shown, and the others named.
+The page is one file without a network. Its switches for purchase option and utilization re-price in the page. A run
+without a measured price or quality is listed, but never on the frontier: missing is never free. Runs that answered the
+same questions under the same load form one comparison group. The newest run's group is shown, the others are named.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from core.environments import ROOT
 from core.errors import ConfigError, closest
 from pipeline.cli.app import run_command
-from pipeline.report.frontier import Shown, by_plane, on_one_plane, plane_text
+from pipeline.report.frontier import Shown, by_group, group_text, in_one_group
 from pipeline.report.frontier_figure import PAGE, PICTURE, draw, draw_curves
 
 HEADER = ("variant", "mean score", "USD per 1k tokens", "size", "output tok/s", "frontier", "decision")
@@ -47,26 +47,26 @@ def main(arguments: list[str]) -> int:
     """Print and draw all recorded variants of a model."""
     from core.console import say, table
     from pipeline.cli.app import command_config, own_options
-    from pipeline.record.comparable import plane_runs
+    from pipeline.record.frontier_runs import frontier_runs
     from pipeline.record.store import Recorder
 
-    own, rest = own_options(arguments, {"+out": "", "+plane": ""})
+    own, rest = own_options(arguments, {"+out": "", "+group": ""})
     config = command_config(rest, __doc__)
     recorder = Recorder(config.tracking)
     model = config.model.name
-    runs = plane_runs(recorder, config.tracking, model)
+    runs = frontier_runs(recorder, config.tracking, model)
     if not runs:
         known = recorder.models()
         raise ConfigError(
             f"model={model}: no run is recorded{closest(model, known)}; recorded: {', '.join(known) or 'none'}"
         )
     folder = Path(own["+out"]) if own["+out"] else ROOT / "mlruns" / "frontier" / model
-    chosen = on_one_plane(runs, own["+plane"])
+    chosen = in_one_group(runs, own["+group"])
     shown = draw(model, chosen, folder, recorder.evidence)
     table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
-    for others in by_plane(runs).values():
+    for others in by_group(runs).values():
         if others[0] not in chosen:
-            say(f"not shown, on other questions or another load: {plane_text(others)}")
+            say(f"not shown, on other questions or another load: {group_text(others)}")
     curves = draw_curves(model, chosen, folder, recorder.evidence, config.peak_req_per_s)
     for text in curves.sentences:
         say(text)

@@ -20,8 +20,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from pipeline.cli.app import run_command
-from pipeline.promote import ROLLBACK, promote_winner
-from pipeline.record.candidates import standing
+from pipeline.promote import promote_winner
+from pipeline.record.candidates import recorded_candidates
 from pipeline.record.registry import rollback
 
 if TYPE_CHECKING:
@@ -34,20 +34,20 @@ def main(arguments: list[str]) -> int:
     from pipeline.cli.app import command_config
     from pipeline.record.store import Recorder
 
-    config = command_config([one for one in arguments if one != ROLLBACK], __doc__)
+    config = command_config([one for one in arguments if one != "--rollback"], __doc__)
     recorder = Recorder(config.tracking)
-    if ROLLBACK in arguments:
+    if "--rollback" in arguments:
         say(rollback(recorder, config.model.name, config.promote.alias))
         return 0
-    found = standing(config, recorder)
-    for decision in found.contest.decisions:
+    found = recorded_candidates(config, recorder)
+    for decision in found.ranking.decisions:
         say(f"{decision.variant}: {decision.action}")
         for reason in decision.reasons:
             say(f"  {reason}")
-    for loss in found.contest.losses:
+    for loss in found.ranking.losses:
         for beaten_by in loss.beaten_by:
             say(f"{loss.variant} was beaten by {beaten_by}")
-    for note in found.contest.notes:
+    for note in found.ranking.notes:
         say(f"note: {note}")
     if found.num_others:
         say(f"not compared: {found.num_others} recorded candidates on other suites, machines or prices")

@@ -30,9 +30,11 @@ COMPRESS = {
     "nf4": "pipeline.compress.methods.nf4",
     "llm-int8": "pipeline.compress.methods.llm_int8",
     "mixed": "pipeline.compress.methods.mixed",
-    "as-is": "pipeline.compress.methods.as_is",
+    "external": "pipeline.compress.methods.external",
 }
-"""Compression method -> the module that holds its `METHOD`."""
+"""Compression method -> the module that has its `METHOD`."""
+ALIASES = {"as-is": "external"}
+"""Former name of a method -> its name. Both give the same plan, the same stages and the same label."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Method:
     args: type
     """Dataclass of its settings: the keys of `quant=` beside `method`."""
     compress: Callable[[CompressJob], None] | None
-    """Writes the new checkpoint; None where there is nothing to make: the baseline, and checkpoints made elsewhere."""
+    """Writes the new checkpoint; None where there is nothing to make: the baseline, and external checkpoints."""
     needs_calibration: bool = False
     devices: Sequence[str] = ("cpu", "cuda")
     tools: Sequence[str] = ()
@@ -90,10 +92,17 @@ def method(name: str) -> Method:
         ConfigError: there is none; the message lists those there are.
 
     """
+    name = ALIASES.get(name, name)
     if name not in COMPRESS:
         raise ConfigError(f"quant.method={name}: unknown method{closest(name, COMPRESS)}; known: {', '.join(COMPRESS)}")
     found: Method = importlib.import_module(COMPRESS[name]).METHOD
     return found
+
+
+def is_external(quant: Mapping[str, Any]) -> bool:
+    """Whether a `quant=` choice takes an external checkpoint as the candidate."""
+    name = str(quant.get("method", "none"))
+    return ALIASES.get(name, name) == "external"
 
 
 def method_args(name: str, values: Mapping[str, Any]) -> Any:

@@ -45,9 +45,10 @@ def test_every_choice_composes_and_fits_the_schema(group: str, name: str) -> Non
         assert from_config(config.load).name == name
 
 
-def test_a_checkpoint_made_elsewhere_leaves_the_baseline_as_it_was_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", ["external", "as-is"])
+def test_an_external_checkpoint_leaves_the_baseline_as_it_was_named(choice: str, tmp_path: Path) -> None:
     path = f"model.path={tmp_path}"
-    config = command_config(["model=smollm2-135m-q4_1", path, "quant=as-is"], None)
+    config = command_config(["model=smollm2-135m-q4_1", path, f"quant={choice}"], None)
     assert (config.model.name, config.model.source, config.model.path) == (
         "smollm2-135m-q4_1",
         "embedded",

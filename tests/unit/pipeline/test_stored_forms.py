@@ -4,7 +4,7 @@ import json
 
 from core.files import plain
 from evals.types import LoadConditions, LoadReport
-from pipeline.record.store import revive
+from pipeline.record.store import from_json
 
 STORED_LOAD = """{
   "machine": {
@@ -25,7 +25,7 @@ STORED_LOAD = """{
 
 
 def test_a_stored_load_is_read() -> None:
-    report = revive(LoadReport, json.loads(STORED_LOAD))
+    report = from_json(LoadReport, json.loads(STORED_LOAD))
     assert report.machine == LoadConditions(
         device="cpu",
         device_name="AMD EPYC",
@@ -36,13 +36,13 @@ def test_a_stored_load_is_read() -> None:
         oldest_result_at="2026-11-26T06:18:04+00:00",
     )
     assert report.points[0].counters == ({"num_preemptions": 0.0, "joules": None},)
-    assert revive(LoadReport, json.loads(json.dumps(plain(report)))) == report
+    assert from_json(LoadReport, json.loads(json.dumps(plain(report)))) == report
 
 
 def test_a_report_keeps_the_stored_names() -> None:
     stored = json.loads(STORED_LOAD)
     stored["machine"].pop("a_fact_that_nobody_reads")
-    written = plain(revive(LoadReport, stored))
+    written = plain(from_json(LoadReport, stored))
     assert written["machine"] == stored["machine"] | {"trace_file": None, "trace_requests_passed_over": None}
     assert written.keys() == stored.keys()
 
@@ -50,6 +50,6 @@ def test_a_report_keeps_the_stored_names() -> None:
 def test_a_load_without_facts_is_read() -> None:
     """As reports were before machines were noted: nothing is known, and nothing is zero."""
     stored = json.loads(STORED_LOAD) | {"machine": {}}
-    machine = revive(LoadReport, stored).machine
+    machine = from_json(LoadReport, stored).machine
     assert machine.startup_s is None
     assert machine == LoadConditions()
