@@ -441,7 +441,7 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
 def main(arguments: list[str]) -> int:
     """Print the table, or write the page."""
     from core.console import say, table
-    from pipeline.cli.app import command_config
+    from pipeline.cli.compose import command_config
 
     out = None
     rest = list(arguments)

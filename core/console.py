@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from core.store import StageHook, StageRef, StageResult
 
@@ -13,10 +13,33 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_to_stderr = False
+"""Whether standard output is kept for a program that reads the result."""
+
+
+def to_stderr(on: bool = True) -> None:
+    """From here on what people see goes to standard error; standard output is `result`'s alone."""
+    global _to_stderr  # noqa: PLW0603 - one process has one standard output
+    _to_stderr = on
+
+
+def stream() -> TextIO:
+    """Where people read."""
+    return sys.stderr if _to_stderr else sys.stdout
+
+
 def say(text: str = "") -> None:
     """One line for the user."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    out = stream()
+    out.write(text + "\n")
+    out.flush()
+
+
+def result(text: str) -> None:
+    """The result for a program, on standard output; nothing unless it was asked for (`to_stderr`)."""
+    if _to_stderr:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
 
 
 def duration(seconds: float) -> str:
@@ -61,7 +84,7 @@ class ProgressBars(StageHook):
         expected = self._expected_s(ref)
         about = f" (about {duration(expected)})" if expected is not None else ""
         self._started[ref.key] = time.monotonic()
-        if sys.stdout.isatty():
+        if stream().isatty():
             self._open_bar(self.title(ref) + about)
         else:
             say(f"{self.title(ref)} ...{about}")
@@ -91,10 +114,12 @@ class ProgressBars(StageHook):
         say(f"{self.title(ref)}: another run is making it; waiting")
 
     def _open_bar(self, title: str) -> None:
+        from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, TimeRemainingColumn(), transient=True)
+        console = RichConsole(file=stream())
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
         self._progress.start()
         self._task = self._progress.add_task(title, total=None)
 
@@ -106,14 +131,14 @@ class ProgressBars(StageHook):
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: drawn on a terminal, aligned text elsewhere."""
-    if sys.stdout.isatty():
+    if stream().isatty():
         from rich.console import Console as RichConsole
         from rich.table import Table
 
         drawn = Table(*header, title=title)
         for row in rows:
             drawn.add_row(*row)
-        RichConsole().print(drawn)
+        RichConsole(file=stream()).print(drawn)
         return
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
     say(title)

@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from core.command import command
 from evals.decide.decide import baseline_decision
 from evals.stats import PairedComparison
 from evals.types import Decision
@@ -175,7 +176,8 @@ def require_approval(subject: Subject, promotion: PromoteConfig, approvals: Appr
     if not approved_by:
         raise PromotionRefusedError(
             f"promote.require_approval=true: nobody has approved '{subject.variant}' ({subject.digest[:12]}) as a "
-            f"version of {subject.model}\n  -> have run {subject.run_id} approved, then: python -m pipeline.cli.promote"
+            f"version of {subject.model}\n  -> have run {subject.run_id} approved, then: "
+            + command(f"promote model={subject.model}")
         )
     return approved_by
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from core import console
 from core.console import ProgressBars, say
 from core.files import read_json
 from core.store import StageStore
@@ -19,6 +20,7 @@ from pipeline.promote import Outcome, apply, decide_on_baseline, decide_on_run
 from pipeline.record.run_record import card_rows, run_record
 from pipeline.record.store import Recorder
 from pipeline.report import console as report
+from pipeline.report.json_output import decision_json
 from pipeline.stages.graph import Effects
 from pipeline.stages.measure import measure
 from pipeline.types import Measured
@@ -43,6 +45,7 @@ def run(config: RunConfig) -> int:
         measured = measure_all(plan, effects)
         outcome = record_and_decide(measured, plan, billing, Recorder(plan.config.tracking))
         publish_promoted(measured, outcome.decision, plan.config)
+        console.result(decision_json(outcome.decision, model=plan.config.model.name, registry=outcome.registry))
     is_held = len(measured) > 1 and outcome.decision.action != "promote"
     return NOT_PROMOTED if config.fail_on_hold and is_held else 0
 

@@ -174,7 +174,7 @@ def choice_file(
     settings: dict[str, Any] = asdict(best.engine) | {"name": f"tuned/{name}"}
     device_name = None if best.load is None else best.load.machine.device_name
     evidence = [
-        f"Made by `python -m pipeline.cli.tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
+        f"Made by `parsimony tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
         f"Model {config.model.name}, load={scenario.name}; {best.basis}.",
         f"Machine {device_name or price.hardware}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
         f"per hour ({price.purchase_option}), busy {config.gate.utilisation:g} of the time.",

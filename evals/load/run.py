@@ -24,7 +24,7 @@ from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_
 from evals.load.monitor import Monitor
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
-from evals.load.summary import METRICS, Bench, RawRun, Slo, num_timeouts, summarise
+from evals.load.summary import METRICS, BenchmarkResult, RawRun, Slo, num_timeouts, summarise
 from evals.load.trace import Arrival, choose, read_trace, trace_lines
 from evals.types import LoadConditions, LoadPoint, LoadReport, Target
 
@@ -252,7 +252,7 @@ def read_point(
     for path in paths:
         if not path.exists():
             raise ToolError(f"the load client ended without a result: {path}", raw.parent / "client.log")
-    benches: list[Bench] = [read_json(path)["bench"] for path in paths]
+    benches: list[BenchmarkResult] = [read_json(path)["bench"] for path in paths]
     repeats = tuple(summarise(bench, slo) for bench in benches)
     kept = [path.with_suffix(".counters") for path in paths]
     counters = tuple(read_json(path) if path.exists() else dict.fromkeys(COUNTERS) for path in kept)
@@ -273,7 +273,7 @@ def read_point(
     )
 
 
-def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[Bench]) -> dict[str, str]:
+def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[BenchmarkResult]) -> dict[str, str]:
     """Why a metric is None in every repeat."""
     reasons = {}
     first_error = next((str(error) for bench in benches for error in bench["errors"] if error), "")

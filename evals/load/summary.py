@@ -57,7 +57,7 @@ class Figure:
     method: str
 
 
-class Bench(TypedDict):
+class BenchmarkResult(TypedDict):
     """What is read of a result of `vllm bench serve`, one entry per request in the lists."""
 
     completed: int
@@ -84,14 +84,14 @@ class Bench(TypedDict):
 class RawRun(TypedDict):
     """A file that the client leaves (`evals/load/client.py`)."""
 
-    bench: Bench
+    bench: BenchmarkResult
     started_monotonic_s: float
     ended_monotonic_s: float
     metrics_before: list[str]
     metrics_after: list[str]
 
 
-def summarise(bench: Bench, slo: Slo | None = None) -> dict[str, float | None]:
+def summarise(bench: BenchmarkResult, slo: Slo | None = None) -> dict[str, float | None]:
     """The metrics of one repeat, by the names of `METRICS`; None where no request gave a figure."""
     completed, failed = int(bench["completed"]), int(bench["failed"])
     figures: dict[str, float | None] = dict.fromkeys(METRICS)
@@ -111,7 +111,7 @@ def summarise(bench: Bench, slo: Slo | None = None) -> dict[str, float | None]:
     return figures
 
 
-def count_good(bench: Bench, slo: Slo) -> int:
+def count_good(bench: BenchmarkResult, slo: Slo) -> int:
     """Requests that succeeded within the SLO (goodput, https://arxiv.org/abs/2401.09670)."""
     return sum(
         (slo.ttft_s is None or ttft_s <= slo.ttft_s) and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
@@ -119,7 +119,7 @@ def count_good(bench: Bench, slo: Slo) -> int:
     )
 
 
-def requests(bench: Bench) -> list[tuple[float, float | None]]:
+def requests(bench: BenchmarkResult) -> list[tuple[float, float | None]]:
     """TTFT and TPOT in seconds of every request that succeeded; a single token has no TPOT."""
     return [
         (ttft, sum(itls) / (length - 1) if length > 1 else None)
@@ -130,7 +130,7 @@ def requests(bench: Bench) -> list[tuple[float, float | None]]:
     ]
 
 
-def num_timeouts(bench: Bench) -> int:
+def num_timeouts(bench: BenchmarkResult) -> int:
     """Requests that were given up because they took too long."""
     return sum(str(error).startswith(TIMEOUT) for error in bench["errors"])
 

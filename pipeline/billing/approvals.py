@@ -38,7 +38,7 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
         raise PromotionRefusedError(
             f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
             f"  -> someone other than {waiting.requester} runs: "
-            f"python -m finops.cli.approvals approve {waiting.id}\n  -> then start the same command again"
+            f"{ledger.database.command(f'approvals approve {waiting.id}')}\n  -> then start the same command again"
         ) from None
     except UserError as error:
         raise PromotionRefusedError(str(error)) from None

@@ -1,6 +1,6 @@
 """A promotion noted in the ledger: both models' prices per token, and what the decision's evidence cost.
 
-From it `python -m finops.cli.report` tells what a promotion saved and what a decision costs.
+From it `parsimony report` tells what a promotion saved and what a decision costs.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
     if machine.device in method.devices:
         return []
     why = method.refused.get(machine.device)
-    works = [name for name in registry.COMPRESS if machine.device in registry.method(name).devices]
+    works = [name for name in registry.known_methods() if machine.device in registry.method(name).devices]
     ways = [f"on this machine: {', '.join(f'quant={name}' for name in works)}"]
     if method.nearest:
         ways.insert(0, f"quant={method.nearest} is the nearest that does")

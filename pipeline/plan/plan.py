@@ -1,12 +1,17 @@
-"""From configuration and facts to a Plan, or to every problem at once. Pure: it reads no file and asks no machine."""
+"""From configuration and facts to a Plan, or to every problem at once. It asks no machine, and reads no file but the
+task files that it is given (`suite.files`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from core.errors import PlanError, Problem, closest
 from evals.gate.sequential import ORDERS
 from evals.quality.embedded import EMBEDDED_TASKS
+from evals.quality.task_file import task_file_problem
 from evals.types import Price
 from pipeline.compress import registry
 from pipeline.config import RunConfig
@@ -144,8 +149,8 @@ def _kernel_notes(method: registry.Method, machine: Machine, external: ModelFact
 
 def _check_suite(config: RunConfig) -> list[Problem]:
     suite = config.suite
-    if suite.source not in ("embedded", "hub"):
-        return [Problem("suite.source", f"'{suite.source}' is not one of embedded, hub")]
+    if suite.source not in ("embedded", "hub", "files"):
+        return [Problem("suite.source", f"'{suite.source}' is not one of embedded, hub, files")]
     if not suite.tasks:
         return [Problem("suite.tasks", "no task is given", ("suite=small",))]
     problems = []
@@ -158,6 +163,21 @@ def _check_suite(config: RunConfig) -> list[Problem]:
                     f"'{task}' is not embedded{closest(task, EMBEDDED_TASKS)}; embedded: {', '.join(EMBEDDED_TASKS)}"
                 )
                 problems.append(Problem("suite.tasks", message, ("suite=hub for the hub's tasks",)))
+    if suite.source == "files":
+        problems += _check_task_files(suite.tasks, suite.files)
+    return problems
+
+
+def _check_task_files(tasks: Sequence[str], files: Mapping[str, str]) -> list[Problem]:
+    """Every task has a file that is there and names it, so that lm-eval finds the task under its name."""
+    problems = []
+    for task in tasks:
+        field = f"suite.files.{task}"
+        if task not in files:
+            way = f"suite.files={{{task}: /a/folder/{task}.yaml}}"
+            problems.append(Problem("suite.files", f"no task file is given for '{task}'{closest(task, files)}", (way,)))
+        elif (wrong := task_file_problem(task, Path(files[task]).expanduser())) is not None:
+            problems.append(Problem(field, wrong))
     return problems
 
 

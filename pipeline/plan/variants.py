@@ -170,6 +170,7 @@ def suite_of(config: RunConfig) -> Suite:
         num_concurrent=suite.num_concurrent,
         apply_chat_template=suite.apply_chat_template,
         seed=config.seed,
+        files={task: Path(file).expanduser().resolve() for task, file in suite.files.items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "purchase_option": price.purchase_option,
         FRONTIER_GROUP: digest_json([comparable["suite"], config.load])[:16],
         "plan_hash": plan.digest,
+        "stage_keys": json.dumps(dict(measured.stage_keys)),
         "stage_key": measured.stage_keys.get("compress", plan.variants.base.key),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,

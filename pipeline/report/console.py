@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from core.command import command
 from core.console import duration, say, table
 from core.errors import ParsimonyError
 from evals.decide.evidence import mean_quality
@@ -89,7 +90,7 @@ def show_result(
     reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})
     if reused:
         say(f"Reused from earlier runs: {', '.join(reused)}")
-    say(f"Recorded in {config.tracking.uri} (scripts/pipeline ui)")
+    say(f"Recorded in {config.tracking.uri} ({command('ui')})")
 
 
 def result_row(measured: Measured, decision: Decision, recovery: Estimate | None) -> tuple[str, ...]:

