@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     for budget in Budgets(ledger).status():
         print(
             f"{budget.name}: {budget.scope}; {budget.period} from {budget.period_start.date()}: limit "
-            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, "
-            f"reserved {usd_text(budget.reserved_usd)}, left {usd_text(budget.left_usd)} USD"
+            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, reserved "
+            f"{usd_text(budget.reserved_usd)}, left {usd_text(budget.left_usd)} USD"
         )
     return 0
