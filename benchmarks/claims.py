@@ -25,7 +25,8 @@ from evals.cost.curves import LoadComparison, compare, compare_points
 from evals.decide.evidence import Evidence
 from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
-from pipeline.cli.app import command_config, run_command
+from pipeline.cli.app import run_command
+from pipeline.cli.compose import command_config
 from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
 from pipeline.record.tags import COMPARISON_GROUP, tag_of

@@ -32,7 +32,7 @@ from typing import Any
 from core.environments import serving_python, versions
 from core.files import digest_file, write_json
 from core.process import run_logged
-from evals.load.requests import bench_arguments, raw_names, run_seed
+from evals.load.arguments import bench_arguments, raw_names, run_seed
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep
 from evals.load.search import rate_point, sweep_point
@@ -76,7 +76,7 @@ class Bench:
     def ours(self, seed: int) -> Metrics:
         """One run through the load stage."""
         scenario, folder = LoadScenario("paired", (self.point,), num_repeats=1), self.folder / f"ours-{seed}"
-        report = run_load(self.target, scenario, serving_python(), folder, seed, run_process=run_logged, env=self.env)
+        report = run_load(self.target, scenario, serving_python(), folder, seed, env=self.env)
         return report.points[0].repeats[0]
 
     def pairs(self, num_pairs: int, seed: int) -> list[dict[str, Metrics]]:
@@ -95,7 +95,7 @@ class Bench:
     def overhead(self, seed: int) -> dict[str, float]:
         """Time between repeats over time in them, for five repeats."""
         scenario, folder = LoadScenario("overhead", (self.point,), num_repeats=5), self.folder / "overhead"
-        run_load(self.target, scenario, serving_python(), folder, seed, run_process=run_logged, env=self.env)
+        run_load(self.target, scenario, serving_python(), folder, seed, env=self.env)
         names = raw_names(self.target, scenario, self.point, seed)
         runs = [json.loads((folder / "raw" / name).read_text()) for name in names]
         gaps = [b["started_monotonic_s"] - a["ended_monotonic_s"] for a, b in itertools.pairwise(runs)]

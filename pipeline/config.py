@@ -392,5 +392,7 @@ class RunConfig:
     """Seed of every random choice of the run."""
     dry_run: bool = False
     """Print the plan and its problems, then stop."""
+    fail_on_hold: bool = False
+    """End with exit code 5 where the candidate is not promoted, for CI."""
     verbose: bool = False
     """Log what the tools say."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -103,12 +104,10 @@ class Plan:
     baseline: Candidate
     candidate: Candidate | None
     """None where the baseline itself was asked for."""
-    meaningless_quality: str
+    quality_invalid_reason: str
     """Why quality says nothing; empty where it does."""
     notes: tuple[str, ...]
     """What the user should know, short of a problem."""
-    plan_hash: str
-    """SHA-256 of all that decides what will run."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +141,18 @@ class Measured:
     reused: tuple[str, ...]
     measured_at: str
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What one variant's record says of the ledger."""
+
+    run_id: str
+    """The ledger's run."""
+    tags: Mapping[str, str]
+    """Cost tags: the same ones go to MLflow and to every charge."""
+    outcomes: Sequence[StageOutcome]
+    """The variant's stages that ran."""
 
 
 @dataclass(frozen=True)

@@ -181,7 +181,8 @@ class Budgets:
             if not rows and require_budget:
                 shown = ", ".join(f"{key}={tags.get(key, '')}" for key in SCOPES)
                 raise BudgetExceededError(
-                    f"budget: none covers {shown}\n    -> python -m finops.cli.budgets set NAME ..."
+                    f"budget: none covers {shown}\n"
+                    f"    -> {self._database.command('budgets set NAME --limit-usd AMOUNT')}"
                 )
             now = self._now(connection)
             self._refuse_if_over(connection, rows, amount, now)
@@ -197,7 +198,7 @@ class Budgets:
         return Reservation(hold_id, run_id, amount_usd, self)
 
     def _refuse_if_over(self, connection: Connection, rows: Any, amount: int, now: datetime) -> None:
-        problems = []
+        problems, raising = [], []
         for row in rows:
             _, spent, _ = spent_in_period(connection, self._database, row, now)
             reserved = self._reserved(connection, row.id, to_us(now))
@@ -208,9 +209,12 @@ class Budgets:
                     f"{_usd(spent)}, reserved by running work {_usd(reserved)}, wanted {_usd(amount)} "
                     f"(the next period begins {end.date()})"
                 )
+                scope = "".join(f" --{key.replace('_', '-')} {value}" for key in SCOPES if (value := getattr(row, key)))
+                text = f"budgets set {row.name} --limit-usd AMOUNT --period {row.period}{scope}"
+                raising.append(self._database.command(text))
         if problems:
-            ways = "    -> wait, make the run smaller, or raise a limit with `python -m finops.cli.budgets set`"
-            raise BudgetExceededError("\n".join(["the run would pass its budget:", *problems, ways]))
+            ways = ["    -> wait, or make the run smaller", *(f"    -> {one}" for one in raising)]
+            raise BudgetExceededError("\n".join(["the run would pass its budget:", *problems, *ways]))
 
     def heartbeat(self, hold_id: str) -> None:
         """Prolong a reservation by its time to live.

@@ -1,8 +1,8 @@
 """Spend on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
 
-python -m finops.cli.report --from 2026-10-01 --to 2026-11-01
-python -m finops.cli.report --team research --format csv --output october.csv
-python -m finops.cli.report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
+parsimony report --from 2026-10-01 --to 2026-11-01
+parsimony report --team research --format csv --output october.csv
+parsimony report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
 """
 
 from __future__ import annotations

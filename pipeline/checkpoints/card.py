@@ -53,7 +53,7 @@ def manifest(
     size: SizeReport,
     config: Mapping[str, Any],
     calibration: Mapping[str, Any] | None,
-    plan_hash: str | None,
+    stage_key: str | None,
 ) -> dict[str, Any]:
     """Everything that an artifact was made from and with, as JSON. It has no path of this machine.
 
@@ -66,7 +66,7 @@ def manifest(
         size: the artifact's sizes.
         config: the artifact's config.json.
         calibration: the calibration stage's result; None where the method needs no text.
-        plan_hash: hash of the plan under which the artifact was made; another plan may find it in the store later.
+        stage_key: key of the compress stage, which names all that the artifact was made from.
 
     """
     quantization = config.get("quantization_config") or {}
@@ -100,7 +100,7 @@ def manifest(
                 "wall_s": measured.get("wall_s"),
                 "peak_host_bytes": measured.get("peak_host_bytes"),
                 "peak_device_bytes": measured.get("peak_device_bytes"),
-                "plan_hash": plan_hash,
+                "stage_key": stage_key,
             }
         )
     )
@@ -181,7 +181,7 @@ def _how(manifest: Mapping[str, Any]) -> str:
         ("wall time", _or_unknown(manifest["wall_s"], lambda value: f"{value:.0f} s")),
         ("peak host memory", _or_unknown(manifest["peak_host_bytes"], _mib)),
         ("peak device memory", _or_unknown(manifest["peak_device_bytes"], _mib)),
-        ("plan", _or_unknown(manifest["plan_hash"], lambda value: f"`{value}`")),
+        ("stage key", _or_unknown(manifest["stage_key"], lambda value: f"`{value}`")),
     ]
     return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` has the same in full."
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from core.command import command
 from core.errors import ConfigError, closest
 from evals.decide.decide import Ranking, rank
 from evals.decide.evidence import Evidence
@@ -59,7 +60,8 @@ def recorded_candidates(config: RunConfig, recorder: Recorder, run_id: str | Non
     groups = [group for run in asked_for if (group := _group_of(run)) in baselines]
     if not groups:
         raise ConfigError(
-            f"model={config.model.name}: no candidate is recorded beside its baseline; run quant=int8 first"
+            f"model={config.model.name}: no candidate is recorded beside its baseline\n"
+            f"  -> {command(f'model={config.model.name} quant=int8')}"
         )
     baseline = baselines[groups[0]]
     mine = tuple(run for run in candidates if _group_of(run) == groups[0])

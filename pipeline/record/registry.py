@@ -72,12 +72,18 @@ def require_stored(client: MlflowClient, version: ModelVersion) -> None:
         folder = Path(unquote(place.path))
         if not folder.is_dir():
             raise PromotionRefusedError(f"{what}: its weights are gone from {folder}; promote a variant anew")
-        _require_digest(folder, version.tags.get("digest", ""), what)
+        require_digest(folder, version.tags.get("digest", ""), what)
     elif not client.list_artifacts(version.run_id, WEIGHTS):
         raise PromotionRefusedError(f"{what}: its weights are gone from {version.source}; promote a variant anew")
 
 
-def _require_digest(folder: Path, digest: str, what: str) -> None:
+def require_digest(folder: Path, digest: str, what: str) -> None:
+    """Check that a folder has this digest.
+
+    Raises:
+        PromotionRefusedError: it has another.
+
+    """
     found = checkpoint_digest(folder)
     if found != digest:
         raise PromotionRefusedError(

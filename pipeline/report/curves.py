@@ -1,6 +1,6 @@
 """Three pictures of a model's variants: price against load, throughput against latency, price by purchase option.
 
-`python -m pipeline.cli.frontier model=...` draws them beside the frontier and puts them into its page. Sentences
+`parsimony frontier model=...` draws them beside the frontier and puts them into its page. Sentences
 beside them say which variant is the cheapest at which load, and which differ significantly from the baseline.
 """
 

@@ -15,11 +15,9 @@ from core.environments import ROOT
 from core.files import write_json
 from core.store import StageStore
 from pipeline.checkpoints.facts import facts_from_folder
-from pipeline.compress import registry
+from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
-from pipeline.config import ModelConfig
-from pipeline.stages.base import base_model
-from tests.integration.conftest import Workplace
+from tests.integration.conftest import Workplace, embedded_base
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NUM_BLOCKS = 3 * BLOCKS_BETWEEN_CHECKPOINTS
@@ -32,7 +30,7 @@ def base(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    real = base_model(ModelConfig(name="smollm2-135m-q4_1", source="embedded"), 0, StageStore(workplace.home / "store"))
+    real = embedded_base(StageStore(workplace.home / "store"))
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": NUM_BLOCKS, "vocab_size": 49152}
@@ -53,7 +51,8 @@ def start(base: Path, folder: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
-        "pipeline.compress.worker",
+        "core.jobs",
+        worker.PROGRAM,
         str(folder / "job.json"),
         str(folder / "measured.json"),
     ]

@@ -30,7 +30,7 @@ NAMES = {
     "planes": "comparison groups",
     "comparable": "comparison group",
     "meaningless": "quality_invalid_reason",
-    "meaningless_quality": "quality_invalid_reason",
+    "quality_invalid_reason": "quality_invalid_reason",
     "Look": "Measurement",
     "first_look": "probe",
     "Bench": "EngineTrial",

@@ -10,9 +10,10 @@ from core.errors import ConfigError
 from core.files import read_json
 from core.store import StageStore
 from pipeline.config import CalibConfig
-from pipeline.data.calibration import calibration_tokens, end_token, pack, sha256
+from pipeline.data.calibration import end_token, pack, sha256
 from pipeline.data.contamination import EvaluationSet, evaluation_set
 from pipeline.types import Artifact
+from tests.unit.pipeline.data_tools import calibration_tokens
 
 END = 1
 

@@ -117,7 +117,7 @@ def test_a_missing_price_is_never_free() -> None:
     assert "no load was measured" in decision.reasons[1]
 
 
-def test_meaningless_quality_is_never_promoted() -> None:
+def test_quality_invalid_reason_is_never_promoted() -> None:
     decision, _ = decide(
         evidence(GOOD, "0.5", quality_invalid_reason="random weights"), evidence(GOOD, "1"), GATE, seed=0
     )

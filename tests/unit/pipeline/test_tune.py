@@ -13,7 +13,7 @@ from core.errors import ConfigError, ToolError
 from evals.cost.token_cost import cost_report
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep, TraceReplay
 from evals.types import LoadPoint, LoadReport, Price, ThetaSlo
-from pipeline.cli.app import CONF, run_config
+from pipeline.cli.compose import CONF, run_config
 from pipeline.cli.tune import main, presets
 from pipeline.config import EngineConfig, ModelConfig, RunConfig
 from pipeline.serve.checks import check_engine
@@ -258,7 +258,7 @@ def test_the_winners_file_is_a_choice_of_the_engine_group_with_its_evidence() ->
 
 def test_a_bad_number_of_trials_is_refused() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        main(["model=smollm2-135m-q4_1", "+num_trials=none"])
+        main(["model=smollm2-135m-q4_1", "--num-trials", "0"])
 
 
 def test_hydra_finds_the_winners_file_as_a_choice(tmp_path: Path) -> None:
