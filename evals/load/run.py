@@ -24,11 +24,10 @@ from evals.load.monitor import Monitor
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
 from evals.load.summary import METRICS, Slo, num_timeouts, summarise
-from evals.load.trace import Arrival, choose, read_trace, trace_lines
+from evals.load.trace import Arrival, choose, read_trace, trace_lines, trace_path
 from evals.types import LoadPoint, LoadReport, Target
 
 CLIENT = Path(__file__).with_name("client.py")
-ROOT = Path(__file__).parents[2]
 RAN = "load-client: ran "
 FINISHED = "load-client: finished job "
 
@@ -201,7 +200,7 @@ class _Session:
         write_json(result.with_suffix(".counters"), figures)
 
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
-        path = ROOT / replay.path  # an absolute path stays as it is
+        path = trace_path(replay.path)
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
         self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
         count = len(self._arrivals)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from core.environments import ROOT
 from evals.load.scenario import LoadScenario, TraceReplay
-from evals.load.trace import choose, read_trace
+from evals.load.trace import choose, read_trace, trace_path
 
 
 def load_tokens(scenario: LoadScenario) -> int:
@@ -32,5 +31,5 @@ def load_tokens(scenario: LoadScenario) -> int:
 
 def trace_tokens(replay: TraceReplay) -> int:
     """Tokens of the requests that a replay sends once."""
-    arrivals, _ = choose(read_trace(ROOT / replay.path), replay.num_requests, replay.max_tokens)
+    arrivals, _ = choose(read_trace(trace_path(replay.path)), replay.num_requests, replay.max_tokens)
     return sum(arrival.input_tokens + arrival.output_tokens for arrival in arrivals)

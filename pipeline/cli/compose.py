@@ -12,14 +12,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from core.environments import ROOT
+from core.environments import DATA
 from core.errors import ConfigError
 from pipeline.cli.arguments import check_arguments, readable
 from pipeline.cli.explain import Keys, hydra_message
 from pipeline.compress import registry
 from pipeline.config import RunConfig
 
-CONF = ROOT / "conf"
+CONF = DATA / "conf"
 CONF_GROUP = "parsimony.conf"
 """Entry points of other packages: each names a package that holds configuration files, laid out as `conf/` is."""
 
