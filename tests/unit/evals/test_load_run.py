@@ -83,6 +83,7 @@ def test_a_scenario_is_measured_in_one_client_process(tmp_path):
     (job,) = client.jobs
     assert command_of(job, tmp_path / "job", tmp_path / "out") == [
         Path("/serve/python"),
+        "-P",
         str(CLIENT),
         tmp_path / "job",
         tmp_path / "out",
