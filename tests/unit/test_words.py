@@ -1,4 +1,4 @@
-"""The words of the documents: none of the old ones, one spelling, sentences without chains, lines of at most 100 columns."""
+"""The words of the documents: none of the old ones, one spelling, no chains of semicolons, at most 100 columns."""
 
 import re
 from collections.abc import Callable, Iterator
