@@ -47,6 +47,14 @@ def test_the_trees_rooms_are_the_packages(package: str) -> None:
     assert tree()[package] == rooms
 
 
+def test_the_readme_is_one_screen() -> None:
+    text = (ROOT / "README.md").read_text()
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    assert len(prose.split()) <= 450
+    for command in ("scripts/pipeline model=smollm2-135m-q4_1 quant=int8", "scripts/test", "auto-gptq", "autoawq"):
+        assert command in text
+
+
 def table_names(page: str, heading: str) -> set[str]:
     """The names in the first column of the first table below a heading."""
     text = (ROOT / "docs" / page).read_text()
