@@ -28,7 +28,7 @@ from core.files import read_json, write_atomic, write_json
 from core.store import StageStore
 from pipeline.checkpoints.facts import count_parameters, facts_from_folder
 from pipeline.checkpoints.folder import folder_artifact
-from pipeline.compress import registry
+from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.config import ModelConfig
 from pipeline.plan.machine import find_machine
@@ -162,7 +162,7 @@ def ours(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, flo
     }
     started = time.monotonic()
     write_json(folder / "job.json", job)
-    command = ["-m", "pipeline.compress.worker", str(folder / "job.json"), str(folder / "measured.json")]
+    command = ["-m", "core.jobs", worker.PROGRAM, str(folder / "job.json"), str(folder / "measured.json")]
     _run(command, folder, {"PYTHONPATH": str(ROOT)})
     finish(folder, inputs, ModelConfig(name="benchmark"), base, None, plan_hash="")
     wall_s = time.monotonic() - started

@@ -30,7 +30,7 @@ from core.environments import ROOT
 from core.files import read_json, write_atomic, write_json
 from evals.load.counters import server_facts
 from pipeline.checkpoints.facts import facts_from_folder
-from pipeline.compress import registry
+from pipeline.compress import registry, worker
 from pipeline.serve.engine import PLUGIN
 
 METHODS = sorted(set(registry.COMPRESS) - {"none", "as-is"})
@@ -90,8 +90,8 @@ def compress(options: argparse.Namespace) -> None:
     paths = [str(ROOT), *(os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     log = folder / "compress.log"
-    worker = [sys.executable, "-m", "pipeline.compress.worker", str(folder / "job.json"), str(folder / "measured.json")]
-    record["made"] = run(worker, log, environment)
+    command = ["-m", "core.jobs", worker.PROGRAM, str(folder / "job.json"), str(folder / "measured.json")]
+    record["made"] = run([sys.executable, *command], log, environment)
     if record["made"]["exit_code"] == 0:
         record["measured"] = read_json(folder / "measured.json")
         record["bytes"] = sum(path.stat().st_size for path in (folder / "model").glob("*.safetensors"))

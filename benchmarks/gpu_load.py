@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files import digest_json, read_json, write_atomic, write_json
-from core.process import ChildProcess, run_logged
+from core.process import ChildProcess
 from evals.cost.curves import compare, cost_curve, energy_per_token_j
 from evals.load.counters import server_facts
 from evals.load.monitor import Monitor
@@ -174,7 +174,6 @@ def measure(options: argparse.Namespace) -> None:
             Path(options.python),
             work,
             options.seed,
-            run_process=run_logged,
             env=environment,
             machine={"platform": platform.platform(), "startup_s": startup_s},
             on_run=lambda done, known: print(f"  {done}/{known}", flush=True),

@@ -76,7 +76,7 @@ class Bench:
     def ours(self, seed: int) -> Metrics:
         """One run through the load stage."""
         scenario, folder = LoadScenario("paired", (self.point,), num_repeats=1), self.folder / f"ours-{seed}"
-        report = run_load(self.target, scenario, serving_python(), folder, seed, run_process=run_logged, env=self.env)
+        report = run_load(self.target, scenario, serving_python(), folder, seed, env=self.env)
         return report.points[0].repeats[0]
 
     def pairs(self, num_pairs: int, seed: int) -> list[dict[str, Metrics]]:
@@ -95,7 +95,7 @@ class Bench:
     def overhead(self, seed: int) -> dict[str, float]:
         """Time between repeats over time in them, for five repeats."""
         scenario, folder = LoadScenario("overhead", (self.point,), num_repeats=5), self.folder / "overhead"
-        run_load(self.target, scenario, serving_python(), folder, seed, run_process=run_logged, env=self.env)
+        run_load(self.target, scenario, serving_python(), folder, seed, env=self.env)
         names = raw_names(self.target, scenario, self.point, seed)
         runs = [json.loads((folder / "raw" / name).read_text()) for name in names]
         gaps = [b["started_monotonic_s"] - a["ended_monotonic_s"] for a, b in itertools.pairwise(runs)]

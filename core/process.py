@@ -105,10 +105,13 @@ def run_logged(
     on_line: Callable[[str], None] | None = None,
     meanwhile: Callable[[], object] | None = None,
     timeout_s: float | None = None,
+    grace_s: float = 5.0,
+    name: str = "",
 ) -> None:
     """Run a command to its end, its output in `log`; `on_line` sees every line of output soon after it was written.
 
-    `meanwhile` is called once the command has been started, and ends it if it raises.
+    `meanwhile` is called once the command has been started, and ends it if it raises. `name` is what messages call it;
+    by default its module or script.
 
     Raises:
         ToolError: it failed, or ran longer than `timeout_s`; the message holds the log's last lines.
@@ -118,7 +121,8 @@ def run_logged(
     log.touch()
     reader = LogReader(log)
     started = time.monotonic()
-    with ChildProcess(command, log=log, env=env, cwd=cwd) as child:
+    name = name or name_of([str(part) for part in command])
+    with ChildProcess(command, log=log, env=env, cwd=cwd, grace_s=grace_s) as child:
         if meanwhile is not None:
             meanwhile()
         while True:
@@ -129,12 +133,12 @@ def run_logged(
             if code is not None:
                 break
             if timeout_s is not None and time.monotonic() - started > timeout_s:
-                raise ToolError(f"{name_of(child.command)} took longer than {timeout_s:.0f} s and was ended", log)
+                raise ToolError(f"{name} took longer than {timeout_s:.0f} s and was ended", log)
             time.sleep(POLL_S)
     if code != 0:
         ended = f"was killed by signal {code - 128}" if code > 128 else f"failed with exit code {code}"
         hint = " (out of memory?)" if code == 137 else ""
-        raise ToolError(f"{name_of(child.command)} {ended}{hint}", log)
+        raise ToolError(f"{name} {ended}{hint}", log)
 
 
 def name_of(command: Sequence[str]) -> str:

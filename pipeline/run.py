@@ -18,7 +18,6 @@ from typing import Any
 from core.console import Console, say
 from core.environments import serving_python, versions
 from core.files import digest_json, plain, read_json
-from core.process import run_logged
 from core.store import StageResult, StageStore, lock
 from evals.cost.token_cost import cost_report
 from evals.decide.decide import hold_baseline
@@ -346,7 +345,6 @@ def load(
                 services.serving_python,
                 folder,
                 config.seed,
-                run_process=run_logged,
                 env=server_environment(config.engine, plan.machine),
                 slo=slo if slo else None,
                 machine={**plan.machine.fingerprint, "engine": target.engine, "startup_s": served.startup_s},

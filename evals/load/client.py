@@ -1,9 +1,10 @@
 """Run vLLM's own benchmark client, in the serving environment, once for every run of the jobs that it is given.
 
-    SERVING_PYTHON evals/load/client.py FOLDER
+    SERVING_PYTHON evals/load/client.py JOB.json RESULT.json
 
-Importing vLLM takes about 10 s, so one process makes all runs. FOLDER/jobs holds 0001.json, 0002.json, ...: the parent
-may write the next one after it has seen the results of the last, and ends the client with a file named `end`. A job:
+Importing vLLM takes about 10 s, so one process makes all runs. JOB.json is {"folder": FOLDER}; FOLDER/jobs holds
+0001.json, 0002.json, ...: the parent may write the next one after it has seen the results of the last, and ends the
+client with a file named `end`. RESULT.json says how many jobs were done. Such a job:
 
     {"request_timeout_s": 300, "metrics_url": "http://127.0.0.1:8000/metrics",
      "runs": [{"result": "c1-128x64-...-r0.json", "arguments": ["--model", ...]}]}
@@ -115,7 +116,7 @@ def next_job(jobs: Path, number: int) -> dict[str, Any] | None:
 
 def main() -> None:
     """Make all runs of all jobs."""
-    folder = Path(sys.argv[1])
+    folder = Path(json.loads(Path(sys.argv[1]).read_text())["folder"])
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
     number = 1
@@ -127,6 +128,10 @@ def main() -> None:
             print(f"load-client: ran {run['result'] or 'warm-up'}", flush=True)
         print(f"load-client: finished job {number:04d}", flush=True)
         number += 1
+    result = Path(sys.argv[2])
+    unfinished = result.with_name(f"{result.name}.part")
+    unfinished.write_text(json.dumps({"num_jobs": number - 1}))
+    unfinished.replace(result)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
+from core.jobs import LOCAL, Job, Launcher
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.monitor import Monitor
 from evals.load.requests import client_runs, raw_names
@@ -32,22 +33,6 @@ RAN = "load-client: ran "
 FINISHED = "load-client: finished job "
 
 
-class RunProcess(Protocol):
-    """`core.process.run_logged`."""
-
-    def __call__(
-        self,
-        command: Sequence[str | Path],
-        *,
-        log: Path,
-        env: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
-        on_line: Callable[[str], None] | None = None,
-        timeout_s: float | None = None,
-    ) -> None:
-        """Run a command to its end; raises ToolError when it fails."""
-
-
 def run_load(
     target: Target,
     scenario: LoadScenario,
@@ -55,7 +40,7 @@ def run_load(
     workdir: Path,
     seed: int,
     *,
-    run_process: RunProcess,
+    launcher: Launcher = LOCAL,
     env: Mapping[str, str] | None = None,
     slo: Slo | None = None,
     machine: Mapping[str, Any] | None = None,
@@ -70,7 +55,7 @@ def run_load(
         client_python: the serving environment's interpreter.
         workdir: keeps raw results (`raw/`), the client's log and its jobs; give the same folder again to resume.
         seed: seed of the prompts; the same for baseline and variant.
-        run_process: `core.process.run_logged`.
+        launcher: where the client runs: on the machine that the target is asked from.
         env: the client's whole environment (HF_HUB_OFFLINE and the like); None takes ours.
         slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.
@@ -91,14 +76,27 @@ def run_load(
         # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
         whole_env = {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
         with Monitor(f"{target.url}/metrics") as session.monitor:
-            run_process(
-                [client_python, CLIENT, workdir], log=workdir / "client.log", env=whole_env, on_line=session.see
-            )
+            launcher.run(client_job(client_python, workdir, whole_env), on_line=session.see)
     if not session.is_complete:
         raise ToolError("the load client ended before the scenario was complete", workdir / "client.log")
     facts = dict(machine or {}) | session.facts
     theta = None if scenario.search is None else theta_slo(scenario.search, session.measured)
     return LoadReport(scenario.name, tuple(session.measured), facts, scenario.mix, theta)
+
+
+def client_job(python: Path, workdir: Path, environment: Mapping[str, str]) -> Job:
+    """The client's process. A script: the serving environment has nothing of ours."""
+    return Job(
+        str(CLIENT),
+        {"folder": workdir},
+        workdir,
+        log="client.log",
+        job_file="client-job.json",
+        result_file="client-result.json",
+        python=python,
+        environment=environment,
+        inherit=False,
+    )
 
 
 class _Session:

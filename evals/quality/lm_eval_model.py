@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from core.errors import ConfigError
 from evals.gate.sequential import Block
 from evals.quality.answers import AnswerCache, request_digest
 from evals.quality.selection import Interview, ItemId
@@ -59,12 +60,17 @@ class Interviewed:
         return [answers.get(key, failed) for key in keys]
 
     def check_kinds(self, tasks: Iterable[str]) -> None:
-        """End the worker where a gated task asks in two ways: its items could not be scored block by block."""
+        """Check that every gated task asks in one way: else its items could not be scored block by block.
+
+        Raises:
+            ConfigError: one does not.
+
+        """
         for leaf, task, _ in self.places.values():
             if task not in tasks or not self.interview.is_gated(task):
                 continue
             if len({one.request_type for one in leaf.instances}) > 1:
-                raise SystemExit(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
+                raise ConfigError(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
 
     def fetch(self, wanted: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
         """Answers by request digest: from the cache, or from the server, stored block by block."""
@@ -139,7 +145,7 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Intervie
             return asked.answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True))
 
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            raise SystemExit(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
+            raise ConfigError(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
 
         def num_tokens(self, kind: str, sample: Mapping[str, Any]) -> int | None:
             return asked.num_tokens(kind, sample, self.tok_encode)
@@ -190,13 +196,18 @@ def primary_metric(leaf: Any, reported: list[str]) -> str:
 
 
 def score_in_unit(metrics: Mapping[str, Any], metric: str) -> float:
-    """An item's score. Ends the worker where it is no number in [0, 1]: then there is no mean that a gate can test."""
+    """An item's score.
+
+    Raises:
+        ConfigError: it is no number in [0, 1]: then there is no mean that a gate can test.
+
+    """
     try:
         score = float(metrics[metric])
     except (TypeError, ValueError):
         score = math.nan
     if not 0 <= score <= 1:
-        raise SystemExit(f"metric '{metric}' gives {metrics[metric]!r}, no score in [0, 1]: leave this task out")
+        raise ConfigError(f"metric '{metric}' gives {metrics[metric]!r}, no score in [0, 1]: leave this task out")
     return score
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 import yaml
 
 from core.errors import ToolError
-from core.files import digest_json, read_json, write_atomic, write_json
-from core.process import run_logged
+from core.files import digest_json, write_atomic
+from core.jobs import LOCAL, Job, Launcher
 from evals.gate.gate import Decision
 from evals.gate.sequential import (
     GateRule,
@@ -27,7 +26,7 @@ from evals.quality.selection import revive_drawing
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+WORKER = "evals.quality.worker:work"
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class Tools:
     """Called with the items asked so far and the items that will be asked at most."""
     meanwhile: Callable[[], object] | None = None
     """Called while lm-eval starts: the target may be launched and not answer yet."""
+    launcher: Launcher = LOCAL
 
 
 def run_suite(
@@ -155,8 +155,7 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
         "answers": tools.answers,
         **mode,
     }
-    write_json(folder / "job.json", job)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", "OPENAI_API_KEY": "none"}
+    environment = {"TOKENIZERS_PARALLELISM": "false", "OPENAI_API_KEY": "none"}
     environment["HF_DATASETS_CACHE"] = str(tools.answers.parent / "datasets")
     if suite.source == "embedded":
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -166,12 +165,17 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
             _, done, total = line.split()
             tools.on_progress(int(done), int(total))
 
-    result = folder / "outcomes.json"
-    command: list[str | Path] = [tools.python, "-m", "evals.quality.worker", folder / "job.json", result]
-    run_logged(
-        command, log=folder / "lm_eval.log", env=environment, cwd=folder, on_line=on_line, meanwhile=tools.meanwhile
+    asked = Job(
+        WORKER,
+        job,
+        folder,
+        log="lm_eval.log",
+        result_file="outcomes.json",
+        python=tools.python,
+        environment=environment,
+        gpus=0,
     )
-    return dict(read_json(result))
+    return tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile)
 
 
 def report(outcomes: Mapping[str, Any], suite: Suite, meaningless: str = "") -> QualityReport:

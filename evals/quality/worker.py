@@ -1,4 +1,4 @@
-"""The process that asks lm-eval's questions: `python -m evals.quality.worker JOB.json RESULT.json`.
+"""The process that asks lm-eval's questions: `core.jobs` calls `work`.
 
 Task definitions, prompts, requests and scores are lm-eval's own (`simple_evaluate`, called once with all tasks). Ours
 is what stands between lm-eval and the server: which items are asked, in which order and how many (`interview`), the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from core.files import digest_json, read_json, write_json
+from core.files import digest_json
 from evals.quality.answers import AnswerCache, request_digest
 from evals.quality.lm_eval_model import cached_model, primary_metric, score_in_unit
 from evals.quality.selection import ItemId, make_interview
@@ -45,16 +44,20 @@ class NamedTask:
         return [0, *itertools.accumulate(self.sizes)][:-1]
 
 
-def main(job_path: Path, result_path: Path) -> None:
-    """Evaluate all tasks of a job and write their outcomes."""
-    job = read_json(job_path)
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Evaluate all tasks of a job: their outcomes.
+
+    Raises:
+        ConfigError: a task cannot be scored item by item.
+
+    """
     tasks = [load_task(spec) for spec in job["tasks"]]
     chosen = {task.name: choose_items(task, job["num_items"], job["seed"]) for task in tasks}
     with AnswerCache(Path(job["answers"]), job["target"]["digest"]) as cache:
         interview = make_interview(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
         model = cached_model(job, cache, interview, places(tasks, chosen))
         wait_until_it_answers(job["target"]["url"])
-        write_json(result_path, evaluate(tasks, chosen, model, job))
+        return evaluate(tasks, chosen, model, job)
 
 
 def wait_until_it_answers(url: str) -> None:
@@ -201,7 +204,3 @@ def numbers(results: Mapping[str, Any]) -> dict[str, float]:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

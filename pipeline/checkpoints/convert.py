@@ -1,4 +1,4 @@
-"""The process that writes a base checkpoint: `python -m pipeline.checkpoints.convert JOB.json`.
+"""The process that writes a base checkpoint: `core.jobs` calls `work` with one of
 
 {"kind": "gguf", "gguf": FILE, "output": FOLDER}                        dequantize a GGUF
 {"kind": "random", "shape": {...}, "seed": 0, "tokenizer": FOLDER, "output": FOLDER}   a shape with random weights
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import functools
 import shutil
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.files import read_json
-
+PROGRAM = "pipeline.checkpoints.convert:work"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
-def main(job: dict[str, Any]) -> None:
-    """Write the checkpoint that the job describes."""
+def work(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the checkpoint that the job describes; its files are the result."""
     output = Path(job["output"])
     if job["kind"] == "gguf":
         from_gguf(Path(job["gguf"]), output)
@@ -27,6 +26,7 @@ def main(job: dict[str, Any]) -> None:
         for name in TOKENIZER_FILES:
             if (Path(job["tokenizer"]) / name).exists():
                 shutil.copy(Path(job["tokenizer"]) / name, output / name)
+    return {}
 
 
 def from_gguf(path: Path, output: Path) -> None:
@@ -81,7 +81,3 @@ def random_weights(shape: dict[str, Any], seed: int, output: Path) -> None:
     config = AutoConfig.for_model(shape["model_type"], **values)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(output)
-
-
-if __name__ == "__main__":
-    main(read_json(Path(sys.argv[1])))

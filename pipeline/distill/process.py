@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from core.environments import ROOT
-from core.errors import ToolError
-from core.files import read_json, write_json
-from core.process import ChildProcess, LogReader
+from core.jobs import LOCAL, Job, Launcher
 from pipeline.config import DistillConfig
 from pipeline.distill.preemption import InterruptedTrainingError
 
-POLL_S = 0.2
+PROGRAMS = {
+    "student": "pipeline.distill.worker:cut_student",
+    "cache": "pipeline.distill.worker:fill_cache",
+    "train": "pipeline.distill.worker:train",
+}
 PROGRESS = ("step ", "sequence ", "going on ", "checkpoint ")
 """How the lines begin that people see."""
 EXIT_MARGIN_S = 5.0
@@ -29,60 +27,43 @@ EXIT_MARGIN_S = 5.0
 
 def run_worker(
     task: str,
-    job: Mapping[str, Any],
+    payload: Mapping[str, Any],
     folder: Path,
     config: DistillConfig,
     on_line: Callable[[str], None] = lambda line: None,
+    launcher: Launcher = LOCAL,
 ) -> None:
     """Run a task in a process of its own. SIGTERM reaches it, and it has its grace period to write a checkpoint.
 
     Raises:
         InterruptedTrainingError: SIGTERM ended it.
+        UserError: the worker raised it.
         ToolError: it failed; the message ends with its log.
 
     """
-    write_json(folder / "job.json", job)
-    error_file = folder / "measured.error.json"
-    error_file.unlink(missing_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    log = folder / f"{task}.log"
-    log.touch()
-    reader = LogReader(log)
-    command = worker_command(task, folder, config.train.num_processes)
-    grace_s = config.spot.grace_s + EXIT_MARGIN_S
-    with (
-        _sigterm_raises(),
-        ChildProcess(command, log=log, env=environment, cwd=folder, grace_s=grace_s) as child,
-    ):
-        while (code := child.poll()) is None:
-            tell(reader, on_line)
-            time.sleep(POLL_S)
-    tell(reader, on_line)
-    if code == 0:
-        return
-    error = read_json(error_file) if error_file.exists() else None
-    if error is not None and error["kind"] == InterruptedTrainingError.__name__:
-        raise InterruptedTrainingError(f"{error['message']}; the same command goes on from there")
-    if error is not None:
-        raise ToolError(f"distillation stopped: {error['message']}")
-    hint = " (out of memory?)" if code == 128 + signal.SIGKILL else ""
-    raise ToolError(f"pipeline.distill.worker {task} failed with exit code {code}{hint}", log)
 
-
-def tell(reader: LogReader, on_line: Callable[[str], None]) -> None:
-    """Pass on the new lines of progress; the libraries' own lines stay in the log."""
-    for line in reader.new_lines():
-        if line.startswith(PROGRESS):
+    def tell(line: str) -> None:
+        if line.startswith(PROGRESS):  # the libraries' own lines stay in the log
             on_line(line)
 
+    try:
+        with _sigterm_raises():
+            launcher.run(job_of(task, payload, folder, config), on_line=tell)
+    except InterruptedTrainingError as error:
+        raise InterruptedTrainingError(f"{error}; the same command goes on from there") from None
 
-def worker_command(task: str, folder: Path, num_processes: int) -> list[str | Path]:
-    """The worker's command line; several processes run below torch's launcher."""
-    program: list[str | Path] = ["-m", "pipeline.distill.worker", task, folder / "job.json", folder / "measured.json"]
-    if task != "train" or num_processes == 1:
-        return [sys.executable, *program]
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return [sys.executable, *launcher, *program]
+
+def job_of(task: str, payload: Mapping[str, Any], folder: Path, config: DistillConfig) -> Job:
+    """The job of one task: `student`, `cache` or `train`; the training may take several processes."""
+    return Job(
+        PROGRAMS[task],
+        payload,
+        folder,
+        log=f"{task}.log",
+        environment={"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        processes=config.train.num_processes if task == "train" else 1,
+        grace_s=config.spot.grace_s + EXIT_MARGIN_S,
+    )
 
 
 @contextmanager
@@ -94,9 +75,7 @@ def _sigterm_raises() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise InterruptedTrainingError(
-            "SIGTERM: the training had its grace period for a checkpoint; the same command goes on from there"
-        )
+        raise InterruptedTrainingError("SIGTERM: the training had its grace period for a checkpoint")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -6,8 +6,6 @@ tokens of a calibration text: a layer that hardly turns its input does little. T
 Width: Minitron (arXiv 2407.14679, section 2.2). A neuron's importance is the size of its activation, a head's the norm
 of its output: mean over sequences of the L2 norm over positions. Query heads go with their key-value head, so that
 grouped attention stays whole. Each layer ranks its own; all layers keep equally many.
-
-    python -m pipeline.distill.worker student JOB.json RESULT.json
 """
 
 from __future__ import annotations

@@ -1,25 +1,20 @@
-"""The process that distils: `python -m pipeline.distill.worker TASK JOB.json RESULT.json`.
+"""The process that distils: `core.jobs` calls one of its tasks.
 
     student   cut the student from the teacher          cache   let the teacher read the text, keep what it says
     train     train the student; started again, it goes on from its newest checkpoint
 
-With several GPUs `train` runs in as many processes, below `python -m torch.distributed.run`. Exit code 143: SIGTERM
-ended the training, a checkpoint is written.
+With several GPUs `train` runs in as many processes, below `python -m torch.distributed.run`; only the first of them has
+a result. Exit code 143: SIGTERM ended the training, a checkpoint is written.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.errors import ParsimonyError
-from core.files import read_json, write_json
-from pipeline.compress.worker import peak_device_bytes
+from core.jobs import usage
 from pipeline.config import DistillConfig
 from pipeline.distill.student_size import config_from
 
@@ -36,7 +31,7 @@ def cut_student(job: Mapping[str, Any]) -> dict[str, Any]:
     from pipeline.distill.students import make_student
 
     tokens = None if job["tokens"] is None else np.load(job["tokens"], allow_pickle=False)
-    return make_student(Path(job["teacher"]), tokens, StudentConfig(**job["student"]), Path(job["output"]))
+    return measured(make_student(Path(job["teacher"]), tokens, StudentConfig(**job["student"]), Path(job["output"])))
 
 
 def fill_cache(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,7 +52,7 @@ def fill_cache(job: Mapping[str, Any]) -> dict[str, Any]:
             return model(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).logits.float()
 
     row_bytes = 4 * (rows.shape[1] - 1) * model.config.vocab_size
-    return write_cache(
+    written = write_cache(
         rows,
         predict,
         Path(job["output"]),
@@ -66,6 +61,7 @@ def fill_cache(job: Mapping[str, Any]) -> dict[str, Any]:
         batch_size=max(1, LOGITS_BYTES // row_bytes),
         on_row=lambda done, total: print_line(f"sequence {done}/{total}"),
     )
+    return measured(written)
 
 
 def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -133,7 +129,7 @@ def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
     books.beat(trainer.state.global_step, ended="finished", wait=True)
     rates = [point["tokens_per_s"] for point in trainer.curve]
     rate = sorted(rates)[len(rates) // 2]
-    return {
+    result = {
         "num_steps": trainer.state.global_step,
         "tokens_seen": trainer.state.global_step * config.train.batch_size * config.data.length,
         "curve": trainer.curve,
@@ -146,6 +142,12 @@ def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
         "skipped_checkpoints": [vars(one) for one in skipped],
         **summary(books.attempts),
     }
+    return measured(result)
+
+
+def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's result with its time, from the start of the process on, and its peak memory."""
+    return {**usage(STARTED), **result}
 
 
 def build(job: Mapping[str, Any], config: DistillConfig, device: Any) -> tuple[Any, Any, float]:
@@ -212,32 +214,3 @@ def agree_on(step: int | None) -> None:
     steps: list[int | None] = [None] * dist.get_world_size()
     dist.all_gather_object(steps, step)
     assert len(set(steps)) == 1, f"the processes see different checkpoints: {steps}"
-
-
-TASKS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
-    "student": cut_student,
-    "cache": fill_cache,
-    "train": train,
-}
-
-
-def main(task: str, job_path: Path, result_path: Path) -> int:
-    """Run a task and report what it measured, with its time and peak memory."""
-    try:
-        result = TASKS[task](read_json(job_path))
-    except ParsimonyError as error:
-        sys.stdout.write(f"{error}\n")
-        sys.stdout.flush()
-        if os.environ.get("RANK", "0") == "0":  # the first process knows which checkpoint is written
-            write_json(result_path.with_suffix(".error.json"), {"kind": type(error).__name__, "message": str(error)})
-        return error.exit_code
-    if result is not None:
-        wall_s = time.monotonic() - STARTED
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        measured = {"wall_s": wall_s, "peak_host_bytes": peak, "peak_device_bytes": peak_device_bytes()}
-        write_json(result_path, {**measured, **result})
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])))

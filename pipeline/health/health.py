@@ -1,7 +1,7 @@
 """Proof of health: is a compressed checkpoint still the base model, before anything expensive is done with it?
 
 First its files (`structure.py`, no torch), then a few hundred tokens of real text through base and candidate in a
-process of its own (`health_worker.py`): how far the next-token distributions are apart, and, layer by layer, how far
+process of its own (`worker.py`): how far the next-token distributions are apart, and, layer by layer, how far
 the candidate's residual update is from the base's when both are given the base's own hidden states. The second finds a
 swapped or zeroed layer by name, whatever smoothing (SmoothQuant, AWQ) moved inside the layer.
 
@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.environments import ROOT
 from core.errors import ConfigError, UserError
 from core.files import read_json, write_json
-from core.process import run_logged
+from core.jobs import LOCAL, Job, Launcher
 from pipeline.checkpoints.structure import Finding, check_structure, files_of_layers
 
+WORKER = "pipeline.health.worker:work"
 MEASURED, NOT_CHECKED, DAMAGED = "measured", "not checked", "damaged"
 WAYS_OUT = {
     "damaged": "remove the damaged folder and compress again; if it comes back, check disk and memory",
@@ -253,6 +253,7 @@ def run_health(
     *,
     num_sequences: int = 2,
     length: int = 192,
+    launcher: Launcher = LOCAL,
 ) -> HealthReport:
     """Check a candidate's files, then measure it against the base; `health.json` in `out_folder` keeps the report.
 
@@ -267,6 +268,7 @@ def run_health(
         python: interpreter with torch and transformers.
         num_sequences: sequences taken from the front of `tokens_path`.
         length: tokens taken from the front of each of them.
+        launcher: where the worker runs.
 
     Raises:
         ToolError: the worker failed for a reason that says nothing about the candidate.
@@ -288,6 +290,7 @@ def run_health(
             python,
             num_sequences=num_sequences,
             length=length,
+            launcher=launcher,
         )
     write_json(out_folder / "health.json", report)
     return report
@@ -304,6 +307,7 @@ def measure(
     *,
     num_sequences: int = 2,
     length: int = 192,
+    launcher: Launcher = LOCAL,
 ) -> HealthReport:
     """`run_health` without the check of the files."""
     limits = limits or HealthLimits()
@@ -317,19 +321,26 @@ def measure(
         "length": length,
         "suspect_above": limits.max_local_error,
     }
-    write_json(out_folder / "health-job.json", job)
     environment = {
-        "GPTQMODEL_CPU_WORKERS": "2",  # its own default fails on two cores, and loading needs no more
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
+        # GPTQModel's own default fails on two cores, and loading needs no more.
+        "GPTQMODEL_CPU_WORKERS": os.environ.get("GPTQMODEL_CPU_WORKERS", "2"),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    result = out_folder / "health-measured.json"
-    result.unlink(missing_ok=True)
-    command = [python, "-m", "pipeline.health.worker", out_folder / "health-job.json", result]
-    run_logged(command, log=out_folder / "health.log", env=environment, cwd=out_folder)
-    return report_from({**read_json(result), "layer_files": files_of_layers(candidate_folder)})
+    measured = launcher.run(
+        Job(
+            WORKER,
+            job,
+            out_folder,
+            log="health.log",
+            job_file="health-job.json",
+            result_file="health-measured.json",
+            python=Path(python),
+            environment=environment,
+            gpus=1,
+        )
+    )
+    return report_from({**measured, "layer_files": files_of_layers(candidate_folder)})
 
 
 def read_tokens(path: Path, base: Path, num_sequences: int, length: int) -> NDArray[np.int64]:

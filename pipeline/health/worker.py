@@ -1,4 +1,4 @@
-"""The process that measures a candidate: `python -m pipeline.health.worker JOB.json RESULT.json`.
+"""The process that measures a candidate: `core.jobs` calls `work`.
 
 Runs the base once (or takes its outputs from the cache), frees it, then loads the candidate as its users would, through
 transformers: float32 on a CPU, the base's own 16 bit type on CUDA. Memory: one model at a time.
@@ -11,7 +11,6 @@ import hashlib
 import importlib.util
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from core.files import digest_json, read_json, write_json
+from core.files import digest_json, read_json
 from pipeline.checkpoints.structure import Finding, named, read_shards
 from pipeline.health.compare import Outputs, compare_layers, compare_logits, run
 from pipeline.health.health import DAMAGED, MEASURED, NOT_CHECKED, NotCheckedError, read_tokens, why_not_loadable
@@ -43,9 +42,8 @@ class Runtime:
     dtype: Any
 
 
-def main(job_path: Path, result_path: Path) -> None:
-    """Measure what the job names and write the report."""
-    job = read_json(job_path)
+def work(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure what the job names: the report's fields."""
     started = time.monotonic()
     try:
         report = measured(job)
@@ -54,7 +52,7 @@ def main(job_path: Path, result_path: Path) -> None:
     except UnloadableError as error:
         finding = Finding("unloadable", str(job["candidate"]), f"transformers cannot load it: {error}")
         report = {"status": DAMAGED, "reason": "stopped at loading", "findings": [finding]}
-    write_json(result_path, {**report, "wall_s": time.monotonic() - started})
+    return {**report, "wall_s": time.monotonic() - started}
 
 
 def measured(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,7 +220,3 @@ def first_line(error: BaseException) -> str:
     """An error's kind and first line."""
     lines = [line for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].strip() if lines else 'no message'}"
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

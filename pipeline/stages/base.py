@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from core.environments import ROOT, versions
-from core.files import read_json, write_json
-from core.process import run_logged
+from core.environments import versions
+from core.files import read_json
+from core.jobs import LOCAL, Job
 from core.store import StageStore
+from pipeline.checkpoints import convert
 from pipeline.checkpoints.folder import _artifact, checkpoint_digest, folder_artifact
 from pipeline.checkpoints.sources import hub_folder
 from pipeline.config import ModelConfig
@@ -64,10 +64,5 @@ def _random(model: ModelConfig, seed: int, store: StageStore) -> Artifact:
 
 
 def _run_make(folder: Path, job: Mapping[str, Any]) -> None:
-    write_json(folder / "job.json", job)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
-    run_logged(
-        [sys.executable, "-m", "pipeline.checkpoints.convert", folder / "job.json"],
-        log=folder / "make.log",
-        env=environment,
-    )
+    environment = {"HF_HUB_OFFLINE": "1"}
+    LOCAL.run(Job(convert.PROGRAM, job, folder, log="make.log", environment=environment))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -11,16 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.environments import ROOT, versions
+from core.environments import versions
 from core.errors import StoreError
 from core.files import read_json, write_atomic, write_json
-from core.process import run_logged
+from core.jobs import LOCAL, Job, Launcher
 from core.store import StageResult, StageStore
 from evals.quality.embedded import EMBEDDED_TASKS
 from pipeline.checkpoints.card import manifest, model_card
 from pipeline.checkpoints.folder import checkpoint_digest, folder_artifact, weight_bytes
 from pipeline.checkpoints.sizes import size_report_of
-from pipeline.compress import registry
+from pipeline.compress import registry, worker
 from pipeline.config import ModelConfig, RunConfig
 from pipeline.data.calibration import calibration_tokens
 from pipeline.data.contamination import evaluation_set
@@ -36,6 +35,7 @@ def compress(
     store: StageStore,
     shown: Callable[[str], AbstractContextManager[None]],
     elsewhere: Path | None = None,
+    launcher: Launcher = LOCAL,
 ) -> tuple[Artifact, StageResult | None]:
     """Make the candidate's checkpoint; the baseline is the base itself, and one made elsewhere is taken as it is.
 
@@ -73,17 +73,9 @@ def compress(
             "scratch": folder / "scratch" if method.resumable else None,
         }
         shutil.rmtree(folder / "model", ignore_errors=True)
-        write_json(folder / "job.json", job)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command: list[str | Path] = [
-            sys.executable,
-            "-m",
-            "pipeline.compress.worker",
-            folder / "job.json",
-            folder / "measured.json",
-        ]
+        environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         with shown("compress"):
-            run_logged(command, log=folder / "compress.log", env=environment, cwd=folder)
+            launcher.run(Job(worker.PROGRAM, job, folder, log="compress.log", environment=environment))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         return finish(folder, inputs, config.model, base, None if tokens is None else dict(tokens.result), plan_hash)
 

@@ -18,12 +18,13 @@ import pytest
 from core.environments import ROOT
 from core.errors import PlanError, UserError
 from core.files import digest_file, read_json, write_json
+from core.jobs import command_of, error_file
 from core.store import StageStore
 from pipeline.checkpoints.folder import folder_artifact
 from pipeline.config import CalibConfig, DistillConfig, StudentConfig
 from pipeline.distill import stage
 from pipeline.distill.checkpoint import CheckpointStore
-from pipeline.distill.process import worker_command
+from pipeline.distill.process import job_of
 from pipeline.distill.stage import Bill, Effects, distill_metrics, distill_stage, training_curve
 from pipeline.types import Artifact
 from tests.unit.pipeline.distill import jobs
@@ -140,6 +141,10 @@ def test_a_sharded_student_learns_as_a_whole_one_and_goes_on_after_sigterm(teach
     np.testing.assert_allclose(*curves, rtol=2e-4)
 
 
+def train_command(job: Path, config: DistillConfig) -> list[str | Path]:
+    return command_of(job_of("train", {}, job.parent, config), job, job.parent / "measured.json")
+
+
 def run_train(
     folder: Path, teacher: Path, config: DistillConfig, *, interrupt: bool = False
 ) -> tuple[list[float], Any]:
@@ -148,7 +153,7 @@ def run_train(
 
     student = write_model(folder / "student", num_layers=2, seed=1)
     job = jobs.write_job(folder / "job", teacher, student, config, dropped_layers=None)
-    command = worker_command("train", job.parent, config.train.num_processes)
+    command = train_command(job, config)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (folder / "log").open("ab") as log:
         while True:
@@ -169,14 +174,13 @@ PROGRAM = """
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from common.files import read_json
-from pipeline.cli import run_command
-from pipeline.distill.config import config_from
-from pipeline.distill.process import worker_command
+from core.files import read_json
+from core.store import StageStore
+from pipeline.checkpoints.folder import folder_artifact
+from pipeline.cli.app import run_command
+from pipeline.config import CalibConfig
 from pipeline.distill.stage import Bill, Effects, distill_stage
-from pipeline.models.resolve import folder_artifact
-from pipeline.schema import CalibConfig
-from pipeline.stages import StageStore
+from pipeline.distill.student_size import config_from
 
 def main(arguments):
     given = read_json(Path(arguments[0]))
@@ -259,12 +263,12 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(teacher: Path,
     )
     student = write_model(tmp_path / "student", num_layers=2, seed=1)
     job = jobs.write_job(tmp_path / "job", teacher, student, config)
-    command = worker_command("train", job.parent, 1)
+    command = train_command(job, config)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     assert done.returncode == 1
-    error = read_json(job.parent / "measured.error.json")
-    assert error["kind"] == "DivergedError"
+    error = read_json(error_file(job.parent / "measured.json"))
+    assert error["kinds"][0] == ["pipeline.distill.train", "DivergedError"]
     assert "last good checkpoint: step" in error["message"]
 
 

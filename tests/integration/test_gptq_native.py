@@ -15,7 +15,7 @@ from core.environments import ROOT
 from core.files import write_json
 from core.store import StageStore
 from pipeline.checkpoints.facts import facts_from_folder
-from pipeline.compress import registry
+from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.config import ModelConfig
 from pipeline.stages.base import base_model
@@ -53,7 +53,8 @@ def start(base: Path, folder: Path) -> subprocess.Popen[bytes]:
     command = [
         sys.executable,
         "-m",
-        "pipeline.compress.worker",
+        "core.jobs",
+        worker.PROGRAM,
         str(folder / "job.json"),
         str(folder / "measured.json"),
     ]

@@ -239,5 +239,5 @@ def test_a_base_that_does_not_load_is_not_the_candidates_fault(bench: Bench, tmp
     broken = tmp_path / "base"
     shutil.copytree(bench.base, broken)
     (broken / "config.json").write_text('{"model_type": "no such model"}')
-    with pytest.raises(ToolError, match="health_worker failed"):
+    with pytest.raises(ToolError, match=r"pipeline\.health\.worker failed"):
         run_health(broken, bench.made / "int4", bench.tokens, tmp_path)

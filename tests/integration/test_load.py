@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from core.environments import serving_python
-from core.process import run_logged
 from evals.cost.token_cost import cost_report
 from evals.load.run import run_load
 from evals.load.scenario import from_config
@@ -71,7 +70,7 @@ def measure(served, tmp_path):
 
     def run(config, workdir=tmp_path, target=served, **options):
         scenario = from_config(config)
-        return run_load(target, scenario, serving_python(), workdir, 0, run_process=run_logged, env=env, **options)
+        return run_load(target, scenario, serving_python(), workdir, 0, env=env, **options)
 
     return run
 
@@ -147,14 +146,13 @@ def test_timeouts_and_errors_are_counted(measure, served):
 KILLED = """
 import json, sys
 from pathlib import Path
-from common.process import run_logged
 from evals.load.run import run_load
 from evals.load.scenario import from_config
 from evals.types import Target
 url, tokenizer, python, work = sys.argv[1:]
 target = Target(url, "model", Path(tokenizer), {}, "kill")
 config = json.loads(Path(work, "config.json").read_text())
-run_load(target, from_config(config), Path(python), Path(work), 0, run_process=run_logged)
+run_load(target, from_config(config), Path(python), Path(work), 0)
 """
 
 

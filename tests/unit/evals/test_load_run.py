@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import ToolError
+from core.jobs import command_of, environment_of
 from evals.load.run import CLIENT, run_load
 from evals.load.scenario import from_config
 from evals.load.summary import Slo
@@ -32,12 +33,11 @@ class FakeClient:
     """Writes a raw file for every run of the job, until it fails after `limit` results."""
 
     def __init__(self, result=None, limit=None):
-        self.result, self.limit, self.commands, self.envs, self.ran = result or bench(), limit, [], [], []
+        self.result, self.limit, self.jobs, self.ran = result or bench(), limit, [], []
 
-    def __call__(self, command, *, log, env=None, cwd=None, on_line=None, timeout_s=None):
-        self.commands.append(command)
-        self.envs.append(env)
-        folder = Path(command[-1])
+    def run(self, job, *, on_line=None, meanwhile=None):
+        self.jobs.append(job)
+        folder = Path(job.payload["folder"])
         number = 1
         while (path := folder / "jobs" / f"{number:04d}.json").exists():
             for run in json.loads(path.read_text())["runs"]:
@@ -50,6 +50,7 @@ class FakeClient:
             on_line(f"load-client: finished job {number:04d}")
             number += 1
         assert (folder / "jobs" / "end").exists()
+        return {"num_jobs": number - 1}
 
     def write(self, path, arguments):
         path.parent.mkdir(exist_ok=True)
@@ -60,6 +61,13 @@ class FakeClient:
         path.write_text(json.dumps(run))
 
 
+class Idle:
+    """Ends at once."""
+
+    def run(self, job, **_):
+        return {"num_jobs": 0}
+
+
 def test_a_scenario_is_measured_in_one_client_process(tmp_path):
     client, seen = FakeClient(), []
     report = run_load(
@@ -68,13 +76,20 @@ def test_a_scenario_is_measured_in_one_client_process(tmp_path):
         Path("/serve/python"),
         tmp_path,
         0,
-        run_process=client,
+        launcher=client,
         env={"HF_HUB_OFFLINE": "1"},
         on_run=lambda done, of: seen.append((done, of)),
     )
-    assert client.commands == [[Path("/serve/python"), CLIENT, tmp_path]]
-    assert client.envs[0]["HF_HUB_OFFLINE"] == "1"
-    assert "PATH" not in client.envs[0]
+    (job,) = client.jobs
+    assert command_of(job, tmp_path / "job", tmp_path / "out") == [
+        Path("/serve/python"),
+        str(CLIENT),
+        tmp_path / "job",
+        tmp_path / "out",
+    ]
+    environment = environment_of(job, {"PATH": "/bin", "PYTHONPATH": "/ours"})
+    assert environment["HF_HUB_OFFLINE"] == "1"
+    assert not {"PATH", "PYTHONPATH"} & environment.keys()
     assert [point.name for point in report.points] == ["c1-10x5", "c8-10x5"]
     assert all(len(point.repeats) == 2 for point in report.points)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -83,53 +98,53 @@ def test_a_scenario_is_measured_in_one_client_process(tmp_path):
 def test_a_killed_scenario_goes_on_where_it_stopped(tmp_path):
     first, second, third = FakeClient(limit=3), FakeClient(), FakeClient()
     with pytest.raises(ToolError):
-        run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=first)
-    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=second)
+        run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=first)
+    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=second)
     assert (len(first.ran), len(second.ran)) == (3, 1)
     assert set(first.ran).isdisjoint(second.ran)
-    assert run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=third) == report
-    assert third.commands == []
+    assert run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=third) == report
+    assert third.jobs == []
 
 
 def test_a_client_that_leaves_a_hole_is_an_error(tmp_path):
     with pytest.raises(ToolError, match="before the scenario was complete"):
-        run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=lambda *_, **__: None)
+        run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=Idle())
 
 
 def test_failed_requests_are_counted_and_explained(tmp_path):
     failing = bench(errors=["Traceback\nConnectionError: refused", "timeout: no whole answer within 1 s"])
-    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=FakeClient(failing))
+    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=FakeClient(failing))
     point = report.points[0]
     assert (point.num_errors, point.num_timeouts) == (4, 2)
     assert point.missing["output_tok_per_s"] == "every request failed: ConnectionError: refused"
 
 
 def test_goodput_can_be_asked_of_recorded_runs(tmp_path):
-    run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=FakeClient())
-    again = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, run_process=FakeClient(limit=0), slo=Slo(ttft_s=0.15))
+    run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=FakeClient())
+    again = run_load(TARGET, SCENARIO, Path("p"), tmp_path, 0, launcher=FakeClient(limit=0), slo=Slo(ttft_s=0.15))
     assert again.points[0].repeats[0]["goodput_req_per_s"] == 0.5
     assert "goodput_req_per_s" not in again.points[0].missing
 
 
 def test_scenarios_share_what_they_have_measured(tmp_path):
     known, first, more, other = tmp_path / "known", FakeClient(), FakeClient(), FakeClient(limit=0)
-    before = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, run_process=first, known=known)
+    before = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, launcher=first, known=known)
     longer = dataclasses.replace(SCENARIO, name="longer", num_repeats=3, points=SCENARIO.points[1:])
-    report = run_load(TARGET, longer, Path("p"), tmp_path / "b", 0, run_process=more, known=known)
+    report = run_load(TARGET, longer, Path("p"), tmp_path / "b", 0, launcher=more, known=known)
     assert [name.partition("-")[0] + name[-8:-5] for name in more.ran] == ["c8-r2"], "two of three repeats are known"
     assert len(report.points[0].repeats) == 3
     assert report.points[0].counters[0]["num_preemptions"] == 3.0, "with their counters"
-    again = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "c", 0, run_process=other, known=known)
+    again = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "c", 0, launcher=other, known=known)
     assert again.points == before.points
-    assert other.commands == []
+    assert other.jobs == []
     elsewhere = dataclasses.replace(TARGET, digest="another model")
-    assert run_load(elsewhere, longer, Path("p"), tmp_path / "d", 0, run_process=(run := FakeClient()), known=known)
+    assert run_load(elsewhere, longer, Path("p"), tmp_path / "d", 0, launcher=(run := FakeClient()), known=known)
     assert len(run.ran) == 3, "another target's results are not taken"
 
 
 def test_a_report_is_as_old_as_its_oldest_repeat(tmp_path):
     known = tmp_path / "known"
-    run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, run_process=FakeClient(), known=known)
+    run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, launcher=FakeClient(), known=known)
     os.utime(next(known.glob("c8*r1.json")), (86_400, 86_400))
-    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "b", 0, run_process=FakeClient(limit=0), known=known)
+    report = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "b", 0, launcher=FakeClient(limit=0), known=known)
     assert report.machine["oldest_result_at"] == "1970-01-02T00:00:00+00:00"

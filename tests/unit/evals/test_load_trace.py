@@ -79,7 +79,7 @@ def test_lines_keep_times_and_lengths_and_share_no_prefix():
 def test_a_replay_hands_the_trace_to_the_client(tmp_path):
     scenario = from_config({"name": "t", "trace": {"path": str(AZURE), "num_requests": 20, "speed": 0.5}})
     client = FakeClient()
-    report = run_load(TARGET, scenario, Path("p"), tmp_path, 0, run_process=client)
+    report = run_load(TARGET, scenario, Path("p"), tmp_path, 0, launcher=client)
     point = report.points[0]
     assert point.name.startswith("trace-x0.5-")
     assert point.num_requests == 20
@@ -94,4 +94,4 @@ def test_a_replay_hands_the_trace_to_the_client(tmp_path):
 def test_a_trace_without_a_request_that_fits_is_refused(tmp_path):
     scenario = from_config({"name": "t", "trace": {"path": str(AZURE), "max_tokens": 3}})
     with pytest.raises(ConfigError, match="no request"):
-        run_load(TARGET, scenario, Path("p"), tmp_path, 0, run_process=FakeClient())
+        run_load(TARGET, scenario, Path("p"), tmp_path, 0, launcher=FakeClient())

@@ -78,11 +78,13 @@ def run_job(job: Path, task: str = "train", num_threads: int = 1) -> None:
 
     import torch
 
+    from core.jobs import main
     from pipeline.distill import worker
+    from pipeline.distill.process import PROGRAMS
 
     torch.set_num_threads(num_threads)
     log = os.open(job.parent / "worker.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     worker.STARTED = time.monotonic()
-    sys.exit(worker.main(task, job, job.parent / "measured.json"))
+    sys.exit(main([PROGRAMS[task], str(job), str(job.parent / "measured.json")]))
