@@ -96,7 +96,7 @@ def test_an_own_suite_is_planned_and_lm_eval_reads_it() -> None:
 def test_a_budget_and_an_approval_stop_a_run() -> None:
     done = example("budget-with-approval.sh")
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = done.stdout.split("--- ")
+    parts = f"\n{done.stdout}".split("\n--- ")
     assert "limit 100.00" in parts[1]
     assert "exit code 3" in parts[2]
     assert "pending" in parts[2]
