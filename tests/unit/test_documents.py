@@ -12,6 +12,12 @@ from pipeline.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("core", "finops", "evals", "pipeline")
+NOT_HERE = {
+    "core/_data": "where an installed wheel has it",
+    "pipeline/compress/methods/rtn_int4_asym.py": "what CONTRIBUTING tells the reader to write",
+    "conf/quant/rtn-int4-asym.yaml": "what CONTRIBUTING tells the reader to write",
+}
+"""Paths that documents name and a checkout does not have."""
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -108,8 +114,7 @@ def test_files_that_documents_name_exist() -> None:
             r"`((?:core|finops|evals|pipeline|conf|scripts|tests|benchmarks|examples)/[^`]*)`", page.read_text()
         ):
             path = name.split(" ")[0]
-            invented = "rtn_int4_asym" in path or "rtn-int4-asym" in path
-            if not invented and not re.search(r"[A-Z<>*]", path):
+            if path not in NOT_HERE and not re.search(r"[A-Z<>*]", path):
                 assert (ROOT / path).exists(), f"{page.name}: {name}"
 
 
