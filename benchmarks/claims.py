@@ -23,6 +23,7 @@ from core.files import write_atomic
 from evals.cost.curves import LoadComparison, compare, compare_points
 from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
+from pipeline.record.tags import COMPARISON_GROUP, tag_of
 
 if TYPE_CHECKING:
     from evals.decide.evidence import Evidence
@@ -115,7 +116,7 @@ class Recorded:
     method: str
     role: str
     hardware: str
-    comparable: str
+    comparison_group: str
     metrics: Mapping[str, float]
     load: LoadReport
     has_kernel: bool = True
@@ -143,13 +144,13 @@ class Measurement:
 
 
 def verdict(claim: Claim, measured: Measurement) -> str:
-    """agrees, optimistic, pessimistic, not told apart (the interval reaches the range, the figure is outside); or why
-    nothing can be said.
+    """agrees, optimistic, pessimistic, not significantly different (the interval reaches the range, the
+    figure is outside), or why there is no answer.
 
     >>> claim = Claim("INT8", "speed-up", 1.5, 2, "x")
     >>> fast = Measurement("INT8", "speed-up", 1.4, 1.3, 1.45, "x", "int8", "", "")
     >>> verdict(claim, fast), verdict(claim, replace(fast, hi=1.6)), verdict(claim, replace(fast, lo=2.1, hi=2.2))
-    ('optimistic', 'not told apart', 'pessimistic')
+    ('optimistic', 'not significantly different', 'pessimistic')
     >>> verdict(claim, replace(fast, value=1.6, hi=1.9))
     'agrees'
     """
@@ -166,7 +167,7 @@ def verdict(claim: Claim, measured: Measurement) -> str:
     lo, hi = (measured.value if lo is None else lo), (measured.value if hi is None else hi)
     if span[0] <= measured.value <= span[1]:
         return "agrees"
-    return "optimistic" if hi < span[0] else "pessimistic" if lo > span[1] else "not told apart"
+    return "optimistic" if hi < span[0] else "pessimistic" if lo > span[1] else "not significantly different"
 
 
 def technique_of(run: Recorded) -> str | None:
@@ -207,7 +208,7 @@ def baseline_of(run: Recorded, runs: Sequence[Recorded]) -> Recorded | None:
         return {key: value for key, value in settings.items() if value is not None and key not in ENGINE_OF_CANDIDATE}
 
     for one in runs:
-        is_same = (one.model, one.comparable) == (run.model, run.comparable)
+        is_same = (one.model, one.comparison_group) == (run.model, run.comparison_group)
         if one.role == "baseline" and is_same and engine(one) == engine(run):
             return one
     return None
@@ -374,9 +375,9 @@ run, named by the first digits of its MLflow id. This page is made by `python -m
 docs/claims.md`; nothing is typed in.
 
 A claim **agrees** where the measured figure is in the claimed range, is **optimistic** where all of the measured 95%
-interval is below it, and **pessimistic** where all of it is above. It is **not told apart** where the figure is outside
-and its interval reaches into the range. In every row more is better. A claim of a single figure is read as precisely as
-it is printed: 2x is 1.5x to 2.5x. A figure holds for its model, machine and load, and for no other.
+interval is below it, and **pessimistic** where all of it is above. It is **not significantly different** where the
+figure is outside and its interval reaches into the range. In every row more is better. A claim of a single figure is
+read as precisely as it is printed: 2x is 1.5x to 2.5x. A figure is valid for its model, machine and load, for no other.
 """
 
 
@@ -430,7 +431,7 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
         method=tags.get("method", ""),
         role=tags.get("role", ""),
         hardware=tags.get("hardware", "unknown"),
-        comparable=tags.get("comparable", ""),
+        comparison_group=tag_of(tags, COMPARISON_GROUP),
         metrics=run.data.metrics,
         load=evidence.load,
         has_kernel=not has_note,
@@ -440,7 +441,7 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
 def main(arguments: list[str]) -> int:
     """Print the table, or write the page."""
     from core.console import say, table
-    from pipeline.cli.app import command_config
+    from pipeline.cli.compose import command_config
 
     out = None
     rest = list(arguments)

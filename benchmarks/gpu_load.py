@@ -200,10 +200,10 @@ def gpu_names() -> list[str]:
 
 def table(options: argparse.Namespace) -> None:
     """Write OUT/table.md from the records in OUT: figures per load, ratios to bf16, and prices."""
-    from pipeline.record.store import revive
+    from pipeline.record.store import from_json
 
     records = {path.stem: read_json(path) for path in sorted(options.out.glob("*.json"))}
-    reports = {label: revive(LoadReport, record["report"]) for label, record in records.items()}
+    reports = {label: from_json(LoadReport, record["report"]) for label, record in records.items()}
     if not reports:
         raise SystemExit(f"no record in {options.out}: run `measure` first")
     price = lookup(options.hardware, usd_per_hour=options.usd_per_hour)

@@ -17,7 +17,8 @@ from pathlib import Path
 from core.console import Console, duration
 from core.files import read_json
 from core.store import StageStore
-from pipeline.cli.app import command_config, run_command
+from pipeline.cli.app import run_command
+from pipeline.cli.compose import command_config
 from pipeline.plan.resolve import plan_run
 from pipeline.stages.base import base_model
 from pipeline.stages.compress import compress
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _make(overrides: list[str], quant: str) -> int:
-    planned = plan_run(command_config([*overrides, f"quant={quant}"], __doc__))
+    planned = plan_run(command_config([*overrides, f"quant={quant}"]))
     config, plan = planned.config, planned.plan
     store = StageStore(Path(config.home) / "store")
     base = base_model(config.model, config.seed, store)

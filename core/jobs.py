@@ -39,7 +39,7 @@ class Job:
 
     program: str
     """`package.module:function`, called with the payload; or the path of a script that needs nothing of ours, run as
-    `python SCRIPT JOB.json RESULT.json`."""
+    `python -P SCRIPT JOB.json RESULT.json`."""
     payload: Mapping[str, object]
     """What JSON can hold, or `core.files.plain` can make so."""
     folder: Path
@@ -143,7 +143,8 @@ def remove_attempts(job: Job) -> None:
 def command_of(job: Job, job_file: Path, result: Path) -> list[str | Path]:
     """The worker's command line."""
     if ":" not in job.program:
-        return [job.python, job.program, job_file, result]
+        # -P: the script's own folder must not shadow that environment's packages.
+        return [job.python, "-P", job.program, job_file, result]
     below = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.processes}"]
     return [job.python, *(below if job.processes > 1 else []), "-m", "core.jobs", job.program, job_file, result]
 

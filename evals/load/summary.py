@@ -154,7 +154,7 @@ def t_quantile(probability: float, degrees: float) -> float:
 
 
 def _two_sided_tail(t: float, degrees: float) -> float:
-    """P(|T| > t): the regularised incomplete beta function at degrees / (degrees + t^2) (DLMF 8.17)."""
+    """P(|T| > t): the regularized incomplete beta function at degrees / (degrees + t^2) (DLMF 8.17)."""
     x = degrees / (degrees + t * t)
     a, b = degrees / 2, 0.5
     # The continued fraction converges fast below (a + 1) / (a + b + 2); above it, the complement does.
@@ -207,7 +207,7 @@ def saturating_point(report: LoadReport) -> LoadPoint | None:
 def headline_point(report: LoadReport) -> LoadPoint | None:
     """The point that the headline's price stands on: at theta_slo where it was searched and found, else at saturation.
 
-    None where nothing was measured, or where no rate held the objective.
+    None where nothing was measured, or where no rate met the objective.
     """
     if report.theta_slo is None:
         return saturating_point(report)
@@ -220,7 +220,7 @@ def metrics(report: LoadReport) -> dict[str, float]:
     """Flat names for a tracking store: `load/<scenario>/<metric>` of the headline's point, and of each point below it.
 
     Beside what the client measured, with `.lo` and `.hi`: errors, the mean of each counter over the repeats, and the
-    bracket of theta_slo (`.lo` held, `.hi` did not). What was not measured has no entry.
+    bracket of theta_slo (`.lo` met the objective, `.hi` did not). What was not measured has no entry.
     """
     scenario = f"load/{report.scenario}"
     flat: dict[str, float] = {}

@@ -1,6 +1,6 @@
-"""lm-eval's `local-completions` model with an interview and an answer cache in front of its requests.
+"""lm-eval's `local-completions` model with an item selection and an answer cache in front of its requests.
 
-lm-eval hands over all requests of all tasks at once; the interview says which items to ask next. A block's items are
+lm-eval hands over all requests of all tasks at once; the selection says which items to ask next. A block's items are
 scored with the task's own filters and metric (on copies; lm-eval scores everything again at the end), so that a gate
 can look at them. Requests of items that are never asked are answered with NaN; those items are left out of the
 outcomes.
@@ -17,7 +17,7 @@ from typing import Any
 from core.errors import ConfigError
 from evals.gate.sequential import Block
 from evals.quality.answers import AnswerCache, request_digest
-from evals.quality.selection import Interview, ItemId
+from evals.quality.selection import ItemId, ItemSelection
 
 BLOCK = 128
 """Requests sent between two writes of the answer cache."""
@@ -27,11 +27,11 @@ Ask = Callable[[list[Any]], list[Any]]
 """Sends requests to the server and returns its answers, one each."""
 
 
-class Interviewed:
-    """What stands before lm-eval's `loglikelihood` and `generate_until`: the interview, and the answer cache."""
+class SelectedRequests:
+    """What stands before lm-eval's `loglikelihood` and `generate_until`: the selection, and the answer cache."""
 
-    def __init__(self, cache: AnswerCache, interview: Interview, places: Places) -> None:
-        self.cache, self.interview, self.places = cache, interview, places
+    def __init__(self, cache: AnswerCache, selection: ItemSelection, places: Places) -> None:
+        self.cache, self.selection, self.places = cache, selection, places
         self.failures: dict[str, str] = {}
 
     def answer(self, kind: str, requests: list[Any], ask: Ask) -> list[Any]:
@@ -48,14 +48,14 @@ class Interviewed:
 
         tasks = {task for task, _ in rows}
         self.check_kinds(tasks)
-        progress(self.interview)
-        while (block := self.interview.next_block(tasks)) is not None:
+        progress(self.selection)
+        while (block := self.selection.next_block(tasks)) is not None:
             fetch(block.task, block.item_ids)
-            if self.interview.is_gated(block.task):
-                self.interview.feed(block, self.scores(block, rows, requests, keys, answers))
-            progress(self.interview)
+            if self.selection.is_gated(block.task):
+                self.selection.feed(block, self.scores(block, rows, requests, keys, answers))
+            progress(self.selection)
         for task in tasks:  # items with requests of two kinds were handed out when the first kind was asked
-            fetch(task, tuple(self.interview.asked(task)))
+            fetch(task, tuple(self.selection.asked(task)))
         failed = (math.nan, False) if kind == "loglikelihood" else ""
         return [answers.get(key, failed) for key in keys]
 
@@ -67,7 +67,7 @@ class Interviewed:
 
         """
         for leaf, task, _ in self.places.values():
-            if task not in tasks or not self.interview.is_gated(task):
+            if task not in tasks or not self.selection.is_gated(task):
                 continue
             if len({one.request_type for one in leaf.instances}) > 1:
                 raise ConfigError(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
@@ -118,7 +118,7 @@ class Interviewed:
 
     def num_tokens(self, kind: str, sample: Mapping[str, Any], encode: Callable[[str], Sequence[int]]) -> int | None:
         """Prompt and answer tokens of an item's requests; None where nobody will draw by them."""
-        if self.interview.evaluation is not None:
+        if self.selection.evaluation is not None:
             return None
         texts = [args[0] + (args[1] if kind == "loglikelihood" else "") for args in sample["arguments"]]
         if kind == "generate_until":
@@ -126,14 +126,14 @@ class Interviewed:
         return sum(len(encode(text)) for text in texts)
 
 
-def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Interview, places: Places) -> Any:
-    """lm-eval's model of a job, with the interview before it. lm-eval is imported here."""
+def cached_model(job: Mapping[str, Any], cache: AnswerCache, selection: ItemSelection, places: Places) -> Any:
+    """lm-eval's model of a job, with the selection before it. lm-eval is imported here."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    asked = Interviewed(cache, interview, places)
+    asked = SelectedRequests(cache, selection, places)
 
-    class InterviewedCompletions(LocalCompletionsAPI):  # type: ignore[misc]
-        interviewed = asked
+    class SelectingCompletions(LocalCompletionsAPI):  # type: ignore[misc]
+        selected = asked
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
             ask = super().loglikelihood
@@ -151,7 +151,7 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Intervie
             return asked.num_tokens(kind, sample, self.tok_encode)
 
     target = job["target"]
-    return InterviewedCompletions(
+    return SelectingCompletions(
         model=target["model_name"],
         base_url=f"{target['url']}/v1/completions",
         tokenizer=target["tokenizer"],
@@ -218,7 +218,7 @@ def root_cause(error: BaseException) -> str:
     return f"{type(inner).__name__}: {str(inner).splitlines()[0] if str(inner) else ''}"
 
 
-def progress(interview: Interview) -> None:
+def progress(selection: ItemSelection) -> None:
     """Tell the parent process how far we are, in items."""
-    sys.stdout.write(f"PROGRESS {interview.num_asked} {interview.num_items}\n")
+    sys.stdout.write(f"PROGRESS {selection.num_asked} {selection.num_items}\n")
     sys.stdout.flush()

@@ -1,7 +1,7 @@
 """The process that asks lm-eval's questions: `core.jobs` calls `work`.
 
 Task definitions, prompts, requests and scores are lm-eval's own (`simple_evaluate`, called once with all tasks). Ours
-is what stands between lm-eval and the server: which items are asked, in which order and how many (`interview`), the
+is what stands between lm-eval and the server: which items are asked, in which order and how many (`selection`), the
 answer cache, and what is kept of every item. Progress goes to standard output as lines `PROGRESS done total`.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from core.files import digest_json
 from evals.quality.answers import AnswerCache, request_digest
 from evals.quality.lm_eval_model import cached_model, primary_metric, score_in_unit
-from evals.quality.selection import ItemId, make_interview
+from evals.quality.selection import ItemId, make_selection
 
 TEXT_CHARS = 400
 """Characters kept of a question's end, and of each answer choice."""
@@ -54,8 +54,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     tasks = [load_task(spec) for spec in job["tasks"]]
     chosen = {task.name: choose_items(task, job["num_items"], job["seed"]) for task in tasks}
     with AnswerCache(Path(job["answers"]), job["target"]["digest"]) as cache:
-        interview = make_interview(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
-        model = cached_model(job, cache, interview, places(tasks, chosen))
+        selection = make_selection(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
+        model = cached_model(job, cache, selection, places(tasks, chosen))
         wait_until_it_answers(job["target"]["url"])
         return evaluate(tasks, chosen, model, job)
 
@@ -130,7 +130,7 @@ def evaluate(
     )
     assert results is not None
     outcomes = {task.name: outcome_of(task, results, model) for task in tasks}
-    return {"tasks": outcomes, "items_needed": model.interviewed.interview.items_needed}
+    return {"tasks": outcomes, "items_needed": model.selected.selection.items_needed}
 
 
 def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
@@ -139,8 +139,8 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
     first = leaves[0].task_name
     sample = results["samples"][first][0]
     metric, filter_name = primary_metric(leaves[0], sample["metrics"]), sample["filter"]
-    interview = model.interviewed.interview
-    asked = interview.asked(task.name)
+    selection = model.selected.selection
+    asked = selection.asked(task.name)
     items: dict[int, dict[str, Any]] = {}
     prompts: list[list[str]] = []
     for leaf, start in zip(task.leaves, task.starts, strict=True):
@@ -150,15 +150,15 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
             prompts.append([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]])
             if item_id in asked:
                 items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
-                interview.check_score(task.name, item_id, items[item_id]["score"])
-                if interview.is_flip(task.name, item_id, items[item_id]["score"]):
+                selection.check_score(task.name, item_id, items[item_id]["score"])
+                if selection.is_flip(task.name, item_id, items[item_id]["score"]):
                     items[item_id] |= texts_of(sample)
     is_complete = len(items) == len(prompts)
     return {
         "metric": metric,
         "filter": filter_name,
         "items": [items[item_id] for item_id in asked],
-        "drawing": interview.drawing(task.name),
+        "sampling_order": selection.sampling_order(task.name),
         "num_items_total": sum(task.sizes),
         "lm_eval": {leaf.task_name: numbers(results["results"][leaf.task_name]) for leaf in leaves if is_complete},
         "prompts_digest": digest_json(prompts),
@@ -174,7 +174,7 @@ def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any
     scores = [float(response[0]) for response in responses] if is_loglikelihood else []
     kind = "loglikelihood" if is_loglikelihood else "generate_until"
     keys = [request_digest(kind, args) for args in sample["arguments"]]
-    failures = model.interviewed.failures
+    failures = model.selected.failures
     reasons = [failures[key] for key in keys if key in failures]
     answer = str(int(np.argmax(scores))) if is_loglikelihood and not reasons else "" if reasons else str(responses[0])
     target = sample["target"]

@@ -1,8 +1,8 @@
 """Approval of a run, or of a promotion, before it happens: another person looks at plan and estimate and says yes.
 
-    python -m finops.cli.approvals list
-    python -m finops.cli.approvals approve 7 --reason "agreed in planning"
-    python -m finops.cli.approvals reject 7 --reason "try 4 bits first"
+    parsimony approvals list
+    parsimony approvals approve 7 --reason "agreed in planning"
+    parsimony approvals reject 7 --reason "try 4 bits first"
 
 An approval binds to the hash of plan + estimate + price version: any change makes another subject, which nobody has
 approved. It expires. Nobody approves their own run. Every step is in an append-only audit trail (`log`). Who acts is
@@ -11,25 +11,23 @@ PARSIMONY_USER, else the operating system's user: as strong as the access to the
 
 from __future__ import annotations
 
-from finops.cli.common import run
+from finops.cli.common import action_parser, parser, read
 from finops.controls.approvals import Approvals
 from finops.ledger.ledger import Ledger
 from finops.money import usd_text
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line."""
-    from finops.cli.common import parser
-
-    commands = parser("finops.cli.approvals", __doc__)
+    commands = parser("approvals", __doc__)
     actions = commands.add_subparsers(dest="action", required=True)
-    actions.add_parser("list", help="every request and its state")
-    actions.add_parser("log", help="the audit trail")
+    action_parser(actions, "list", "every request and its state")
+    action_parser(actions, "log", "the audit trail")
     for name in ("approve", "reject"):
-        action = actions.add_parser(name, help=f"{name} a pending request")
+        action = action_parser(actions, name, f"{name} a pending request")
         action.add_argument("id", type=int)
         action.add_argument("--reason", default="")
-    options = commands.parse_args(arguments)
+    options = read(commands, arguments)
     approvals = Approvals(Ledger(options.ledger, create=False))
     if options.action == "log":
         for step in approvals.trail():
@@ -45,7 +43,3 @@ def main(arguments: list[str] | None = None) -> int:
         done = approvals.decide(options.id, approve=options.action == "approve", reason=options.reason)
         print(f"approval {done.id}: {done.state} by {done.decided_by}")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,8 +1,8 @@
 """Budgets that cannot be passed, not even by two runs at once.
 
-    python -m finops.cli.budgets set research-monthly --limit-usd 5000 --period month --team research
-    python -m finops.cli.budgets list
-    python -m finops.cli.budgets alerts                 # send what is due: log, webhook, e-mail
+    parsimony budgets set research-monthly --limit-usd 5000 --period month --team research
+    parsimony budgets list
+    parsimony budgets alerts                 # send what is due: log, webhook, e-mail
 
 A run reserves its estimate's upper end before it starts, in one transaction over all budgets it falls under; a
 reservation that would pass a limit is rejected, never cut to the rest. Charges draw on the hold as they are recorded,
@@ -13,37 +13,32 @@ litellm#34732 and #40095, where concurrent requests pass a budget that each alon
 
 from __future__ import annotations
 
-import argparse
-
-from finops.cli.common import run
+from core.command import Parser
+from finops.cli.common import action_parser, parser, read
+from finops.controls.alerts import dispatcher_from_environment
 from finops.controls.budgets import Budgets
 from finops.ledger.ledger import Ledger
 from finops.ledger.spend import PERIODS, SCOPES
-from finops.money import usd_text
+from finops.money import to_decimal, usd_text
 
 
-def _parser() -> argparse.ArgumentParser:
-    from finops.cli.common import parser
-
-    commands = parser("finops.cli.budgets", __doc__)
+def _parser() -> Parser:
+    commands = parser("budgets", __doc__)
     actions = commands.add_subparsers(dest="action", required=True)
-    define = actions.add_parser("set", help="create a budget or change its limit")
+    define = action_parser(actions, "set", "create a budget or change its limit")
     define.add_argument("name")
     define.add_argument("--limit-usd", required=True)
     define.add_argument("--period", default="month", help=f"one of {', '.join(PERIODS)} (default: month)")
     for name in SCOPES:
         define.add_argument(f"--{name.replace('_', '-')}", help="only charges with this tag (default: all)")
-    actions.add_parser("list", help="every budget: limit, spent, held, left")
-    actions.add_parser("alerts", help="send the alerts that are due")
+    action_parser(actions, "list", "every budget: limit, spent, reserved, left")
+    action_parser(actions, "alerts", "send the alerts that are due")
     return commands
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line."""
-    from finops.controls.alerts import dispatcher_from_environment
-    from finops.money import to_decimal
-
-    options = _parser().parse_args(arguments)
+    options = read(_parser(), arguments)
     ledger = Ledger(options.ledger, create=options.action == "set")
     if options.action == "set":
         scope = {name: getattr(options, name) for name in SCOPES}
@@ -55,11 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     for budget in Budgets(ledger).status():
         print(
             f"{budget.name}: {budget.scope}; {budget.period} from {budget.period_start.date()}: limit "
-            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, held {usd_text(budget.held_usd)}, left "
-            f"{usd_text(budget.left_usd)} USD"
+            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, reserved "
+            f"{usd_text(budget.reserved_usd)}, left {usd_text(budget.left_usd)} USD"
         )
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

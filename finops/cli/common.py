@@ -1,38 +1,36 @@
-"""What the money's commands share: the parser's frame, and errors as one message with an exit code."""
+"""What the ledger's verbs share: the option `--ledger`, before or after an action, and a log without secrets."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import sys
-from collections.abc import Callable
+from typing import Any
 
-from core.errors import ParsimonyError
-from core.redact import RedactingFilter, redact_text
+from core.command import Parser, verb_parser
+from core.redact import RedactingFilter
 
-
-def parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser for `python -m MODULE` whose help shows the module's text with its examples, and `--ledger`."""
-    result = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    result.add_argument(
-        "--ledger", metavar="URL", help="SQLite file or database URL (default: PARSIMONY_LEDGER_URL, mlruns/finops.db)"
-    )
-    return result
+LEDGER_HELP = "SQLite file or database URL (default: PARSIMONY_LEDGER_URL, mlruns/finops.db)"
 
 
-def run(main: Callable[[list[str] | None], int]) -> None:
-    """Run a command: a user's error is one redacted message and its exit code, without a traceback."""
+def parser(verb: str, text: str | None) -> Parser:
+    """A parser for a verb over the ledger, whose help shows the text with its examples."""
+    found = verb_parser(verb, text)
+    found.add_argument("--ledger", metavar="URL", help=LEDGER_HELP)
+    return found
+
+
+def action_parser(actions: Any, name: str, text: str) -> Parser:
+    """An action of such a verb: `approvals approve`, which takes `--ledger` as well."""
+    found: Parser = actions.add_parser(name, help=text, description=text)
+    found.add_argument("--ledger", metavar="URL", default=argparse.SUPPRESS, help=LEDGER_HELP)
+    return found
+
+
+def read(commands: Parser, arguments: list[str]) -> argparse.Namespace:
+    """The parsed arguments; from here on what is logged is redacted."""
+    options = commands.parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     for handler in logging.getLogger().handlers:
-        handler.addFilter(RedactingFilter())
-    try:
-        sys.exit(main(None))
-    except ParsimonyError as error:
-        print(f"error: {redact_text(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        if not any(isinstance(one, RedactingFilter) for one in handler.filters):
+            handler.addFilter(RedactingFilter())
+    return options

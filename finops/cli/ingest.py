@@ -1,7 +1,7 @@
 """Usage from outside: a serving fleet's hours and tokens, from CSV or from Prometheus text.
 
-    python -m finops.cli.ingest csv usage.csv --price 0.825 --price-version catalog@2026-11-01
-    python -m finops.cli.ingest prometheus scrape.txt --price 0.825 --price-version catalog@2026-11-01
+    parsimony ingest csv usage.csv --price 0.825 --price-version catalog@2026-11-01
+    parsimony ingest prometheus scrape.txt --price 0.825 --price-version catalog@2026-11-01
 
 CSV columns: resource_id, accelerator, start, end, and any of run_id, stage, region, provider, num_devices, kind,
 purchase_option, usd_per_hour, price_version, model_id, input_tokens, output_tokens, num_requests, busy_device_hours,
@@ -17,25 +17,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.errors import UserError
-from finops.cli.common import run
+from finops.cli.common import parser
+from finops.cli.common import read as read_options
 from finops.ledger.charges import Rate
 from finops.ledger.ingest import read_csv, read_prometheus
+from finops.ledger.ledger import Ledger
 from finops.money import to_decimal
 from finops.tags import TagPolicy
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line."""
-    from finops.cli.common import parser
-    from finops.ledger.ledger import Ledger
-
-    commands = parser("finops.cli.ingest", __doc__)
+    commands = parser("ingest", __doc__)
     commands.add_argument("format", choices=("csv", "prometheus"))
     commands.add_argument("file", type=Path)
     commands.add_argument("--price", help="USD per device hour, for rows without usd_per_hour")
     commands.add_argument("--price-version", help="the version of that price; required with --price")
     commands.add_argument("--tags", default="default", help="tag policy: require or default")
-    options = commands.parse_args(arguments)
+    options = read_options(commands, arguments)
     if (options.price is None) != (options.price_version is None):
         raise UserError("--price and --price-version: give both or neither")
     rate = Rate(to_decimal(options.price, "--price"), options.price_version) if options.price else None
@@ -44,7 +43,3 @@ def main(arguments: list[str] | None = None) -> int:
     new = Ledger(options.ledger).record(*charges)
     print(f"{new} new charges, {len(charges) - new} known already")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,7 @@
 """The money as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
 
-    python -m finops.cli.metrics serve --port 9464          # http://127.0.0.1:9464/metrics
-    python -m finops.cli.metrics print                      # once, to standard output
+    parsimony metrics serve --port 9464          # http://127.0.0.1:9464/metrics
+    parsimony metrics print                      # once, to standard output
 
 Figures are read from the ledger at each scrape, at most once per `--cache-s`. A ledger that cannot be read gives
 `parsimony_ledger_up 0` and nothing else: a dashboard shows a gap, not an old or free figure.
@@ -9,29 +9,21 @@ Figures are read from the ledger at each scrape, at most once per `--cache-s`. A
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
-
-from finops.cli.common import run
+from finops.cli.common import action_parser, parser, read
+from finops.ledger.ledger import Ledger
 from finops.reports.prometheus import collect, render, server
 
-if TYPE_CHECKING:
-    pass
 
-
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line."""
-    from finops.cli.common import parser
-    from finops.ledger.ledger import Ledger
-
-    commands = parser("finops.cli.metrics", __doc__)
+    commands = parser("metrics", __doc__)
     actions = commands.add_subparsers(dest="action", required=True)
-    actions.add_parser("print", help="print the metrics once")
-    serve: argparse.ArgumentParser = actions.add_parser("serve", help="serve them over HTTP")
+    action_parser(actions, "print", "print the metrics once")
+    serve = action_parser(actions, "serve", "serve them over HTTP")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=9464)
     serve.add_argument("--cache-s", type=float, default=15.0, help="read the ledger at most this often")
-    options = commands.parse_args(arguments)
+    options = read(commands, arguments)
     if options.action == "print":
         ledger = Ledger(options.ledger, create=False)
         print(render(collect(ledger)), end="")
@@ -41,7 +33,3 @@ def main(arguments: list[str] | None = None) -> int:
     with listening:
         listening.serve_forever()
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,32 +1,30 @@
 """The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
 
-python -m finops.cli.report --from 2026-10-01 --to 2026-11-01
-python -m finops.cli.report --team research --format csv --output october.csv
-python -m finops.cli.report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
+    parsimony report --from 2026-10-01 --to 2026-11-01
+    parsimony report --team research --format csv --output october.csv
+    parsimony report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
+
+`--from` and `--to` bound the charges' start (UTC, end exclusive).
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from core.command import Parser
 from core.errors import ConfigError, UserError
 from core.files import write_atomic
-from finops.cli.common import run
+from finops.cli.common import parser, read
+from finops.ledger.ledger import Ledger
 from finops.money import parse_moment, to_decimal
+from finops.reports.html import as_html
 from finops.reports.report import as_csv, as_text, gather
-
-if TYPE_CHECKING:
-    pass
 
 FORMATS = ("terminal", "csv", "html")
 
 
-def _parser() -> argparse.ArgumentParser:
-    from finops.cli.common import parser
-
-    commands = parser("finops.cli.report", __doc__)
+def _parser() -> Parser:
+    commands = parser("report", __doc__)
     commands.add_argument("--from", dest="start", metavar="DATE", help="first day, UTC (default: all)")
     commands.add_argument("--to", dest="end", metavar="DATE", help="day after the last (default: all)")
     commands.add_argument("--team", help="one team's charges only")
@@ -39,9 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     return commands
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Run the command line."""
-    options = _parser().parse_args(arguments)
+    options = read(_parser(), arguments)
     if options.format not in FORMATS:
         raise ConfigError(f"--format: '{options.format}' does not exist. Known: {', '.join(FORMATS)}")
     start = parse_moment(options.start, "--from") if options.start else None
@@ -53,15 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
         if not separator or not name:
             raise UserError(f"--reserved: '{item}' must be ACCELERATOR=USD_PER_HOUR")
         reserved[name] = to_decimal(price, "--reserved")
-    from finops.ledger.ledger import Ledger
-
     report = gather(
         Ledger(options.ledger, create=False), start=start, end=end, team=options.team, revenue_usd=revenue,
         reserved_usd_per_hour=reserved,
     )  # fmt: skip
     if options.format == "html":
-        from finops.reports.html import as_html
-
         text = as_html(report)
     else:
         text = as_csv(report) if options.format == "csv" else as_text(report)
@@ -74,7 +68,3 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(f"--output: cannot write {options.output}: {error.strerror}") from None
         print(f"{options.output}: written")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

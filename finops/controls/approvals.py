@@ -96,7 +96,8 @@ class Approvals:
         raise ApprovalRequiredError(
             f"approval: the estimate of {usd_text(estimate_usd)} USD passes finops.approval.threshold_usd="
             f"{usd_text(threshold_usd)}; request {found.id} waits until {found.expires:%Y-%m-%d %H:%M} UTC\n"
-            f"    -> someone other than {found.requester} runs: python -m finops.cli.approvals approve {found.id}\n"
+            f"    -> someone other than {found.requester} runs: "
+            f"{self._database.command(f'approvals approve {found.id}')}\n"
             "    -> then start the same command again; a changed plan, estimate or price needs a new approval"
         )
 
@@ -110,9 +111,8 @@ class Approvals:
                 sa.select(table).where(table.c.id == approval_id).with_for_update()
             ).one_or_none()  # fmt: skip
             if row is None:
-                raise UserError(
-                    f"approval {approval_id}: there is no such request. See python -m finops.cli.approvals list"
-                )
+                listed = self._database.command("approvals list")
+                raise UserError(f"approval {approval_id}: there is no such request; all requests: {listed}")
             found = self._approval(row)
             if found.state != "pending":
                 raise UserError(f"approval {approval_id}: it is {found.state} already")

@@ -1,7 +1,7 @@
 """A FOCUS file through focus-validator 2.2.1, with the rules that are known to be wrong waived one by one.
 
 The validator exits with 0 when rules fail and skips its conditional rules when not told what applies: so its JUnit
-report is read, and every criterion that holds for our files is named. Rules that it passes whatever a file holds are
+report is read, and every criterion that holds for our files is named. Rules that it passes whatever a file contains are
 evaluated beside it (`finops.focus.extra_rules`). It runs from its own folder, since it opens its
 currency table by a relative path, and from its own environment (requirements/focus.txt, Python 3.12).
 """
@@ -122,7 +122,7 @@ def check(file: Path, validator: str = "focus-validator", timeout_s: float = 600
 
 
 def _package_folder(validator: str) -> Path:
-    """The folder that holds the validator's package, asked of the Python beside its program."""
+    """The folder that contains the validator's package, asked of the Python beside its program."""
     import shutil
 
     program = shutil.which(validator)

@@ -1,4 +1,4 @@
-"""Rules of FOCUS 1.2 that focus-validator 2.2.1 passes whatever a file holds: evaluated here, row by row.
+"""Rules of FOCUS 1.2 that focus-validator 2.2.1 passes whatever a file contains: evaluated here, row by row.
 
 Two defects blind it. A rule is taken for kept where it is an OR and one row of the whole file keeps it
 (`CompositeORRuleGenerator`: `violations < total_rows`), so of the "one of the allowed values" rules a single good row

@@ -2,7 +2,7 @@
 
 Rows of one resource and charge period are added up and given to our charges of that resource inside the period, by
 their device time (largest remainder, exact). Where the provider billed more device hours than we charged, the rest of
-its cost belongs to time that no run held: it becomes an idle charge. Importing a file again changes nothing; a newer
+its cost belongs to time that no run used: it becomes an idle charge. Importing a file again changes nothing; a newer
 one with other figures leaves exactly its billed cost.
 """
 
@@ -147,7 +147,7 @@ def _apply(ledger: Ledger, connection: Connection, bill: _Bill, charges: list[Ch
 def _record_rest(
     ledger: Ledger, connection: Connection, bill: _Bill, *, like: Charge, rest: int, costs: dict[str, int]
 ) -> None:
-    """The provider's cost of time that no run held, as an idle row; a newer bill corrects it."""
+    """The provider's cost of time that no run used, as an idle row; a newer bill corrects it."""
     key = charge_key(
         "", bill.resource_id, bill.start_us, bill.end_us, meter="focus_remainder", price_version="provider"
     )
@@ -176,7 +176,7 @@ def _record_rest(
         meter="focus_remainder",
         resource_id=bill.resource_id,
         mig_profile=None,
-        description="billed by the provider, held by no run",
+        description="billed by the provider, used by no run",
         start_us=bill.start_us,
         end_us=bill.end_us,
         month=month_of(start),

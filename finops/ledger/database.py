@@ -2,8 +2,8 @@
 
     PARSIMONY_LEDGER_URL=postgresql://user@host/db      a password goes here, never on a command line
 
-Writes are short transactions that serialise: on SQLite by BEGIN IMMEDIATE, on PostgreSQL by row locks that the caller
-takes in a fixed order. A database that cannot be reached raises `LedgerUnavailableError`: the money fails closed.
+Writes are short transactions that serialize: on SQLite by BEGIN IMMEDIATE, on PostgreSQL by row locks that the caller
+takes in a fixed order. A database that cannot be reached raises `LedgerUnavailableError`: fail closed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import functools
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from core.command import command
 from core.redact import redact_text
 from finops.errors import LedgerUnavailableError
 from finops.ledger.schema import HEAD, VERSION_TABLE
@@ -67,6 +69,18 @@ class Database:
                 path.parent.mkdir(parents=True, exist_ok=True)
             self.engine = _sqlite_engine(parsed) if self.is_sqlite else _postgresql_engine(parsed)
             self._migrate(path)
+
+    def command(self, text: str) -> str:
+        """A command of the product that works as typed on this ledger, which is named where it is not the default."""
+        if self._place(self.url) == self._place(ledger_url()):
+            return command(text)
+        return command(f"{text} --ledger {shlex.quote(self.shown_url)}")
+
+    @staticmethod
+    def _place(url: str) -> str:
+        """A URL for comparison: two spellings of one SQLite file are one place."""
+        file = url.removeprefix("sqlite:///")
+        return url if file == url else str(Path(file).resolve())
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Connection]:

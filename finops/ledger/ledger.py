@@ -5,8 +5,9 @@
     with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
         ...                                             # the stage; meter.checkpoint() when its work is safe
 
-Recording is idempotent: the same charge again changes nothing; other figures under the same key are refused. A charge,
-the spend of every budget that it falls under, the draw on the run's hold and the alerts it causes are one transaction.
+Recording is idempotent: the same charge again changes nothing, and other figures under the same key are refused. A
+charge, the spend of every budget that it falls under, the draw on the run's reservation and the alerts that it causes
+are one transaction.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class OpenCharge:
-    """A stage that holds a machine now (or died holding it)."""
+    """A stage that uses a machine now (or died while using it)."""
 
     id: str
     run_id: str
@@ -115,7 +116,7 @@ class Ledger:
         list_cost: Decimal | None = None,
         correction_id: str | None = None,
     ) -> Charge:
-        """Mend a charge: record a Correction row with the difference to the costs that should have stood there.
+        """Correct a charge: record a Correction row with the difference to the costs that should have stood there.
 
         Costs are in the charge's billing currency; those not given stay. The difference is to the charge together
         with its earlier corrections, so a repeated call adds nothing. `correction_id` (default: the reason) makes the
@@ -145,7 +146,7 @@ class Ledger:
         heartbeat_every_s: float = HEARTBEAT_EVERY_S,
         start: datetime | None = None,
     ) -> OpenCharge:
-        """Note that a stage holds a resource from now on. Raises `LedgerUnavailableError`: then do not start it."""
+        """Note that a stage uses a resource from now on. Raises `LedgerUnavailableError`: then do not start it."""
         begun = from_us(to_us(start or self.clock()))
         opened = OpenCharge(uuid.uuid4().hex, run_id, stage, resource, rate, clean_tags(tags), begun, hold_id)
         terms = {
@@ -192,7 +193,7 @@ class Ledger:
         """End an open charge and record it. Closing one that is closed already returns no charge and changes nothing.
 
         A status other than `completed` cuts the charge at the last checkpoint (or at `safe_until`): what follows is
-        lost work, charged and labelled. `usage` is `Charge.with_usage`'s.
+        lost work, charged and labeled. `usage` is `Charge.with_usage`'s.
         """
         table = schema.open_charges
         with self.database.write() as connection:
@@ -208,7 +209,7 @@ class Ledger:
         """Find the stages that died (no heartbeat for three intervals and `grace_s`) and charge them as killed.
 
         They are charged until their last sign of life plus one interval, the latest moment at which they can have
-        lived, and labelled lost since their last checkpoint. Call it when a run starts. Several processes may: each
+        lived, and labeled lost since their last checkpoint. Call it when a run starts. Several processes may: each
         charge is closed once.
         """
         table = schema.open_charges

@@ -1,6 +1,6 @@
 """A stage on the clock: opens a charge, gives signs of life from a thread, closes it however the stage ends.
 
-    with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags, hold=hold) as meter:
+    with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
         for step in steps:
             ...
             meter.checkpoint()              # the work so far is safe: only what follows can be lost
@@ -22,7 +22,7 @@ from core.errors import UserError
 from finops.ledger.charges import Charge, Rate, Resource
 
 if TYPE_CHECKING:
-    from finops.controls.budgets import Hold
+    from finops.controls.budgets import Reservation
     from finops.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Preempted(Exception):  # noqa: N818 - the cloud's word, not an error of an
 
 
 class Meter:
-    """See the module. `charges` holds what was recorded, once the block is left."""
+    """See the module. `charges` has what was recorded, after the block is left."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class Meter:
         resource: Resource,
         rate: Rate,
         tags: Mapping[str, str],
-        hold: Hold | None = None,
+        reservation: Reservation | None = None,
         heartbeat_every_s: float = 10.0,
     ) -> None:
-        self._ledger, self._hold, self._every_s = ledger, hold, heartbeat_every_s
+        self._ledger, self._reservation, self._every_s = ledger, reservation, heartbeat_every_s
         self._terms: dict[str, Any] = {
             "run_id": run_id, "stage": stage, "resource": resource, "rate": rate, "tags": tags,
-            "hold_id": hold.id if hold else None, "heartbeat_every_s": heartbeat_every_s,
+            "hold_id": reservation.id if reservation else None, "heartbeat_every_s": heartbeat_every_s,
         }  # fmt: skip
         self._usage: dict[str, Any] = {}
         self._stop = threading.Event()
@@ -93,7 +93,7 @@ class Meter:
         self._ledger.heartbeat(self._opened.id, checkpoint=True)
 
     def check(self) -> None:
-        """Raise what the heartbeat failed with (`LedgerUnavailableError`, `HoldError`): the stage must stop."""
+        """Raise what the heartbeat failed with (`LedgerUnavailableError`, `ReservationError`): the stage must stop."""
         if self._failure is not None:
             raise self._failure
 
@@ -101,8 +101,8 @@ class Meter:
         while not self._stop.wait(self._every_s):
             try:
                 self._ledger.heartbeat(self._opened.id)
-                if self._hold is not None:
-                    self._hold.heartbeat()
+                if self._reservation is not None:
+                    self._reservation.heartbeat()
                 self._failure = None
             except UserError as failure:
                 self._failure = failure

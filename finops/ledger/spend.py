@@ -1,7 +1,7 @@
-"""What a charge does to budgets, inside the charge's own transaction: spend, the draw on its hold, alerts.
+"""What a charge does to budgets, inside the charge's own transaction: spend, the draw on its reservation, alerts.
 
-Every change to a budget's spend or holds first locks the budget's row (by ascending id, so that two never wait for
-each other); SQLite's single writer gives the same order. So a reservation always reads one consistent state.
+Every change to a budget's spend or reservations first locks the budget's row (by ascending id, so that two never wait
+for each other). SQLite's single writer gives the same order. So a reservation always reads one consistent state.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DRAW = (
 
 
 def period_bounds(period: str, moment: datetime) -> tuple[datetime, datetime]:
-    """Start and end (exclusive) of the UTC period that holds a moment."""
+    """Start and end (exclusive) of the UTC period that contains a moment."""
     day = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":
         return day, day + timedelta(days=1)
@@ -94,7 +94,7 @@ def sum_of_charges(connection: Connection, budget: Any, start_us: int, end_us: i
 
 
 def book_spend(connection: Connection, database: Database, charge: Charge, now_us: int) -> None:
-    """Add a new charge to the spend of its budgets, take it from its hold, and note the thresholds it crosses.
+    """Add a new charge to the spend of its budgets, take it from its reservation, and note the thresholds it crosses.
 
     The charge itself must be inserted already: a period's first row counts what stands in the ledger.
     """

@@ -1,7 +1,7 @@
-"""A price catalog: what its rows hold, and the rules that they must keep. See `finops.pricing.prices` for its use.
+"""A price catalog: what its rows contain, and the rules that they must keep. See `finops.pricing.prices` for its use.
 
 A catalog is a YAML file: `hardware` says what a name means, `offers` what it costs, `fx` what a currency is worth.
-A range is kept as a range; a price needs a source and a date; money is text in the file and Decimal in here.
+A range is kept as a range. A price needs a source and a date. Money is text in the file and Decimal in here.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Offer:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What tells rows apart."""
+        """What distinguishes rows."""
         return self.hardware, self.purchase_option, self.provider, self.region
 
     @property

@@ -245,10 +245,10 @@ def serving_price(price: Price, startup_s: float | None) -> Price:
     if rate is None:
         return price
     if startup_s is None:
-        said = "it is not known how long this server takes to start: lost work is not in the spot price"
-        return replace(price, warnings=(*price.warnings, said))
-    said = f"with lost work: taken back {rate} times an hour, {startup_s:.0f} s until the next server answers"
-    return replace(with_lost_work(price, 0, startup_s), warnings=(*price.warnings, said))
+        text = "it is not known how long this server takes to start: lost work is not in the spot price"
+        return replace(price, warnings=(*price.warnings, text))
+    text = f"with lost work: taken back {rate} times an hour, {startup_s:.0f} s until the next server answers"
+    return replace(with_lost_work(price, 0, startup_s), warnings=(*price.warnings, text))
 
 
 def hardware_of_device(device_name: str, catalog: Catalog | None = None) -> str:

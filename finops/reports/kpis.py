@@ -28,7 +28,7 @@ TARGETS: dict[str, tuple[str, float]] = {
     "spot_coverage_training": (">=", 0.80),
     "cache_hit_rate": (">=", 0.25),
 }
-"""From the playbook: above 70% for inference, 85% for training; spot for 80% of training; cache hits 25 to 40%."""
+"""The playbook's: above 70% for inference, above 85% for training, spot for 80% of training, cache hits 25 to 40%."""
 
 
 @dataclass(frozen=True)

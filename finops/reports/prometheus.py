@@ -1,4 +1,4 @@
-"""The money as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
+"""Spend as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
 
 Figures are read from the ledger at each scrape, at most once per `--cache-s`. A ledger that cannot be read gives
 `parsimony_ledger_up 0` and nothing else: a dashboard shows a gap, not an old or free figure.
@@ -27,9 +27,9 @@ _KPI_METRICS = {
     "usd_per_evaluation": ("parsimony_cost_per_evaluation_usd", "Cost per evaluated run, last 30 days."),
     "usd_per_promotion_decision": ("parsimony_cost_per_promotion_usd", "Cost per promotion decision, last 30 days."),
     "gpu_utilization_inference": (
-        "parsimony_inference_utilization_ratio", "Busy over held device time, inference, last 30 days."),
+        "parsimony_inference_utilization_ratio", "Busy over charged device time, inference, last 30 days."),
     "gpu_utilization_training": (
-        "parsimony_training_utilization_ratio", "Busy over held device time, training, last 30 days."),
+        "parsimony_training_utilization_ratio", "Busy over charged device time, training, last 30 days."),
     "spot_coverage_training": ("parsimony_training_spot_ratio", "Share of training hours on spot, last 30 days."),
     "idle_hours": ("parsimony_idle_device_seconds", "Idle and unused device time, last 30 days."),
     "tokens_per_device_hour": ("parsimony_tokens_per_device_hour", "Tokens per device hour, last 30 days."),
@@ -91,12 +91,13 @@ def collect(ledger: Ledger) -> list[Metric]:
     for name, text in (
         ("limit", "Limit of the budget."),
         ("spent", "Spent of the budget in its current period."),
-        ("held", "Held by running work."),
+        ("reserved", "Reserved by running work."),
     ):
         samples: list[tuple[Mapping[str, str], float]] = [
             (labels, float(getattr(item, f"{name}_usd"))) for labels, item in budgets
         ]
-        metrics.append(Metric(f"parsimony_budget_{name}_usd", "gauge", f"{text} USD.", samples))
+        public = "held" if name == "reserved" else name  # the series' name in dashboards and alert rules
+        metrics.append(Metric(f"parsimony_budget_{public}_usd", "gauge", f"{text} USD.", samples))
     for kpi in kpis(ledger, start=since):
         if kpi.name in _KPI_METRICS and kpi.value is not None:
             name, text = _KPI_METRICS[kpi.name]

@@ -1,8 +1,8 @@
-"""The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
+"""Spend on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
 
-python -m finops.cli.report --from 2026-10-01 --to 2026-11-01
-python -m finops.cli.report --team research --format csv --output october.csv
-python -m finops.cli.report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
+parsimony report --from 2026-10-01 --to 2026-11-01
+parsimony report --team research --format csv --output october.csv
+parsimony report --format html --output october.html --revenue-usd 120000 --reserved "NVIDIA L4=0.495"
 """
 
 from __future__ import annotations
@@ -100,10 +100,10 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
         ),
         (
             "budgets",
-            ["budget", "for", "period from", "limit USD", "spent", "held", "left"],
+            ["budget", "for", "period from", "limit USD", "spent", "reserved", "left"],
             [
                 [item.name, item.scope, f"{item.period} {item.period_start.date()}",
-                 *(usd_text(value) for value in (item.limit_usd, item.spent_usd, item.held_usd, item.left_usd))]
+                 *(usd_text(value) for value in (item.limit_usd, item.spent_usd, item.reserved_usd, item.left_usd))]
                 for item in report.budgets
             ],
         ),
@@ -139,7 +139,7 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
 
 def as_text(report: Report) -> str:
     """Aligned tables for a terminal; an empty one says so."""
-    lines = [f"The money: {report.period}" + (f", team {report.team}" if report.team else ""), ""]
+    lines = [f"Spend: {report.period}" + (f", team {report.team}" if report.team else ""), ""]
     for title, header, rows in sections(report):
         lines.append(title.upper())
         if not rows:

@@ -119,7 +119,7 @@ def right_size(
 ) -> list[Reservation]:  # fmt: skip
     """For each accelerator with a reserved price: how many reserved devices would have saved how much.
 
-    Takes the on-demand usage recorded (MIG shares by their slices) and how many devices were held at every moment; n
+    Takes the on-demand usage recorded (MIG shares by their slices) and how many devices were in use at every moment; n
     reserved devices take the first n of them. An accelerator without on-demand usage is left out.
     """
     table = schema.charges
@@ -157,7 +157,7 @@ def _right_size(accelerator: str, reserved: Decimal, rows: Sequence[Any]) -> Res
 
 
 def _hours_by_level(rows: Sequence[Any]) -> tuple[dict[float, Decimal], int]:
-    """Hours for which each number of devices was held at once, and the length of the whole period (us)."""
+    """Hours for which each number of devices was in use at once, and the length of the whole period (us)."""
     changes: dict[int, float] = defaultdict(float)
     for row in rows:
         devices = row.quantity_micro * 3600 / (row.end_us - row.start_us)

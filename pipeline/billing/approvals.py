@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.files import plain
+from finops.controls.approvals import Approvals, subject_hash
 from finops.errors import ApprovalRequiredError
-from pipeline.billing.terms import with_ledger
+from finops.ledger.ledger import Ledger
+from pipeline.billing.terms import ledger_url
 from pipeline.config import RunConfig
 from pipeline.record.registry import PromotionRefusedError, Subject
-
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
 
 
 def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd: Decimal) -> str | None:
@@ -29,8 +27,6 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
         PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
 
     """
-    from finops.controls.approvals import Approvals, subject_hash
-
     book, what = Approvals(ledger), f"'{subject.variant}' ({subject.digest[:12]}) of {subject.model}"
     digest = subject_hash(plain(subject), None, "")
     try:
@@ -40,12 +36,9 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
     except ApprovalRequiredError:
         waiting = [one for one in book.all() if (one.subject_hash, one.kind) == (digest, "promotion")][-1]
         raise PromotionRefusedError(
-            with_ledger(
-                config,
-                f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
-                f"  -> someone other than {waiting.requester} runs: "
-                f"python -m finops.cli.approvals approve {waiting.id}\n  -> then start the same command again",
-            )
+            f"promote.require_approval=true: {what} waits for approval, request {waiting.id}\n"
+            f"  -> someone other than {waiting.requester} runs: "
+            f"{ledger.database.command(f'approvals approve {waiting.id}')}\n  -> then start the same command again"
         ) from None
     except UserError as error:
         raise PromotionRefusedError(str(error)) from None
@@ -54,10 +47,7 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
 
 def ledgers_approver(subject: Subject, config: RunConfig) -> str | None:
     """`approver_of` with the configured ledger, which is opened only for this."""
-    from finops.ledger.ledger import Ledger
-    from pipeline.billing.terms import ledger_url
-
-    ledger = Ledger(ledger_url(config))
+    ledger = Ledger(ledger_url(config.finops.ledger, config.tracking))
     try:
         return approver_of(subject, config, ledger, Decimal(0))
     finally:

@@ -1,9 +1,9 @@
 """All recorded variants of a model on the cost-quality plane.
 
-    python -m pipeline.cli.frontier model=smollm2-135m-q4_1   print the table, write frontier.png and frontier.html
-    python -m pipeline.cli.frontier model=... peak_req_per_s=40        with the machines that such a load needs
-    python -m pipeline.cli.frontier model=... +plane=5eeb              of other runs than the newest one's
-    python -m pipeline.cli.frontier model=... +out=/tmp/pictures       into another folder than mlruns/frontier/<model>
+    parsimony frontier model=smollm2-135m-q4_1                       the table; frontier.png and frontier.html
+    parsimony frontier model=smollm2-135m-q4_1 peak_req_per_s=40     with the machines that such a load needs
+    parsimony frontier model=smollm2-135m-q4_1 --group 5eeb          of other runs than the newest one's
+    parsimony frontier model=smollm2-135m-q4_1 --out /tmp/pictures   into another folder than mlruns/frontier/<model>
 
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
 price by purchase option (`pipeline.report.curves`).
@@ -15,22 +15,23 @@ same questions under the same load stand on one plane; those of the newest run's
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from core.console import say, table
 from core.environments import ROOT
 from core.errors import ConfigError, closest
-from pipeline.cli.app import run_command
-from pipeline.report.frontier import Shown, by_plane, on_one_plane, plane_text
+from pipeline.cli.options import config_of, parser
+from pipeline.record.frontier_runs import frontier_runs
+from pipeline.record.store import Recorder
+from pipeline.report.frontier import Shown, by_group, group_text, in_one_group
 from pipeline.report.frontier_figure import PAGE, PICTURE, draw, draw_curves
+from pipeline.report.text import MISSING, estimate_text, money_text
 
 HEADER = ("variant", "mean score", "USD per 1k tokens", "size", "output tok/s", "frontier", "decision")
 
 
 def row(one: Shown) -> tuple[str, ...]:
     """A variant's line in the table."""
-    from pipeline.report.text import MISSING, estimate_text, money_text
-
     chance = "" if one.probability is None else f", {one.probability:.0%}"
     return (
         one.point.name,
@@ -45,28 +46,28 @@ def row(one: Shown) -> tuple[str, ...]:
 
 def main(arguments: list[str]) -> int:
     """Print and draw all recorded variants of a model."""
-    from core.console import say, table
-    from pipeline.cli.app import command_config, own_options
-    from pipeline.record.comparable import plane_runs
-    from pipeline.record.store import Recorder
-
-    own, rest = own_options(arguments, {"+out": "", "+plane": ""})
-    config = command_config(rest, __doc__)
+    commands = parser("frontier", __doc__)
+    commands.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where the files go (default: mlruns/frontier/MODEL)"
+    )
+    commands.add_argument("--group", default="", metavar="DIGITS", help="show the runs of this group, not the newest's")
+    options = commands.parse(arguments)
+    config = config_of(options)
     recorder = Recorder(config.tracking)
     model = config.model.name
-    runs = plane_runs(recorder, config.tracking, model)
+    runs = frontier_runs(recorder, config.tracking, model)
     if not runs:
         known = recorder.models()
         raise ConfigError(
             f"model={model}: no run is recorded{closest(model, known)}; recorded: {', '.join(known) or 'none'}"
         )
-    folder = Path(own["+out"]) if own["+out"] else ROOT / "mlruns" / "frontier" / model
-    chosen = on_one_plane(runs, own["+plane"])
+    folder = options.out or ROOT / "mlruns" / "frontier" / model
+    chosen = in_one_group(runs, options.group)
     shown = draw(model, chosen, folder, recorder.evidence)
     table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
-    for others in by_plane(runs).values():
+    for others in by_group(runs).values():
         if others[0] not in chosen:
-            say(f"not shown, on other questions or another load: {plane_text(others)}")
+            say(f"not shown, on other questions or another load: {group_text(others)}")
     curves = draw_curves(model, chosen, folder, recorder.evidence, config.peak_req_per_s)
     for text in curves.sentences:
         say(text)
@@ -74,7 +75,3 @@ def main(arguments: list[str]) -> int:
         say(f"picture: {path}")
     say(f"page:    {folder / PAGE}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,9 +1,10 @@
 """Apply a decision to the model registry, decide again over recorded runs, or go back to the version before.
 
-    python -m pipeline.cli.promote model=smollm2-135m-q4_1            decide again over the recorded runs, and promote
-    python -m pipeline.cli.promote model=... gate.delta_points=3      under another gate
-    python -m pipeline.cli.promote model=... promote.enabled=false    only say what would be done
-    python -m pipeline.cli.promote model=... --rollback               make the version before the champion again
+    parsimony promote model=smollm2-135m-q4_1                            decide again, and promote the winner
+    parsimony promote model=smollm2-135m-q4_1 gate.delta_points=3        under another gate
+    parsimony promote model=smollm2-135m-q4_1 promote.enabled=false      only say what would be done
+    parsimony promote model=smollm2-135m-q4_1 --json                     one JSON object on standard output
+    parsimony rollback model=smollm2-135m-q4_1                           make the version before the champion again
 
 A promoted candidate becomes a version of the registered model that has the model's name. Its weights are copied into
 the run's artifacts, so that a cleared cache does not take them away, beside the decision's record and page. The alias
@@ -16,44 +17,74 @@ Refused: a checkpoint that is not the one that was measured, evidence older than
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING
+import argparse
 
-from pipeline.cli.app import run_command
-from pipeline.promote import ROLLBACK, promote_winner
-from pipeline.record.candidates import standing
+from core import console
+from core.console import say
+from pipeline.cli.options import config_of, parser
+from pipeline.config import RunConfig
+from pipeline.promote import promote_winner
+from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import rollback
+from pipeline.record.store import Recorder
+from pipeline.report.json_output import decision_json, rollback_json
 
-if TYPE_CHECKING:
-    pass
+NOT_PROMOTED = 5
+
+
+def _options(verb: str, arguments: list[str]) -> argparse.Namespace:
+    commands = parser(verb, __doc__)
+    commands.add_argument(
+        "--json", action="store_true", help="one JSON object on standard output, the rest on standard error"
+    )
+    if verb == "promote":
+        commands.add_argument("--rollback", action="store_true", help="as the verb rollback")
+    options = commands.parse(arguments)
+    if options.json:
+        console.to_stderr()
+    return options
 
 
 def main(arguments: list[str]) -> int:
     """Decide again and promote the cheapest candidate that passes; or go back."""
-    from core.console import say
-    from pipeline.cli.app import command_config
-    from pipeline.record.store import Recorder
-
-    config = command_config([one for one in arguments if one != ROLLBACK], __doc__)
+    options = _options("promote", arguments)
+    config = config_of(options)
+    if options.rollback:
+        return _go_back(config)
     recorder = Recorder(config.tracking)
-    if ROLLBACK in arguments:
-        say(rollback(recorder, config.model.name, config.promote.alias))
-        return 0
-    found = standing(config, recorder)
-    for decision in found.contest.decisions:
+    found = recorded_candidates(config, recorder)
+    show(found)
+    done = promote_winner(found, config, recorder)
+    say(done)
+    winner = found.ranking.winner
+    for decision in found.ranking.decisions if winner is None else [found.ranking.decisions[winner]]:
+        console.result(decision_json(decision, model=config.model.name, registry=done))
+        break
+    return NOT_PROMOTED if winner is None and config.fail_on_hold else 0
+
+
+def show(found: RecordedCandidates) -> None:
+    """The decisions on all candidates, with their reasons."""
+    for decision in found.ranking.decisions:
         say(f"{decision.variant}: {decision.action}")
         for reason in decision.reasons:
             say(f"  {reason}")
-    for loss in found.contest.losses:
+    for loss in found.ranking.losses:
         for beaten_by in loss.beaten_by:
             say(f"{loss.variant} was beaten by {beaten_by}")
-    for note in found.contest.notes:
+    for note in found.ranking.notes:
         say(f"note: {note}")
     if found.num_others:
         say(f"not compared: {found.num_others} recorded candidates on other suites, machines or prices")
-    say(promote_winner(found, config, recorder))
+
+
+def back(arguments: list[str]) -> int:
+    """Make the version before the champion the champion again."""
+    return _go_back(config_of(_options("rollback", arguments)))
+
+
+def _go_back(config: RunConfig) -> int:
+    done = rollback(Recorder(config.tracking), config.model.name, config.promote.alias)
+    say(done)
+    console.result(rollback_json(config.model.name, done))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,12 +1,12 @@
 """Price every recorded run of a model again, without measuring anything: what would it cost as a spot machine?
 
-    python -m pipeline.cli.reprice model=smollm2-135m-q4_1 hardware.purchase_option=spot
-    python -m pipeline.cli.reprice model=... hardware.usd_per_hour=0.8        a machine's price of your own
-    python -m pipeline.cli.reprice model=... hardware.name=l4-24gb            only what was measured on this hardware
-    python -m pipeline.cli.reprice model=... gate.utilisation=0.7             busy 70% of the time
-    python -m pipeline.cli.reprice model=... residency=[sg,au]                only offers that stand in these countries
-    python -m pipeline.cli.reprice model=... +catalog=NEW.yaml                another price catalog
-    python -m pipeline.cli.reprice model=... +api=groq/llama-3.1-8b-instant   beside a public API's list price
+    parsimony reprice model=smollm2-135m-q4_1 hardware.purchase_option=spot
+    parsimony reprice model=smollm2-135m-q4_1 hardware.usd_per_hour=0.8    a machine's price of your own
+    parsimony reprice model=smollm2-135m-q4_1 hardware.name=l4-24gb        only what was measured on this hardware
+    parsimony reprice model=smollm2-135m-q4_1 gate.utilisation=0.7         busy 70% of the time
+    parsimony reprice model=smollm2-135m-q4_1 residency=[sg,au]            only offers that stand in these countries
+    parsimony reprice model=smollm2-135m-q4_1 --catalog NEW.yaml           another price catalog
+    parsimony reprice model=smollm2-135m-q4_1 --api groq/llama-3.1-8b-instant    beside a public API's list price
 
 Each run keeps what it was priced at, and gets `reprice/<name>/cost/...` beside it: the name is the purchase option, and
 what else was changed. They are metrics of the same run and no run of their own, so that MLflow's compare view shows old
@@ -19,17 +19,18 @@ A run stays on the hardware that it was measured on: another one's price at this
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+from core.console import say, table
 from core.errors import ConfigError
 from evals.cost.curves import blend_3_to_1
 from evals.cost.token_cost import decimal
+from finops.pricing.api_prices import api_list_price
 from finops.pricing.catalog import load_catalog
-from pipeline.cli.app import run_command
+from pipeline.cli.options import config_of, parser
 from pipeline.config import RunConfig
 from pipeline.record.cost_rows import CostRun, cost_runs, write
 from pipeline.record.reprice import ENDS, HEADLINES, PREFIX, Pricing, Repriced, amounts_to_write, reprice_all
@@ -104,13 +105,13 @@ def _amount(metrics: Mapping[str, float], name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Re-price, record, and show."""
-    from core.console import say, table
-    from pipeline.cli.app import command_config, own_options
-
-    own, rest = own_options(arguments, {"+catalog": "", "+api": ""})
-    config = command_config(rest, __doc__)
+    commands = parser("reprice", __doc__)
+    commands.add_argument("--catalog", type=Path, metavar="FILE", help="a price catalog (default: the product's)")
+    commands.add_argument("--api", default="", metavar="PROVIDER/MODEL", help="a public API's list price beside them")
+    options = commands.parse(arguments)
+    config = config_of(options)
     now = datetime.now(UTC)
-    pricing = pricing_of(config, rest, Path(own["+catalog"]) if own["+catalog"] else None, now.date())
+    pricing = pricing_of(config, options.overrides, options.catalog, now.date())
     runs = cost_runs(config.tracking, config.model.name)
     if not runs:
         raise ConfigError(f"model={config.model.name}: no run is recorded in {config.tracking.uri}")
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> int:
     write(config.tracking, done := amounts_to_write(repriced, pricing.name, now))
     shown = rows(repriced)
     title = f"{config.model.name}: {len(done)} of {len(repriced)} runs re-priced as '{pricing.name}'"
-    table(title, HEADER, [*shown[:MAX_ROWS], *api_rows(own["+api"])])
+    table(title, HEADER, [*shown[:MAX_ROWS], *api_rows(options.api)])
     if len(shown) > MAX_ROWS:
         say(f"... and {len(shown) - MAX_ROWS} dearer variants")
     for text in dict.fromkeys(text for one in repriced if one.price for text in one.price.warnings):
@@ -134,13 +135,7 @@ def api_rows(provider_and_model: str) -> list[tuple[str, ...]]:
     """A public API's list price as a row to compare with; none where none is asked for."""
     if not provider_and_model:
         return []
-    from finops.pricing.api_prices import api_list_price
-
     provider, _, model = provider_and_model.rpartition("/")
     price = api_list_price(model, provider or None)
     blend = blend_3_to_1(price.usd_per_1m_input_tokens, price.usd_per_1m_output_tokens) / 1000
     return [(f"{price.provider}/{price.model}", price.label, "", f"{blend:.3g} (input 3 : output 1)", "")]
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

@@ -1,9 +1,9 @@
 """Search the engine's settings for the cheapest token at the latency objective, and keep the winner as a choice.
 
-    python -m pipeline.cli.tune model=smollm2-135m-q4_1                          under load=slo, 16 engines
-    python -m pipeline.cli.tune model=... quant=int8 +num_trials=30
-    python -m pipeline.cli.tune model=... load=sweep                             without an objective: at saturation
-    python -m pipeline model=... engine=tuned/smollm2-135m-q4_1-cpu          serve with the winner
+    parsimony tune model=smollm2-135m-q4_1                           under load=slo, 16 engines
+    parsimony tune model=smollm2-135m-q4_1 quant=int8 --num-trials 30
+    parsimony tune model=smollm2-135m-q4_1 load=sweep                without an objective: at saturation
+    parsimony model=smollm2-135m-q4_1 engine=tuned/smollm2-135m-q4_1-cpu     serve with the winner
 
 Each engine is one server: started once, measured, ended. The search starts from `engine=` and the presets; what is
 measured is kept, so a search that was cut off goes on, and a run with the winner measures its speed no second time
@@ -16,11 +16,11 @@ pipeline per point.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from core.errors import ConfigError
-from pipeline.cli.app import run_command
+from pipeline.cli.compose import CONF, command_config
+from pipeline.cli.options import config_of, parser
 from pipeline.config import EngineConfig
 from pipeline.tune import NUM_TRIALS, tune
 
@@ -29,27 +29,19 @@ PRESETS = ("default", "playbook", "latency", "throughput")
 
 def presets() -> list[EngineConfig]:
     """The engines of conf/engine that a search starts from."""
-    from hydra import compose, initialize_config_dir
-
-    from pipeline.cli.app import CONF, run_config
-
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return [run_config(compose("config", overrides=[f"engine={name}", "home=/"])).engine for name in PRESETS]
+    return [command_config([f"engine={name}", "home=/"]).engine for name in PRESETS]
 
 
 def main(arguments: list[str]) -> int:
     """Tune and write the winner."""
-    from pipeline.cli.app import CONF, command_config, own_options
-
-    defaults = {"+num_trials": str(NUM_TRIALS), "+out": str(CONF / "engine" / "tuned")}
-    own, rest = own_options(arguments, defaults)
-    if not own["+num_trials"].isdigit() or int(own["+num_trials"]) < 1:
-        raise ConfigError(f"+num_trials={own['+num_trials']}: it must be a whole number, at least 1")
-    if not any(argument.startswith("load=") for argument in rest):
-        rest.append("load=slo")
-    tune(command_config(rest, __doc__), int(own["+num_trials"]), Path(own["+out"]), presets())
+    commands = parser("tune", __doc__)
+    commands.add_argument("--num-trials", type=int, default=NUM_TRIALS, help=f"engines to try (default: {NUM_TRIALS})")
+    commands.add_argument(
+        "--out", type=Path, default=CONF / "engine" / "tuned", metavar="FOLDER",
+        help="where the winner goes (default: conf/engine/tuned, so that engine=tuned/NAME finds it)",
+    )  # fmt: skip
+    options = commands.parse(arguments)
+    if options.num_trials < 1:
+        raise ConfigError(f"--num-trials {options.num_trials}: it must be a whole number, at least 1")
+    tune(config_of(options, ["load=slo"]), options.num_trials, options.out, presets())
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(run_command(main, sys.argv[1:]))

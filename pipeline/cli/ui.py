@@ -1,7 +1,9 @@
-"""Open MLflow's own UI on the configured store.
+"""Open MLflow's own pages on the configured store.
 
-python -m pipeline.cli.ui                      http://127.0.0.1:5000
-python -m pipeline.cli.ui +port=8080
+    parsimony ui                    http://127.0.0.1:5000
+    parsimony ui --port 8080
+
+The store is the configured one (`tracking=`); a tracking server has its own pages.
 """
 
 from __future__ import annotations
@@ -9,30 +11,24 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from core.console import say
 from core.errors import ConfigError
+from pipeline.cli.options import config_of, parser
+from pipeline.record.store import Recorder
 
 
 def main(arguments: list[str]) -> int:
     """Run `mlflow ui` until it is interrupted."""
-    from core.console import say
-    from pipeline.cli.app import command_config
-    from pipeline.record.store import Recorder
-
-    port = next((argument.partition("=")[2] for argument in arguments if argument.startswith("+port=")), "5000")
-    if not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigError(f"+port={port}: must be a port number from 1 to 65535")
-    config = command_config([argument for argument in arguments if not argument.startswith("+port=")], __doc__)
-    tracking = config.tracking
+    commands = parser("ui", __doc__)
+    commands.add_argument("--port", type=int, default=5000, help="port to listen on, on this machine (default: 5000)")
+    options = commands.parse(arguments)
+    if not 0 < options.port < 65536:
+        raise ConfigError(f"--port {options.port}: it must be a port number from 1 to 65535")
+    tracking = config_of(options).tracking
     if tracking.uri.startswith("http"):
         say(f"this store has its own UI: {tracking.uri}")
         return 0
     Recorder(tracking)
-    say(f"MLflow on {tracking.uri}: http://127.0.0.1:{port} (experiment '{tracking.experiment}')")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", tracking.uri, "--port", port]
-    return subprocess.call(command)
-
-
-if __name__ == "__main__":
-    from pipeline.cli.app import run_command
-
-    sys.exit(run_command(main, sys.argv[1:]))
+    say(f"MLflow on {tracking.uri}: http://127.0.0.1:{options.port} (experiment '{tracking.experiment}')")
+    place = ["--backend-store-uri", tracking.uri, "--port", str(options.port)]
+    return subprocess.call([sys.executable, "-m", "mlflow", "ui", *place])

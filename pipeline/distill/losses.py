@@ -55,7 +55,7 @@ def reverse_kl(q: Tensor, p: Tensor) -> Tensor:
 
 
 def jensen_shannon(q: Tensor, p: Tensor, beta: float) -> Tensor:
-    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649, equation 1). Shapes as `forward_kl`.
+    """Generalized Jensen-Shannon divergence (GKD, arXiv 2306.13649, equation 1). Shapes as `forward_kl`.
 
     beta KL(p || m) + (1 - beta) KL(q || m), with m = beta p + (1 - beta) q, for 0 < beta < 1.
     """

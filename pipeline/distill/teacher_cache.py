@@ -129,7 +129,7 @@ def write_cache(
         on_row: told of progress.
 
     Returns:
-        What `index.json` holds: sizes and the error against full logits.
+        What `index.json` contains: sizes and the error against full logits.
 
     """
     errors: list[CacheError] = []

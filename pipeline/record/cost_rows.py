@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.record.tags import FORMER, FRONTIER_GROUP
+
 if TYPE_CHECKING:
     from pipeline.config import TrackingConfig
 
 SQLITE = "sqlite:///"
-TAGS = ("candidate_key", "hardware", "label", "plane", "purchase_option", "role")
+TAGS = ("candidate_key", "hardware", "label", FRONTIER_GROUP, FORMER[FRONTIER_GROUP], "purchase_option", "role")
 COLUMNS = {
     "metrics": {"key", "value", "timestamp", "run_uuid", "step", "is_nan"},
     "latest_metrics": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},

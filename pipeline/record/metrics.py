@@ -46,7 +46,7 @@ def run_metrics(
 
 def quality_metrics(report: QualityReport) -> dict[str, float]:
     """`quality/<task>/<metric>` with `.lo` and `.hi`; nothing where the scores mean nothing."""
-    if report.meaningless:
+    if report.quality_invalid_reason:
         return {}
     metrics: dict[str, float] = {}
     for name, result in report.tasks.items():

@@ -33,7 +33,7 @@ class Subject:
     digest: str
     """SHA-256 of the checkpoint."""
     run_id: str
-    """The MLflow run that holds the evidence."""
+    """The MLflow run that has the evidence."""
 
 
 def rollback(recorder: Recorder, model: str, alias: str) -> str:
@@ -71,12 +71,18 @@ def require_stored(client: MlflowClient, version: ModelVersion) -> None:
         folder = Path(unquote(place.path))
         if not folder.is_dir():
             raise PromotionRefusedError(f"{what}: its weights are gone from {folder}; promote a variant anew")
-        _require_digest(folder, version.tags.get("digest", ""), what)
+        require_digest(folder, version.tags.get("digest", ""), what)
     elif not client.list_artifacts(version.run_id, WEIGHTS):
         raise PromotionRefusedError(f"{what}: its weights are gone from {version.source}; promote a variant anew")
 
 
-def _require_digest(folder: Path, digest: str, what: str) -> None:
+def require_digest(folder: Path, digest: str, what: str) -> None:
+    """Check that a folder has this digest.
+
+    Raises:
+        PromotionRefusedError: it has another.
+
+    """
     from pipeline.checkpoints.folder import checkpoint_digest
 
     found = checkpoint_digest(folder)

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from core.environments import home
+from core.store import StageStore
+from pipeline.stages.base import DequantizedBase
+from pipeline.stages.graph import Effects
+from pipeline.types import Artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["suite.num_items=6", "gate.stop_early=false", "calib.num_samples=2", "calib.length=64", "load.num_repeats=2"]
@@ -41,19 +45,23 @@ class Workplace:
             f"tracking.artifacts={self.tracking}/artifacts",
         ]
 
-    def command(self, *arguments: str, module: str = "pipeline") -> list[str]:
-        """A command line of the product."""
-        settings = [*SMALL, POINTS, "load.mix=[32,8]"]
-        return [sys.executable, "-m", module, *settings, *self.arguments, *arguments]
+    def command(self, *arguments: str, verb: str = "run") -> list[str]:
+        """A command line of the product; an argument replaces the setting of the same key."""
+        given = {argument.partition("=")[0] for argument in arguments}
+        settings = [one for one in (*SMALL, POINTS, "load.mix=[32,8]") if one.partition("=")[0] not in given]
+        return [sys.executable, "-m", "pipeline", verb, *settings, *self.arguments, *arguments]
 
-    def run(
-        self, *arguments: str, module: str = "pipeline", timeout_s: float = 500
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, verb: str = "run", timeout_s: float = 500) -> subprocess.CompletedProcess[str]:
         """Run a command of the product to its end."""
-        command = self.command(*arguments, module=module)
+        command = self.command(*arguments, verb=verb)
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s, env=os.environ.copy()
         )
+
+
+def embedded_base(store: StageStore) -> Artifact:
+    """The real 135M model, made in a store or found there."""
+    return Effects(store, store.root.parent, Path(sys.executable)).result(DequantizedBase(134_515_008))
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ COMMANDS = ("approvals", "budgets", "focus", "ingest", "metrics", "report")
 def run(module, *arguments, **variables):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(
-        [sys.executable, "-m", f"finops.cli.{module}", *arguments], capture_output=True, text=True, timeout=60,
+        [sys.executable, "-m", "pipeline", module, *arguments], capture_output=True, text=True, timeout=60,
         check=False,
         env=environment, cwd=ROOT,
     )  # fmt: skip
@@ -44,9 +44,7 @@ def database(tmp_path_factory):
 def test_help_has_an_example_and_an_unreadable_ledger_is_one_message(module, tmp_path):
     done = run(module, "--help")
     assert done.returncode == 0
-    assert f"python -m finops.cli.{module}" in done.stdout.split("options:")[0].split("\n\n", 1)[1], (
-        "an example to copy"
-    )
+    assert f"python -m pipeline {module}" in done.stdout.split("options:")[0].split("\n\n", 1)[1], "an example to copy"
     arguments = {
         "approvals": ["list"], "budgets": ["list"], "focus": ["export", "--output", str(tmp_path / "f.csv")],
         "ingest": ["csv", str(tmp_path / "none.csv")], "metrics": ["print"], "report": [],
@@ -59,7 +57,7 @@ def test_help_has_an_example_and_an_unreadable_ledger_is_one_message(module, tmp
 
 
 def test_the_price_catalogs_help_has_an_example_and_a_missing_file_is_one_message(tmp_path):
-    assert "python -m finops.cli.prices refresh --from NEW.yaml" in run("prices", "--help").stdout
+    assert "python -m pipeline prices refresh --from NEW.yaml" in run("prices", "--help").stdout
     done = run("prices", "--catalog", str(tmp_path / "none.yaml"), "list")
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")

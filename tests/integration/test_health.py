@@ -15,8 +15,7 @@ from core.errors import ToolError
 from core.files import plain, read_json, write_json
 from core.store import StageStore
 from pipeline.checkpoints.structure import LAYER, SCALES, files_of_layers, read_shards
-from pipeline.config import CalibConfig, ModelConfig
-from pipeline.data.calibration import calibration_tokens
+from pipeline.config import CalibConfig
 from pipeline.health import worker as health_worker
 from pipeline.health.health import (
     HealthError,
@@ -27,8 +26,8 @@ from pipeline.health.health import (
     require_healthy,
     run_health,
 )
-from pipeline.stages.base import base_model
-from tests.integration.conftest import ROOT, Workplace
+from tests.integration.conftest import ROOT, Workplace, embedded_base
+from tests.unit.pipeline.data_tools import calibration_tokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 MAKE = """
@@ -82,7 +81,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     store = StageStore(workplace.home / "store")
-    base = base_model(ModelConfig(name="smollm2-135m-q4_1", source="embedded"), 0, store)
+    base = embedded_base(store)
     calib = CalibConfig(sources=["squad", "drop"], num_samples=2, length=192, seed=7)
     tokens = calibration_tokens(calib, base, store).folder / "tokens.npy"
     folder = tmp_path_factory.mktemp("health")

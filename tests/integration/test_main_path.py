@@ -179,7 +179,7 @@ def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, t
 def test_deciding_again_under_another_gate_changes_the_registry_only_by_a_promotion(
     finished, workplace: Workplace
 ) -> None:
-    ended = workplace.run("gate.delta_points=99", module="pipeline.cli.promote")
+    ended = workplace.run("gate.delta_points=99", verb="promote")
     assert ended.returncode == 0, ended.stderr
     versions = recorder(workplace).client.search_model_versions(f"name = '{MODEL}'")
     if f"{LABEL}: promote" in ended.stdout:
@@ -191,7 +191,7 @@ def test_deciding_again_under_another_gate_changes_the_registry_only_by_a_promot
 
 
 def test_the_frontier_is_printed_and_drawn(finished, workplace: Workplace, tmp_path: Path) -> None:
-    ended = workplace.run(f"+out={tmp_path}", module="pipeline.cli.frontier")
+    ended = workplace.run("--out", str(tmp_path), verb="frontier")
     assert ended.returncode == 0, ended.stderr
     assert LABEL in ended.stdout
     assert (tmp_path / "frontier.png").stat().st_size > 10_000

@@ -223,9 +223,9 @@ def test_an_equal_candidate_passes_with_a_part_of_the_items(world, order: str) -
         assert f"{len(task.items)} of {total} items asked" in task.estimate.method
         assert "confidence sequence" in task.estimate.method
         assert task.settings_digest == baseline.tasks[name].settings_digest
-        assert tuple(item.item_id for item in task.items) == task.drawing.item_ids[: len(task.items)]
+        assert tuple(item.item_id for item in task.items) == task.sampling_order.item_ids[: len(task.items)]
     # The generation task is guided by its token costs alone.
-    assert {task.drawing.order for task in report.tasks.values()} == {order}
+    assert {task.sampling_order.kind for task in report.tasks.values()} == {order}
     asked = sum(len(task.items) * (3 if name == "colours" else 1) for name, task in report.tasks.items())
     assert server.num_requests == asked, "requests were sent that nobody needed"
 
@@ -306,5 +306,5 @@ def test_an_item_without_an_answer_is_counted_against_the_candidate(world) -> No
     assert "no answer" in lost.reason
     assert report.tasks["pens"].estimate.num_unscored == 1
     assert report.tasks["colours"].is_complete, "a task outside the gate is asked in full"
-    assert report.tasks["colours"].drawing is None
+    assert report.tasks["colours"].sampling_order is None
     assert replay(report.tasks, baseline.tasks, rule).gates["pens"].state.num_items == NUM_MATH

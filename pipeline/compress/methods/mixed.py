@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pipeline.compress.sensitivity import Sensitivity
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "unknown")
-"""Models whose decoder layers hold the projections that `allocate.fused_groups` names; `unknown`: a shape alone."""
+"""Models whose decoder layers have the projections that `allocate.fused_groups` names; `unknown`: a shape alone."""
 MIN_TOKENS = 32
 UNKNOWN_HOST_BYTES = 64 * 2**30
 """Assumed where a plan is made for another machine."""

@@ -26,16 +26,16 @@ score_differences = st.lists(st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), st.flo
 deltas = st.sampled_from([0.0, 0.005, 0.02, 0.07, 0.1, 0.3])
 
 
-def direct_wealth(d, weights, forecast, delta, sign, bets, num_open):
+def direct_wealth(d, weights, flip_model, delta, sign, bets, num_open):
     """One sequence, one item at a time, wealth as a plain product: the formulas of the docstring and nothing else."""
     n = len(d)
     weights = [w / (sum(weights) / n) for w in weights]
-    wealth, course, s = [1.0] * len(bets.edges), [], 0.0
+    wealth, trajectory, s = [1.0] * len(bets.edges), [], 0.0
     seen = expected = first = 0.0
     for t in range(num_open):
         left, lightest = sum(weights[t:]), min(weights[t:])
         reach = left / (n * lightest)
-        guess, moment = direct_forecast(d[:t], *forecast) if forecast else ([0.0] * n, [0.1] * n)
+        guess, moment = direct_flip_model(d[:t], *flip_model) if flip_model else ([0.0] * n, [0.1] * n)
         shape = lightest**2 / left * sum(p / w for p, w in zip(moment[t:], weights[t:], strict=True))
         first = first or shape
         z = (d[t] - guess[t]) / (n * weights[t] / left)
@@ -46,11 +46,11 @@ def direct_wealth(d, weights, forecast, delta, sign, bets, num_open):
             bet = direct_kelly(m, edge * max(delta, 0.005) / reach, second)
             wealth[j] *= 1 + min(bet, bets.max_loss / (1 + m)) * (y - m)
         s, seen, expected = s + d[t], seen + y * y, expected + shape
-        course.append(sum(w * x for w, x in zip(bets.weights, wealth, strict=True)))
-    return course
+        trajectory.append(sum(w * x for w, x in zip(bets.weights, wealth, strict=True)))
+    return trajectory
 
 
-def direct_forecast(seen, ranks, baseline):
+def direct_flip_model(seen, ranks, baseline):
     """Predicted difference and its second moment around it, of each item, from the differences seen."""
     guess, moment = [0.0] * len(ranks), [0.0] * len(ranks)
     for is_right in (True, False):
@@ -88,27 +88,27 @@ def direct_kelly(m, edge, second):
 
 
 @settings(max_examples=60, deadline=None)
-@given(score_differences, deltas, st.sampled_from(["uniform", "weights", "forecast", "both"]), st.integers(0, 1000))
+@given(score_differences, deltas, st.sampled_from(["uniform", "weights", "flip_model", "both"]), st.integers(0, 1000))
 def test_agrees_with_the_slow_direct_implementation(d, delta, kind, seed):
     rng = np.random.default_rng(seed)
     weights = rng.uniform(0.3, 3, len(d)) if kind in ("weights", "both") else np.ones(len(d))
     ranks, baseline = rng.random(len(d)), rng.uniform(np.maximum(0, -np.array(d)), 1 - np.maximum(0, d))
-    forecast = (ranks, baseline) if kind in ("forecast", "both") else None
-    known = {"ranks": ranks, "baseline": baseline} if forecast else {}
+    flip_model = (ranks, baseline) if kind in ("flip_model", "both") else None
+    known = {"ranks": ranks, "baseline": baseline} if flip_model else {}
     gate = Gate(len(d), delta, order_weights=weights if kind != "uniform" else None, **known)
     gate.update(d)
-    course = gate.course()
+    trajectory = gate.trajectory()
     # Beyond the first certain item no bet is asked; compare where |m| < 1.
     s = np.cumsum(d) - d
     open_items = np.abs(-len(d) * delta - s) < (len(d) - np.arange(len(d))) * (1 - 1e-6)
-    if forecast:
+    if flip_model:
         open_items &= len(d) - np.arange(len(d)) > 3 + 2 * np.abs(-len(d) * delta - s)  # |m| stays below 1 there
     num_open = len(d) if open_items.all() else int(np.argmin(open_items))
-    accept = direct_wealth(d, weights, forecast, delta, 1, ACCEPT_BETS, num_open)
-    reject = direct_wealth(d, weights, forecast, delta, -1, REJECT_BETS, num_open)
+    accept = direct_wealth(d, weights, flip_model, delta, 1, ACCEPT_BETS, num_open)
+    reject = direct_wealth(d, weights, flip_model, delta, -1, REJECT_BETS, num_open)
     for t in range(num_open):
-        assert course.log_e_pass[t] == pytest.approx(math.log(accept[t]), abs=1e-6)
-        assert course.log_e_fail[t] == pytest.approx(math.log(reject[t]), abs=1e-6)
+        assert trajectory.log_e_pass[t] == pytest.approx(math.log(accept[t]), abs=1e-6)
+        assert trajectory.log_e_fail[t] == pytest.approx(math.log(reject[t]), abs=1e-6)
 
 
 @pytest.mark.parametrize("population", [(1, -1, -1, 0, 0, 0, 0), (1, 1, -1, -1, -1, 0, 0), (0.5, -1, -0.5, 0, -0.4, 0)])
@@ -122,13 +122,13 @@ def test_mean_wealth_over_all_orders_is_one_on_the_boundary(population):
         gate._boundary = sum(population)
         gate.update(order)
         # A decided path may stop early; the process itself must be fair while no answer is certain.
-        wealths.append(np.exp(gate.course().log_e_pass[: n - 3]))
+        wealths.append(np.exp(gate.trajectory().log_e_pass[: n - 3]))
     assert np.mean(wealths, axis=0) == pytest.approx(np.ones(n - 3), abs=1e-9)
 
 
 @pytest.mark.parametrize("is_weighted", [False, True])
 def test_mean_wealth_over_all_orders_is_one_on_the_boundary_beside_a_forecast(is_weighted):
-    """The same, each order weighing what its drawing weighs, whatever the forecast expects."""
+    """The same, each order weighing what its draw weighs, whatever the flip model expects."""
     d = np.array([1.0, -1.0, -1.0, 0.0, 0.0, 0.5, -0.5])
     n, baseline = len(d), np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.4, 0.6])
     weights = np.array([1.0, 3.0, 0.5, 1.0, 2.0, 0.7, 1.0]) if is_weighted else np.ones(n)
@@ -139,8 +139,8 @@ def test_mean_wealth_over_all_orders_is_one_on_the_boundary_beside_a_forecast(is
         gate = Gate(n, -d.sum() / n, order_weights=weights[order], ranks=ranks[order], baseline=baseline[order])
         gate._boundary = d.sum()
         gate.update(d[order])
-        course = gate.course()
-        wealths += chance * np.exp(np.stack([course.log_e_pass, course.log_e_fail])[:, : n - 4])
+        trajectory = gate.trajectory()
+        wealths += chance * np.exp(np.stack([trajectory.log_e_pass, trajectory.log_e_fail])[:, : n - 4])
     assert wealths == pytest.approx(np.ones((2, n - 4)), abs=1e-9)
 
 
@@ -150,7 +150,7 @@ def test_mean_wealth_stays_at_most_one_where_the_boundary_becomes_certain():
         gate = Gate(7, 0.0)
         gate._boundary = -1.0
         gate.update(order)
-        paths.append(np.exp(gate.course().log_e_pass))
+        paths.append(np.exp(gate.trajectory().log_e_pass))
     assert (np.mean(paths, axis=0) <= 1 + 1e-9).all()
 
 
@@ -164,8 +164,8 @@ def test_mean_wealth_over_all_weighted_orders_is_one_on_the_boundary():
         gate = Gate(6, 1 / 6, order_weights=w)
         gate._boundary = -1.0
         gate.update([population[i] for i in order])
-        mean_pass += probability * np.exp(gate.course().log_e_pass[:3])
-        mean_fail += probability * np.exp(gate.course().log_e_fail[:3])
+        mean_pass += probability * np.exp(gate.trajectory().log_e_pass[:3])
+        mean_fail += probability * np.exp(gate.trajectory().log_e_fail[:3])
     assert mean_pass == pytest.approx(np.ones(3), abs=1e-9)
     assert mean_fail == pytest.approx(np.ones(3), abs=1e-9)
 
@@ -177,7 +177,7 @@ def test_blocks_do_not_matter_and_the_end_is_exact(d, delta, block, seed):
     whole.update(d)
     for i in range(0, len(d), block):
         parts.update(d[i : i + block])
-    assert parts.course().log_e_pass == pytest.approx(whole.course().log_e_pass, abs=1e-8)
+    assert parts.trajectory().log_e_pass == pytest.approx(whole.trajectory().log_e_pass, abs=1e-8)
     assert parts.state.decision is whole.state.decision
     assert (parts.state.decided_at, parts.state.reason) == (whole.state.decided_at, whole.state.reason)
     shortfall = sum(Fraction(x) for x in d) + Fraction(str(delta)) * len(d)
@@ -233,8 +233,8 @@ def test_extremes_stay_finite(d, delta):
                 gate.update(d[i : i + 37])
                 estimate = gate.confidence_sequence()
                 assert -1 <= estimate.lo <= estimate.hi <= 1
-        assert np.isfinite(gate.course().log_e_pass).all()
-        assert np.isfinite(gate.course().log_e_fail).all()
+        assert np.isfinite(gate.trajectory().log_e_pass).all()
+        assert np.isfinite(gate.trajectory().log_e_fail).all()
         assert gate.state.decision is not Decision.UNDECIDED
 
 
@@ -257,8 +257,8 @@ def test_a_clear_case_stops_early_and_says_where():
     assert (state.decision, state.reason) == (Decision.PASS, "e-value")
     assert state.num_items < 400
     assert state.num_items - 64 < state.decided_at <= state.num_items
-    assert gate.course().log_e_pass[state.decided_at - 1] >= math.log(20)
-    assert (gate.course().log_e_pass[: state.decided_at - 1] < math.log(20)).all()
+    assert gate.trajectory().log_e_pass[state.decided_at - 1] >= math.log(20)
+    assert (gate.trajectory().log_e_pass[: state.decided_at - 1] < math.log(20)).all()
 
 
 def test_more_answers_after_an_early_decision_are_kept_and_the_exact_answer_stands():

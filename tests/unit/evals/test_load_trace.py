@@ -39,7 +39,7 @@ def test_the_azure_trace_is_read_whole():
         (["2023-11-16 18:15:46.68,374,44", "2023-11-16 18:15:47,0,5"], "line 3: 0 input and 5 output tokens"),
         (["2023-11-16 18:15:46,1,1", "2023-11-16 18:15:45,1,1"], "line 3: arrives before the line above it"),
         (["2023-11-16 18:15:46,1"], "line 2"),
-        ([], "holds no request"),
+        ([], "has no request"),
     ],
 )
 def test_a_row_that_cannot_be_replayed_is_named_with_its_reason(tmp_path, rows, reason):

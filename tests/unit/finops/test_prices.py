@@ -322,12 +322,13 @@ def test_a_spot_machine_that_serves_costs_what_its_successor_takes_to_start(tmp_
         ({"as_of": None}, "no `as_of`"),
     ],
 )
-def test_a_refresh_out_of_bounds_changes_nothing(tmp_path, capsys, change, reason):
+def test_a_refresh_out_of_bounds_changes_nothing(tmp_path, change, reason):
     old = catalog_file(tmp_path, OFFER)
     content = old.read_text()
     new = catalog_file(tmp_path, OFFER | change, name="new.yaml")
-    assert main(["--catalog", str(old), "refresh", "--from", str(new)]) == 2
-    assert reason in capsys.readouterr().err
+    with pytest.raises(PriceError) as raised:
+        main(["--catalog", str(old), "refresh", "--from", str(new)])
+    assert reason in str(raised.value)
     assert old.read_text() == content
 
 

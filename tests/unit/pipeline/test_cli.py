@@ -11,7 +11,7 @@ from core.environments import set_defaults
 from core.errors import ConfigError
 from evals.load.scenario import from_config
 from pipeline.checkpoints.facts import facts_from_shape
-from pipeline.cli.app import CONF, check_choices, choices, command_config
+from pipeline.cli.compose import CONF, check_choices, choices, command_config
 from pipeline.compress import registry
 from pipeline.plan.resolve import without_checkpoint
 
@@ -35,7 +35,7 @@ CHOICES = [
 
 @pytest.mark.parametrize(("group", "name"), CHOICES)
 def test_every_choice_composes_and_fits_the_schema(group: str, name: str) -> None:
-    config = command_config([f"{group}={name}"], None)
+    config = command_config([f"{group}={name}"])
     if group == "model":
         assert facts_from_shape(config.model.name, config.model.shape).num_parameters > 1e8
     if group == "quant":
@@ -45,9 +45,10 @@ def test_every_choice_composes_and_fits_the_schema(group: str, name: str) -> Non
         assert from_config(config.load).name == name
 
 
-def test_a_checkpoint_made_elsewhere_leaves_the_baseline_as_it_was_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", ["external", "as-is"])
+def test_an_external_checkpoint_leaves_the_baseline_as_it_was_named(choice: str, tmp_path: Path) -> None:
     path = f"model.path={tmp_path}"
-    config = command_config(["model=smollm2-135m-q4_1", path, "quant=as-is"], None)
+    config = command_config(["model=smollm2-135m-q4_1", path, f"quant={choice}"])
     assert (config.model.name, config.model.source, config.model.path) == (
         "smollm2-135m-q4_1",
         "embedded",
@@ -55,7 +56,7 @@ def test_a_checkpoint_made_elsewhere_leaves_the_baseline_as_it_was_named(tmp_pat
     )
     baseline, elsewhere = without_checkpoint(config)
     assert (baseline.model.path, elsewhere) == (None, tmp_path)
-    config = command_config(["model=smollm2-135m-q4_1", path, "quant=int8"], None)
+    config = command_config(["model=smollm2-135m-q4_1", path, "quant=int8"])
     assert (config.model.name, config.model.source) == (tmp_path.name, "path")
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli.app import CONF
+from pipeline.cli.compose import CONF, command_config
 from pipeline.config import EngineConfig
 from pipeline.plan.plan import make_plan
 from pipeline.serve.checks import check_engine, engine_suffix
@@ -58,12 +58,7 @@ def test_speculation_makes_a_candidate_of_the_plain_weights() -> None:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "engine").glob("*.yaml")))
 def test_every_preset_is_an_engine_that_can_be_planned(name: str) -> None:
-    from hydra import compose, initialize_config_dir
-
-    from pipeline.cli.app import run_config
-
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        engine = run_config(compose("config", overrides=[f"engine={name}", "home=/nowhere"])).engine
+    engine = command_config([f"engine={name}", "home=/nowhere"]).engine
     assert engine.name == name
     assert check_engine(engine, FACTS) == []
 

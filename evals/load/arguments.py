@@ -45,7 +45,7 @@ def warmup_point(point: PointSpec, scenario: LoadScenario) -> PointSpec:
 def bench_arguments(target: Target, point: PointSpec, seed: int, trace_file: Path | None = None) -> list[str]:
     """What `vllm bench serve` is told for one run of a point; the place of the result is added by the client.
 
-    `trace_file` holds the requests of a point that replays a trace (see `evals.load.trace.trace_lines`).
+    `trace_file` contains the requests of a point that replays a trace (see `evals.load.trace.trace_lines`).
     """
     if trace_file is None:
         suffix, prefix = str(point.input_tokens - point.prefix_tokens), str(point.prefix_tokens)
