@@ -15,7 +15,7 @@ from evals.load import summary
 from evals.load.counters import COUNTERS
 from evals.types import LoadPoint, LoadReport, Money
 from pipeline.config import EnergyConfig
-from pipeline.distill.stage import distill_metrics
+from pipeline.distill.results import distill_metrics
 from pipeline.record import metrics
 from pipeline.record.metric_names import METRIC_NAMES, row_of
 from pipeline.types import StageOutcome
