@@ -63,6 +63,10 @@ def test_every_method_plans_on_an_h100(name: str) -> None:
     assert plan.candidate.method == name
 
 
+def test_every_method_is_tried_on_a_cpu() -> None:
+    assert set(registry.COMPRESS) - CPU_METHODS - WITHOUT_CPU <= {"as-is", "external"}
+
+
 @pytest.mark.parametrize("name", sorted(CPU_METHODS - {"none"}))
 def test_methods_that_run_on_a_cpu(name: str) -> None:
     assert planned(name).candidate is not None
