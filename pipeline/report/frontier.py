@@ -69,7 +69,7 @@ def on_one_plane(runs: Sequence[Run], plane: str = "") -> list[Run]:
     found = [name for name in planes if name.startswith(plane)] if plane else [next(iter(planes))]
     if len(found) != 1:
         told = "several planes start with it" if found else "there is no such plane"
-        raise ConfigError(f"+plane={plane}: {told}; recorded:\n" + "\n".join(map(plane_text, planes.values())))
+        raise ConfigError(f"--plane {plane}: {told}; recorded:\n" + "\n".join(map(plane_text, planes.values())))
     return planes[found[0]]
 
 
@@ -87,7 +87,7 @@ def plane_text(runs: Sequence[Run]) -> str:
     newest = datetime.fromtimestamp(max(run.info.start_time for run in runs) / 1000, UTC)
     load = f" under load={','.join(sorted(names))}" if names else ""
     plane = runs[0].data.tags.get("plane", "")
-    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: +plane={plane[:8]}"
+    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: --plane {plane[:8]}"
 
 
 def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:

@@ -31,9 +31,9 @@ def test_the_newest_plane_is_shown_and_another_one_by_the_start_of_its_name() ->
 def test_a_name_that_is_not_one_plane_is_refused_with_those_there_are(name: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         on_one_plane([*NEW, *OLD, *TWIN], name)
-    assert f"+plane={name}: {told}" in str(caught.value)
-    assert "1 variant under load=sweep, the newest of 2026-11-26: +plane=5eeb03fa" in str(caught.value)
+    assert f"--plane {name}: {told}" in str(caught.value)
+    assert "1 variant under load=sweep, the newest of 2026-11-26: --plane 5eeb03fa" in str(caught.value)
 
 
 def test_a_plane_says_what_it_holds() -> None:
-    assert plane_text(NEW) == "2 variants under load=quick, the newest of 2026-11-26: +plane=82d18dd0"
+    assert plane_text(NEW) == "2 variants under load=quick, the newest of 2026-11-26: --plane 82d18dd0"
