@@ -26,6 +26,8 @@ PLACEHOLDERS = {
     "CHOICE": "int8", "VERB": "promote", "DATE": "2026-10-01", "N": "3", "ID": "3", "MONTH": "month", "DIR": "/tmp",
 }  # fmt: skip
 """What stands for a word in capitals: something that the key takes."""
+MADE_FIRST = ("engine=tuned/", "quant=rtn-int4-asym")
+"""Choices that the text around a command has the reader make first: by `tune`, by the way to add a method."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from core.environments import set_defaults
 from core.errors import ConfigError
 from pipeline.cli.app import VERBS, dispatch
 from pipeline.cli.compose import command_config
-from tests.commands import ROOT, Named, commands, of_text, verb_of
+from tests.commands import MADE_FIRST, ROOT, Named, commands, of_text, verb_of
 
 set_defaults()
 COMMANDS = commands()
@@ -58,8 +58,7 @@ def check(arguments: list[str]) -> None:
     options = parsed.value.options
     if verb_of(arguments)[0] in CONFIGURED:
         first = [one.partition(",")[0] if getattr(options, "multirun", False) else one for one in options.overrides]
-        made_first = "engine=tuned/"  # the choice that `tune` writes
-        command_config([one for one in first if not one.startswith(made_first)], options.config_dir)
+        command_config([one for one in first if not one.startswith(MADE_FIRST)], options.config_dir)
 
 
 @pytest.mark.parametrize("named", ONCE.values(), ids=[f"{one.place} {one.text}" for one in ONCE.values()])
