@@ -124,8 +124,9 @@ class Parts:
 
 def prepare(arguments: argparse.Namespace, store: StageStore) -> Parts:
     """The student, the packed text and the teacher's cache, by the product's own stages."""
-    from pipeline.distill.data import training_rows
     from pipeline.distill.stage import Effects, make_student_stage, teacher_cache_stage
+
+    from pipeline.distill.data import training_rows
 
     base = folder_artifact(Path(arguments.model).resolve(), store)
     config = a_config(arguments, "cached")
@@ -328,8 +329,9 @@ def train_arm(arguments: argparse.Namespace, kept: Kept, home: Path, objective: 
 
 def arm(given_path: Path) -> int:
     """The process of one arm: the product's own stage."""
-    from pipeline.cli.app import run_command
     from pipeline.distill.stage import Bill, Effects, distill_stage
+
+    from pipeline.cli.app import run_command
     from pipeline.distill.student_size import config_from
 
     def main(_: list[str]) -> int:
