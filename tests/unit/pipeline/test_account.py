@@ -443,6 +443,16 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys) -> None:
     assert not (tmp_path / "finops.db").exists()
 
 
+@pytest.mark.parametrize(("share", "num_recorded"), [(1.0, 1), (0.5, 0), (0.0, 0)])
+def test_a_stage_that_found_part_of_its_work_done_is_no_basis_for_estimates(config, ledger, share, num_recorded) -> None:
+    with account_of(config) as account:
+        stage = run_plan(config, PRICE).variants.all[0].load
+        stored(stage, store_of(account, config), lambda folder: {"points": [], "work_share": share})
+    with ledger.database.read() as connection:
+        found = connection.exec_driver_sql("SELECT count(*) FROM finops_stage_runs WHERE stage = 'load'").scalar()
+    assert found == num_recorded
+
+
 # Budgets --------------------------------------------------------------------------------------------------------------
 
 
