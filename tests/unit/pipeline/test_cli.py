@@ -126,6 +126,9 @@ MISTAKES = [
     (["--multirun", "quant=none,int9"], "did you mean 'int8'"),
     (["--json", "--multirun", "quant=none,int8"], "a sweep has several decisions"),
     (["--config-dir", "/nowhere", "quant=int8"], "--config-dir /nowhere: there is no such folder"),
+    (["--multirun", "--cfg", "job"], "--cfg: it shows instead of running; leave --multirun out"),
+    (["--cfg", "jib"], "--cfg/-c jib: unknown; did you mean 'job'?; known: job, hydra, all"),
+    (["-sc", "install=tcsh"], "-sc install=tcsh: it must be one of install, uninstall, and one of the shells bash"),
     (["prune", "--days", "-1"], "--days -1.0: it must be a number, at least 0"),
 ]  # fmt: skip
 
