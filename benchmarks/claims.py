@@ -16,22 +16,20 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from core.command import Parser, command
 from core.console import say, table
 from core.errors import ConfigError
 from core.files import write_atomic
 from evals.cost.curves import LoadComparison, compare, compare_points
+from evals.decide.evidence import Evidence
 from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
 from pipeline.cli.app import run_command
 from pipeline.cli.compose import command_config
-
-if TYPE_CHECKING:
-    from evals.decide.evidence import Evidence
-    from pipeline.config import TrackingConfig
-    from pipeline.record.store import Recorder
+from pipeline.config import TrackingConfig
+from pipeline.record.store import Recorder
+from pipeline.record.tags import COMPARISON_GROUP, tag_of
 
 SOURCE = "an article on FinOps for AI workloads (2026)"
 FACTOR, PERCENT, POINTS = "x", "%", "points"
@@ -119,7 +117,7 @@ class Recorded:
     method: str
     role: str
     hardware: str
-    comparable: str
+    comparison_group: str
     metrics: Mapping[str, float]
     load: LoadReport
     has_kernel: bool = True
@@ -147,13 +145,13 @@ class Measurement:
 
 
 def verdict(claim: Claim, measured: Measurement) -> str:
-    """agrees, optimistic, pessimistic, not told apart (the interval reaches the range, the figure is outside); or why
-    nothing can be said.
+    """agrees, optimistic, pessimistic, not significantly different (the interval reaches the range, the
+    figure is outside), or why there is no answer.
 
     >>> claim = Claim("INT8", "speed-up", 1.5, 2, "x")
     >>> fast = Measurement("INT8", "speed-up", 1.4, 1.3, 1.45, "x", "int8", "", "")
     >>> verdict(claim, fast), verdict(claim, replace(fast, hi=1.6)), verdict(claim, replace(fast, lo=2.1, hi=2.2))
-    ('optimistic', 'not told apart', 'pessimistic')
+    ('optimistic', 'not significantly different', 'pessimistic')
     >>> verdict(claim, replace(fast, value=1.6, hi=1.9))
     'agrees'
     """
@@ -170,7 +168,7 @@ def verdict(claim: Claim, measured: Measurement) -> str:
     lo, hi = (measured.value if lo is None else lo), (measured.value if hi is None else hi)
     if span[0] <= measured.value <= span[1]:
         return "agrees"
-    return "optimistic" if hi < span[0] else "pessimistic" if lo > span[1] else "not told apart"
+    return "optimistic" if hi < span[0] else "pessimistic" if lo > span[1] else "not significantly different"
 
 
 def technique_of(run: Recorded) -> str | None:
@@ -207,11 +205,11 @@ def baseline_of(run: Recorded, runs: Sequence[Recorded]) -> Recorded | None:
     """The newest baseline that was measured under the same questions, load, machine and engine."""
 
     def engine(one: Recorded) -> dict[str, Any]:
-        settings = one.load.machine.get("engine") or {}
+        settings = one.load.machine.engine
         return {key: value for key, value in settings.items() if value is not None and key not in ENGINE_OF_CANDIDATE}
 
     for one in runs:
-        is_same = (one.model, one.comparable) == (run.model, run.comparable)
+        is_same = (one.model, one.comparison_group) == (run.model, run.comparison_group)
         if one.role == "baseline" and is_same and engine(one) == engine(run):
             return one
     return None
@@ -331,9 +329,9 @@ def _lengths(point: LoadPoint) -> tuple[int, int]:
 
 
 def _machine(run: Recorded) -> str:
-    device = run.load.machine.get("device_name") or run.hardware
-    cpus = run.load.machine.get("num_cpus")
-    is_cpu = run.load.machine.get("device") == "cpu"
+    device = run.load.machine.device_name or run.hardware
+    cpus = run.load.machine.num_cpus
+    is_cpu = run.load.machine.device == "cpu"
     return f"{run.model} on {device}" + (f" ({cpus} CPUs)" if is_cpu and cpus else "")
 
 
@@ -378,9 +376,9 @@ run, named by the first digits of its MLflow id. This page is made by `python -m
 docs/claims.md`; nothing is typed in.
 
 A claim **agrees** where the measured figure is in the claimed range, is **optimistic** where all of the measured 95%
-interval is below it, and **pessimistic** where all of it is above. It is **not told apart** where the figure is outside
-and its interval reaches into the range. In every row more is better. A claim of a single figure is read as precisely as
-it is printed: 2x is 1.5x to 2.5x. A figure holds for its model, machine and load, and for no other.
+interval is below it, and **pessimistic** where all of it is above. It is **not significantly different** where the
+figure is outside and its interval reaches into the range. In every row more is better. A claim of a single figure is
+read as precisely as it is printed: 2x is 1.5x to 2.5x. A figure is valid for its model, machine and load, for no other.
 """
 
 
@@ -401,10 +399,9 @@ def recorded_runs(tracking: TrackingConfig) -> list[Recorded]:
     """
     path = tracking.uri.removeprefix("sqlite:///")
     if path != tracking.uri and not Path(path).exists():
-        first = command("model=smollm2-135m-q4_1 quant=int8")
-        raise ConfigError(f"tracking.uri={tracking.uri}: there is no such store\n  -> record runs first: {first}")
-    from pipeline.record.store import Recorder
-
+        raise ConfigError(
+            f"tracking.uri={tracking.uri}: there is no such store\n  -> record runs first: scripts/pipeline"
+        )
     recorder = Recorder(tracking)
     runs = [(model, run) for model in recorder.models() for run in recorder.runs(model)]
     runs.sort(key=lambda pair: pair[1].info.start_time, reverse=True)
@@ -433,7 +430,7 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
         method=tags.get("method", ""),
         role=tags.get("role", ""),
         hardware=tags.get("hardware", "unknown"),
-        comparable=tags.get("comparable", ""),
+        comparison_group=tag_of(tags, COMPARISON_GROUP),
         metrics=run.data.metrics,
         load=evidence.load,
         has_kernel=not has_note,
@@ -442,14 +439,18 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
 
 def main(arguments: list[str]) -> int:
     """Print the table, or write the page."""
-    commands = Parser(prog="python -m benchmarks.claims", description=__doc__)
-    commands.add_argument("overrides", nargs="*", metavar="key=value", help="configuration: which store is read")
-    commands.add_argument("--out", type=Path, metavar="FILE", help="write the page here instead of the table")
-    options = commands.parse(arguments)
-    found = measurements(recorded_runs(command_config(options.overrides).tracking))
-    if options.out is not None:
-        write_atomic(options.out, page(found))
-        say(f"{options.out}: {len(found)} measurements")
+    out = None
+    rest = list(arguments)
+    if "--out" in rest:
+        at = rest.index("--out")
+        if at + 1 == len(rest):
+            raise ConfigError("--out: no file is given\n  -> --out docs/claims.md")
+        out = Path(rest[at + 1])
+        del rest[at : at + 2]
+    found = measurements(recorded_runs(command_config(rest, __doc__).tracking))
+    if out is not None:
+        write_atomic(out, page(found))
+        say(f"{out}: {len(found)} measurements")
     else:
         table("Claims and measurements", HEADER, table_rows(found))
     return 0

@@ -14,7 +14,7 @@ The simulation runs the code of the gate itself (evals/gate/betting.py), with a 
 or the `evidence.json` of a recorded run (an MLflow artifact; its label is the variant, and all its tasks are read). The
 variant "baseline" (`--baseline NAME`; `none` for recorded runs) is what the others are compared with; its margins (the
 right choice's log-likelihood beside the best of the others, or best minus second where "target" is left out) guide the
-guided order and its forecast. `score` may be null (not scored: the worst case). An item may carry "num_tokens", its
+guided order and its flip model. `score` may be null (not scored: the worst case). An item may carry "num_tokens", its
 cost; then the guide uses it.
 """
 
@@ -38,11 +38,10 @@ from scipy.stats import binom
 from evals.gate import betting
 from evals.gate.gate import ACCEPT_BETS, REJECT_BETS, differences
 from evals.gate.ordering import Guide, guide_weights, margin
-from evals.stats import mcnemar_p_value
 
 ELEMENTS_AT_ONCE = 2_000_000
 GUIDED_ELEMENTS_AT_ONCE = 200_000
-"""A forecast holds about seventy numbers an item."""
+"""A flip model holds about seventy numbers an item."""
 BLOCK = 128
 PASSES = (betting.E_ACCEPT, betting.SURE_ACCEPT)
 CASES = {"equal": 0.0, "worse by delta/2": -0.5, "worse by 2 delta": -2.0, "worse by 5 delta": -5.0}
@@ -52,7 +51,7 @@ MEASURED_FLIPS = {"int8": (30, 10, 5, 1, 0, 0, 1, 0, 0, 0), "awq": (46, 21, 8, 9
 
 @dataclass(frozen=True)
 class Guided:
-    """A guide beside the baseline's scores (N,), which its forecast starts from."""
+    """A guide beside the baseline's scores (N,), which its flip model starts from."""
 
     guide: Guide
     baseline: np.ndarray
@@ -243,7 +242,7 @@ def boundary_tables(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
 
 True difference exactly -delta (or the next possible value below it); share in % of {num_runs} orders (N = 20,000: a
 quarter; adversarial: a quarter of each) in which the wealth *ever* reached 1/alpha, so for any stopping time; alpha
-= 5%. "adversarial": a guided order in which every loss hides where the weights are least, beside a forecast that
+= 5%. "adversarial": a guided order in which every loss hides where the weights are least, beside a flip model that
 expects no flip there and flips everywhere else."""
     yield ""
     yield from table(header, rows)
@@ -341,6 +340,13 @@ items with aGRAPA bets (arXiv 2010.09686) in place of ours. "z 90%": items of a 
     )
 
 
+def mcnemar_p_value(num_gained: int, num_lost: int) -> float:
+    """Two-sided exact McNemar test of "gains and losses are equally likely" (McNemar 1947; binomial form)."""
+    n, k = num_gained + num_lost, min(num_gained, num_lost)
+    tail = sum(math.comb(n, i) for i in range(k + 1))
+    return min(1.0, float(2 * tail / 2**n))
+
+
 def fixed_tests_table(rng: np.random.Generator, num_runs: int) -> Iterator[str]:
     """What fixed-size tests do at the boundary."""
     yield f"""## The usual tests at the boundary
@@ -433,8 +439,8 @@ def _sets_of_items(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
         yield data["variant"], data["task"], data["items"]
         return
     for task, result in data["quality"]["tasks"].items():
-        drawing = result.get("drawing")
-        if drawing is None or len(drawing["item_ids"]) == len(result["items"]):
+        order = result.get("sampling_order") or result.get("drawing")  # the field's name in older evidence
+        if order is None or len(order["item_ids"]) == len(result["items"]):
             yield data["label"], task, result["items"]
         else:
             print(f"left out: {data['label']} on {task} was stopped early; run it with gate=full", file=sys.stderr)

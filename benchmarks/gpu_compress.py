@@ -33,7 +33,7 @@ from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.compress import registry, worker
 from pipeline.serve.engine import PLUGIN
 
-METHODS = sorted(set(registry.COMPRESS) - {"none", "as-is"})
+METHODS = sorted(set(registry.COMPRESS) - {"none", "external"})
 GIB = 2**30
 GENERATE = """
 import sys, time

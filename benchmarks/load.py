@@ -32,7 +32,7 @@ from typing import Any
 from core.environments import serving_python, versions
 from core.files import digest_file, write_json
 from core.process import run_logged
-from evals.load.requests import bench_arguments, raw_names, run_seed
+from evals.load.arguments import bench_arguments, raw_names, run_seed
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario, PointSpec, SloSearch, Sweep
 from evals.load.search import rate_point, sweep_point

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
+
+from core.store import StageHook, StageRef, StageResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
-
-WIDTH_WITHOUT_TERMINAL = 160
 
 
 _to_stderr = False
@@ -61,55 +60,73 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-class Console:
-    """Shows the stages of a run while they work."""
+class ProgressBars(StageHook):
+    """Shows stages while they are made: a bar on a terminal, lines elsewhere.
 
-    def __init__(self, label: str = "") -> None:
-        self.label = label
+    Args:
+        name: what the variants are variants of; stands before their labels.
+        expected_s: a stage's expected duration in seconds, or None.
+
+    """
+
+    def __init__(self, name: str = "", expected_s: Callable[[StageRef], float | None] = lambda ref: None) -> None:
+        self._name, self._expected_s = name, expected_s
+        self._started: dict[str, float] = {}
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    @contextmanager
-    def stage(self, name: str, expected_s: float | None = None) -> Iterator[None]:
-        """Show a stage while its block runs; `expected_s` is what such stages took before."""
-        title = f"{self.label}: {name}" if self.label else name
-        about = f" (about {duration(expected_s)})" if expected_s is not None else ""
-        started = time.monotonic()
-        if stream().isatty():
-            with self._bar(title + about):
-                yield
-        else:
-            say(f"{title} ...{about}")
-            yield
-        say(f"{title}: done in {duration(time.monotonic() - started)}")
+    def title(self, ref: StageRef) -> str:
+        """How a stage is called: `model/variant: stage`."""
+        return f"{self._name}/{ref.label}: {ref.stage}" if ref.label else ref.stage
 
-    def advance(self, done: int, total: int) -> None:
-        """Move the current stage's bar."""
-        if self._progress is not None and self._task is not None:
+    def started(self, ref: StageRef) -> None:
+        """Show that it has begun, and how long such a stage takes."""
+        expected = self._expected_s(ref)
+        about = f" (about {duration(expected)})" if expected is not None else ""
+        self._started[ref.key] = time.monotonic()
+        if stream().isatty():
+            self._open_bar(self.title(ref) + about)
+        else:
+            say(f"{self.title(ref)} ...{about}")
+
+    def progressed(self, ref: StageRef, done: int, total: int) -> None:
+        """Move the bar."""
+        if self._progress is not None and self._task is not None and total:
             self._progress.update(self._task, completed=done, total=total)
 
-    def reused(self, name: str) -> None:
-        """Say that a stage's result was there."""
-        say(f"{self.label}: {name}: reused" if self.label else f"{name}: reused")
+    def finished(self, ref: StageRef, found: StageResult) -> None:
+        """Say how long it took."""
+        self._close_bar()
+        say(f"{self.title(ref)}: done in {duration(time.monotonic() - self._started.pop(ref.key))}")
 
-    @contextmanager
-    def _bar(self, title: str) -> Iterator[None]:
+    def failed(self, ref: StageRef, error: BaseException) -> None:
+        """Take the bar away."""
+        self._started.pop(ref.key, None)
+        self._close_bar()
+
+    def reused(self, ref: StageRef, found: StageResult) -> None:
+        """Say so where it belongs to a variant."""
+        if ref.label:
+            say(f"{self.title(ref)}: reused")
+
+    def waiting(self, ref: StageRef) -> None:
+        """Say whom we wait for."""
+        say(f"{self.title(ref)}: another run is making it; waiting")
+
+    def _open_bar(self, title: str) -> None:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=RichConsole(file=stream()), transient=True) as progress:
-            self._progress, self._task = progress, progress.add_task(title, total=None)
-            try:
-                yield
-            finally:
-                self._progress = self._task = None
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        console = RichConsole(file=stream())
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._progress.start()
+        self._task = self._progress.add_task(title, total=None)
+
+    def _close_bar(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

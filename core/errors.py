@@ -1,7 +1,7 @@
 """Every error the product raises on purpose.
 
     ParsimonyError
-    ├── UserError            the user can mend it: one clear message, exit code 2, no traceback
+    ├── UserError            the user can fix it: one clear message, exit code 2, no traceback
     │   ├── ConfigError      a choice or key that does not exist, or a value of the wrong kind
     │   ├── PlanError        the plan's problems, all of them at once
     │   ├── AssetError       a model or data set that cannot be had here
@@ -9,7 +9,7 @@
     │   ├── HealthError      a compressed checkpoint that is broken (pipeline.compress.health)
     │   └── PublishError     the hub refused, or cannot be reached (pipeline.compress.publish)
     ├── ToolError            a tool that we started (vLLM, lm-eval, ...) failed: last lines of its log, exit 1
-    └── StoreError           the stage store holds something that it must not
+    └── StoreError           the stage store contains something that it must not
 
 A user's message names the field, the value, what is allowed and the way out. Anything else that escapes is a defect
 of ours and keeps its traceback.
@@ -30,7 +30,7 @@ class ParsimonyError(Exception):
 
 
 class UserError(ParsimonyError):
-    """Something that the user can mend."""
+    """Something that the user can fix."""
 
     exit_code = 2
 
@@ -87,7 +87,7 @@ class ToolError(ParsimonyError):
 
 
 class StoreError(ParsimonyError):
-    """The stage store holds something that it must not."""
+    """The stage store contains something that it must not."""
 
 
 def tail(path: Path, num_lines: int) -> list[str]:

@@ -114,7 +114,7 @@ def run_logged(
     by default its module or script.
 
     Raises:
-        ToolError: it failed, or ran longer than `timeout_s`; the message holds the log's last lines.
+        ToolError: it failed, or ran longer than `timeout_s`; the message ends with the log's last lines.
 
     """
     log.parent.mkdir(parents=True, exist_ok=True)

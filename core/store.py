@@ -17,8 +17,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,15 @@ from core.errors import StoreError
 from core.files import digest_json, plain, read_json, write_json
 
 KEY_DIGITS = 24
+
+
+@dataclass(frozen=True)
+class StageRef:
+    """A stage about to run: its name, its key and the variant that it is made for (empty: for all of them)."""
+
+    stage: str
+    key: str
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,20 +52,51 @@ class StageResult:
     """When the making began (ISO 8601, UTC)."""
 
 
+class StageHook:
+    """What listens to the store: consoles, meters. Each method does nothing until it is overridden.
+
+    After `started` exactly one of `finished` and `failed` follows. An error raised by `started` or `progressed` stops
+    the stage; when `finished` is called the result is stored already, whatever the hook does.
+    """
+
+    def started(self, ref: StageRef) -> None:
+        """The stage is about to be made."""
+
+    def progressed(self, ref: StageRef, done: int, total: int) -> None:
+        """The work so far is safe: `done` of `total` parts; a total of 0 says that nobody counts."""
+
+    def finished(self, ref: StageRef, found: StageResult) -> None:
+        """The stage was made and is stored."""
+
+    def failed(self, ref: StageRef, error: BaseException) -> None:
+        """The making ended with an error: nothing is stored."""
+
+    def reused(self, ref: StageRef, found: StageResult) -> None:
+        """The stage was found."""
+
+    def waiting(self, ref: StageRef) -> None:
+        """Another process makes the stage: this one waits for it."""
+
+
+def stage_key(stage: str, inputs: Mapping[str, object]) -> str:
+    """The key of the stage of this name with these inputs."""
+    return digest_json({"stage": stage, "inputs": inputs})[:KEY_DIGITS]
+
+
 @dataclass(frozen=True)
 class StageStore:
     """Finished stages below one folder. Safe for any number of processes on one machine."""
 
     root: Path
-    on_event: Callable[[str, str], None] = field(default=lambda stage, event: None)
-    """Called with the stage's name and one of `waiting`, `started`, `finished`, `reused`."""
+    hooks: tuple[StageHook, ...] = ()
 
     def run(
         self,
         stage: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, object],
+        make: Callable[[Path], Mapping[str, object]],
         *,
+        label: str = "",
         resumable: bool = False,
     ) -> StageResult:
         """Return the finished stage, making it first if need be.
@@ -64,19 +104,40 @@ class StageStore:
         `make` gets an empty folder for its files (or, when `resumable`, the folder of the attempt that was cut off) and
         returns what JSON can hold. When it raises, nothing is stored.
         """
-        key = self.key(stage, inputs)
-        found = self.find(stage, key)
+        ref = StageRef(stage, stage_key(stage, inputs), label)
+        found = self.find(stage, ref.key)
         if found is None:
-            with self._locked(stage, key):
-                found = self.find(stage, key)
+            with self._locked(ref):
+                found = self.find(stage, ref.key)
                 if found is None:
-                    return self._make(stage, key, inputs, make, resumable)
-        self.on_event(stage, "reused")
+                    return self._listened(ref, inputs, make, resumable)
+        for hook in self.hooks:
+            hook.reused(ref, found)
         return found
 
-    def key(self, stage: str, inputs: Mapping[str, Any]) -> str:
-        """The stage's key for these inputs."""
-        return digest_json({"stage": stage, "inputs": inputs})[:KEY_DIGITS]
+    def progressed(self, ref: StageRef, done: int = 0, total: int = 0) -> None:
+        """Tell the hooks that a stage's work so far is safe."""
+        for hook in self.hooks:
+            hook.progressed(ref, done, total)
+
+    def _listened(
+        self, ref: StageRef, inputs: Mapping[str, object], make: Callable[[Path], Mapping[str, object]], resumable: bool
+    ) -> StageResult:
+        """Make a stage between the hooks' `started` and `finished` or `failed`; those that started hear the end."""
+        heard: list[StageHook] = []
+        try:
+            for hook in self.hooks:
+                hook.started(ref)
+                heard.append(hook)
+            found = self._make(ref.stage, ref.key, inputs, make, resumable)
+        except BaseException as error:
+            for hook in heard:
+                hook.failed(ref, error)
+            raise
+        with ExitStack() as end:  # every hook hears it, also where another one fails
+            for hook in reversed(heard):
+                end.callback(hook.finished, ref, found)
+        return found
 
     def find(self, stage: str, key: str) -> StageResult | None:
         """The finished stage of this key, or None."""
@@ -89,17 +150,12 @@ class StageStore:
             raise StoreError(f"{record} belongs to stage {stored['key']}: remove the folder {folder} and run again")
         return StageResult(stage, key, folder, stored["result"], stored["wall_s"], True, stored["started_at"])
 
-    def typical_wall_s(self, stage: str) -> float | None:
-        """The median wall time of the finished stages of this name, in seconds; None before there is one."""
-        times = sorted(read_json(path)["wall_s"] for path in (self.root / stage).glob("*/stage.json"))
-        return times[len(times) // 2] if times else None
-
     def _make(
         self,
         stage: str,
         key: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, object],
+        make: Callable[[Path], Mapping[str, object]],
         resumable: bool,
     ) -> StageResult:
         folder = self.root / stage / key
@@ -107,7 +163,6 @@ class StageStore:
         if partial.exists() and not resumable:
             shutil.rmtree(partial)
         partial.mkdir(exist_ok=True)
-        self.on_event(stage, "started")
         started_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         started = time.monotonic()
         result = plain(make(partial))
@@ -126,13 +181,18 @@ class StageStore:
         if folder.exists():  # a folder without stage.json: not ours to read, never a result
             shutil.rmtree(folder)
         partial.rename(folder)
-        self.on_event(stage, "finished")
         return StageResult(stage, key, folder, result, wall_s, reused=False, started_at=started_at)
 
     @contextmanager
-    def _locked(self, stage: str, key: str) -> Iterator[None]:
-        (self.root / stage).mkdir(parents=True, exist_ok=True)
-        with lock(self.root / stage / f".{key}.lock", on_wait=lambda: self.on_event(stage, "waiting")):
+    def _locked(self, ref: StageRef) -> Iterator[None]:
+        (self.root / ref.stage).mkdir(parents=True, exist_ok=True)
+        path = self.root / ref.stage / f".{ref.key}.lock"
+
+        def wait() -> None:
+            for hook in self.hooks:
+                hook.waiting(ref)
+
+        with lock(path, on_wait=wait):
             yield
 
 

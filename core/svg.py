@@ -1,4 +1,4 @@
-"""Small charts as inline SVG, for a page that must stand alone. Pure text in, text out; colours are Okabe and Ito's.
+"""Small charts as inline SVG, for a page that must stand alone. Pure text in, text out; colors are Okabe and Ito's.
 
 Every mark has a title (shown on hover) with its exact figure; text stays at 12 px or more.
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-"""Told apart by people with any common kind of colour vision. The last is for "other"."""
+"""Distinct for people with any common kind of color vision. The last is for "other"."""
 WIDTH = 720
 MAX_SERIES = 6
 MAX_TICKS = 14
@@ -119,7 +119,7 @@ def bars(items: Sequence[tuple[str, float]], unit: str) -> str:
 
 
 def gauge(label: str, parts: Sequence[tuple[str, float]], limit: float, unit: str) -> str:
-    """One bar against its limit: the parts one after another (spent, held), marks at 80% and 100%."""
+    """One bar against its limit: the parts one after another (spent, reserved), marks at 80% and 100%."""
     total = sum(value for _, value in parts)
     scale = (WIDTH - 24) / (max(limit, total) * 1.05 or 1.0)
     body, x = [_text(8, 14, label)], 8.0

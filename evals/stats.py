@@ -104,7 +104,7 @@ def align(
     of_baseline = {item.item_id: item.score for item in baseline}
     for name, items, by_id in (("candidate", candidate, of_candidate), ("baseline", baseline, of_baseline)):
         if len(items) != len(by_id):
-            raise ValueError(f"the {name}'s outcomes hold an item id twice: {len(items)} outcomes, {len(by_id)} ids")
+            raise ValueError(f"the {name}'s outcomes have an item id twice: {len(items)} outcomes, {len(by_id)} ids")
     ids = sorted(of_candidate.keys() & of_baseline.keys())
     return ids, [of_candidate[i] for i in ids], [of_baseline[i] for i in ids]
 
@@ -123,13 +123,6 @@ def flips(candidate: Scores, baseline: Scores, item_ids: Sequence[int] | None = 
     return Flips(tuple(gained.tolist()), tuple(lost.tolist()), num_paired)
 
 
-def mcnemar_p_value(num_gained: int, num_lost: int) -> float:
-    """Two-sided exact McNemar test of "gains and losses are equally likely" (McNemar 1947; binomial form)."""
-    n, k = num_gained + num_lost, min(num_gained, num_lost)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, float(2 * tail / 2**n))
-
-
 def paired_bootstrap(
     scores_candidate: Mapping[str, Scores],
     scores_baseline: Mapping[str, Scores],
@@ -146,10 +139,10 @@ def paired_bootstrap(
     here: it is the same distribution and does not depend on the number of items for 0/1 scores.
 
     A plain bootstrap of n items without a single flip would give an interval of width zero, which is false. Therefore
-    the drawn distribution holds `pseudo_count` items in each corner of (0 or 1, 0 or 1), as the adjusted interval for
+    the drawn distribution has `pseudo_count` items in each corner of (0 or 1, 0 or 1), as the adjusted interval for
     paired proportions does (Agresti and Min, Statistics in Medicine 24, 2005). `pseudo_count=0` is the plain bootstrap.
 
-    `scores_candidate` and `scores_baseline` hold, per task, the scores in the items' order (None: not scored);
+    `scores_candidate` and `scores_baseline` have, per task, the scores in the items' order (None: not scored);
     `pseudo_count` is the mass of each of the four pseudo-items.
 
     Raises ValueError where the tasks or the numbers of items differ, a task has no paired item, or a
@@ -241,7 +234,7 @@ def _percentile_interval(draws: FloatArray, confidence: float) -> tuple[float, f
 
 
 def _estimate(value: float, lo: float, hi: float, *, num_samples: int, num_unscored: int, method: str) -> Estimate:
-    """An Estimate whose interval holds its value even where rounding says otherwise."""
+    """An Estimate whose interval contains its value even where rounding says otherwise."""
     return Estimate(value, min(lo, value), max(hi, value), num_samples, num_unscored, method)
 
 

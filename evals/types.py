@@ -5,26 +5,32 @@ A figure that was not measured is `None` and the reason stands beside it: missin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
+from evals.config import GateConfig
 from finops.pricing.prices import Price
 
 __all__ = [  # Price lives with the catalog, which must not import this room
     "Attribution",
     "CostReport",
-    "Drawing",
+    "Decision",
+    "DecisionEvidence",
+    "Divergence",
     "Estimate",
     "ItemOutcome",
+    "LoadConditions",
     "LoadPoint",
     "LoadReport",
     "Money",
     "Point",
     "Price",
     "QualityReport",
+    "SamplingOrder",
     "Target",
+    "TaskGate",
     "TaskResult",
     "ThetaSlo",
 ]
@@ -40,12 +46,12 @@ class Target:
     """The name under which the server knows the model."""
     tokenizer: Path
     """Folder of the model's tokenizer."""
-    engine: dict[str, Any]
+    engine: Mapping[str, object]
     """The engine's settings, as they were given to the server."""
     digest: str
     """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
     speed_digest: str = ""
-    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` holds it."""
+    """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` covers it."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,13 @@ class ItemOutcome:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingOrder:
     """The order in which a task's items are asked, drawn before the candidate's first answer."""
 
-    order: str
+    kind: str
     """`uniform` or `guided`."""
     item_ids: tuple[int, ...]
-    """All N items, in the order of drawing; the first ones were asked."""
+    """All N items, in sampling order; the first ones were asked."""
     weights: tuple[float, ...] = ()
     """With which the items were drawn, in the same order; empty for the uniform order."""
     ranks: tuple[float | None, ...] = ()
@@ -115,13 +121,13 @@ class TaskResult:
     """Items in the whole evaluation split; more than `items` where a subset was asked."""
     settings_digest: str
     """SHA-256 of everything but the model: equal digests mean that two results may be compared item by item."""
-    drawing: Drawing | None = None
+    sampling_order: SamplingOrder | None = None
     """Where a gate could end the evaluation early; None: every item was asked."""
 
     @property
     def num_items_planned(self) -> int:
         """Items of the suite, of which `len(items)` were asked."""
-        return len(self.items) if self.drawing is None else len(self.drawing.item_ids)
+        return len(self.items) if self.sampling_order is None else len(self.sampling_order.item_ids)
 
     @property
     def is_complete(self) -> bool:
@@ -134,7 +140,7 @@ class QualityReport:
     """The outcomes of all tasks of a suite for one target."""
 
     tasks: dict[str, TaskResult]
-    meaningless: str = ""
+    quality_invalid_reason: str = ""
     """Why the scores say nothing (random weights); empty where they do."""
     not_evaluated: dict[str, str] = field(default_factory=dict)
     """Tasks of the suite of which no item was asked, each with its reason."""
@@ -175,10 +181,10 @@ class LoadPoint:
 
 @dataclass(frozen=True)
 class ThetaSlo:
-    """The largest Poisson request rate at which a latency objective held.
+    """The largest Poisson request rate at which a latency objective was met.
 
-    The search ends with a bracket: the objective held at `held_req_per_s` and did not at `failed_req_per_s`. A None on
-    either side means that no tested rate held, or that none failed; `reason` says so.
+    The search ends with a bracket: the objective was met at `held_req_per_s` and not at `failed_req_per_s`. A None on
+    either side means that no tested rate met it, or that none failed. `reason` says so.
     """
 
     ttft_p99_s: float | None
@@ -193,8 +199,29 @@ class ThetaSlo:
 
     @property
     def req_per_s(self) -> float | None:
-        """theta_slo: the largest rate that held."""
+        """theta_slo: the largest rate that met the objective."""
         return self.held_req_per_s
+
+
+@dataclass(frozen=True)
+class LoadConditions:
+    """What a load was measured on, with what, and when. A fact that was not recorded is None."""
+
+    device: str | None = None
+    """`cpu` or `cuda`."""
+    device_name: str | None = None
+    num_devices: int | None = None
+    num_cpus: int | None = None
+    engine: Mapping[str, object] = field(default_factory=dict)
+    """The engine's settings, as they were given to the server."""
+    startup_s: float | None = None
+    """Seconds from the server's start to its first answer."""
+    oldest_result_at: str | None = None
+    """When the oldest of its repeats ended (ISO 8601)."""
+    trace_file: str | None = None
+    """The recorded traffic that was replayed."""
+    trace_requests_passed_over: int | None = None
+    """Requests of it that were too long."""
 
 
 @dataclass(frozen=True)
@@ -203,8 +230,7 @@ class LoadReport:
 
     scenario: str
     points: tuple[LoadPoint, ...]
-    machine: dict[str, Any] = field(default_factory=dict)
-    """What it ran on: device, cores, versions, kernels, as far as known."""
+    machine: LoadConditions = field(default_factory=LoadConditions)
     mix: tuple[int, int] | None = None
     """Input and output tokens of the mix that headline prices speak of; None: the first point's."""
     theta_slo: ThetaSlo | None = None
@@ -251,7 +277,7 @@ class CostReport:
     utilisation: Decimal
     """The declared share of time at which the machine is busy; headline figures are divided by it."""
     usd_per_1k_tokens: Money | None
-    """Blended over the measured mix of input and output tokens, at the declared utilisation."""
+    """Blended over the measured mix of input and output tokens, at the declared utilization."""
     usd_per_1k_input_tokens: Money | None
     usd_per_1k_output_tokens: Money | None
     usd_per_1k_requests: Money | None
@@ -266,7 +292,7 @@ class CostReport:
 
 @dataclass(frozen=True)
 class Point:
-    """One candidate on the cost-quality plane."""
+    """One candidate by cost and quality."""
 
     name: str
     quality: Estimate | None
@@ -276,14 +302,69 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Over the items that both models have choice log-likelihoods for."""
+
+    kl_nats: float
+    """Mean Kullback-Leibler divergence of the candidate's choice probabilities from the baseline's, in nats."""
+    answer_perplexity_ratio: float | None
+    """exp(mean drop of the right choice's log-likelihood): above 1 the candidate finds the right text less likely; None
+    where the right choices are not known by index."""
+    num_items: int
+
+
+@dataclass(frozen=True)
+class TaskGate:
+    """One task's gate after all recorded answers."""
+
+    task: str
+    decision: str
+    """pass, fail, futile or undecided."""
+    reason: str
+    """e-value, certain, exact, budget, or empty."""
+    delta_points: float
+    order: str
+    num_items: int
+    num_items_total: int
+    decided_at: int | None
+    """The item at which the decision fell."""
+    difference: Estimate | None
+    """Candidate minus baseline over all items, as a share; None before the first item."""
+    log_e_pass: float | None
+    """Log e-value against "worse by the margin or more"; None where the answer is certain."""
+    log_e_fail: float | None
+    flip_rate: float | None
+    gained: tuple[int, ...]
+    """Ids of the items that the candidate got right and the baseline wrong, among those asked."""
+    lost: tuple[int, ...]
+    divergence: Divergence | None
+    """Information; no gate decides by it."""
+
+
+@dataclass(frozen=True)
+class DecisionEvidence:
+    """The figures behind a decision's reasons; empty for a baseline, which is compared with nothing."""
+
+    tasks: Mapping[str, TaskGate] = field(default_factory=dict)
+    recovery: Estimate | None = None
+    """Candidate's score over its baseline's; None where it could not be told."""
+    usd_per_1k_tokens: Money | None = None
+    baseline_usd_per_1k_tokens: Money | None = None
+    passed: bool = False
+    """Whether it met every requirement; a cheaper candidate may still have been promoted instead."""
+    beaten_by: tuple[str, ...] = ()
+    """Who or what was better, each with figures."""
+
+
+@dataclass(frozen=True)
 class Decision:
     """The answer of a run, with its reasons."""
 
     action: str
-    """`promote` or `hold`."""
+    """`promote`, or `hold`: not promoted."""
     variant: str
     reasons: tuple[str, ...]
-    rule: dict[str, Any]
-    """The gate's settings, as they were applied."""
-    evidence: dict[str, Any]
+    rule: GateConfig | None = None
+    """The gate's settings, as they were applied; None for a baseline."""
+    evidence: DecisionEvidence = field(default_factory=DecisionEvidence)
     """The figures behind the reasons."""

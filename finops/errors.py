@@ -1,10 +1,10 @@
-"""The errors of the money. All are the user's to mend: one message, no traceback, an exit code.
+"""The errors of spend, budgets and the ledger. The user can fix all of them: one message, no traceback, an exit code.
 
 UserError                    2
 ├── LedgerUnavailableError        2   the database cannot be reached: nothing may be spent (fail closed)
 ├── ChargeConflictError           2   a charge under a known key with other figures: write a correction instead
 ├── TagError                 2   a required tag is missing, or its value is not allowed
-├── HoldError                2   a hold that is settled, released, expired or unknown
+├── ReservationError         2   a reservation that is settled, released, expired or unknown
 ├── ApprovalRequiredError         3   the run waits for a person
 └── BudgetExceededError           4   the reservation would pass a budget; it is rejected, never cut down to the rest
 """
@@ -26,8 +26,8 @@ class TagError(UserError):
     """A required tag is missing, or a value is not allowed."""
 
 
-class HoldError(UserError):
-    """A hold that cannot be used any more."""
+class ReservationError(UserError):
+    """A reservation that cannot be used any more."""
 
 
 class ApprovalRequiredError(UserError):

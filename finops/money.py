@@ -32,7 +32,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class MoneyError(UserError):
-    """An amount, quantity or price that the ledger cannot hold exactly."""
+    """An amount, quantity or price that the ledger cannot store exactly."""
 
 
 def to_decimal(value: object, field: str = "amount") -> Decimal:
@@ -60,7 +60,7 @@ def _scaled(value: Decimal, digits: int, field: str) -> int:
         if rest:
             raise MoneyError(f"{field}: {value} has more than {digits} decimals; round it first.")
     if number > MAX_PICO:
-        raise MoneyError(f"{field}: {value} is beyond what one row holds; split it, for example by billing period.")
+        raise MoneyError(f"{field}: {value} is too large for one row. Split it, for example by billing period.")
     return int(-number if sign else number)
 
 
@@ -155,7 +155,7 @@ def parse_moment(text: str, field: str) -> datetime:
 
 
 def month_of(moment: date) -> int:
-    """The month as yyyymm, the way the ledger's index holds it."""
+    """The month as yyyymm, as in the ledger's index."""
     return moment.year * 100 + moment.month
 
 

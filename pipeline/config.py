@@ -25,7 +25,7 @@ class ModelConfig:
     family: str = "unknown"
     """Model family: a cost tag."""
     license: str = "unknown"
-    """Licence of the weights."""
+    """License of the weights."""
     repo: str | None = None
     """Hub repository, for `source=hub`."""
     revision: str | None = None
@@ -33,7 +33,7 @@ class ModelConfig:
     path: str | None = None
     """A local folder in Hugging Face form. When given it is used instead of any other source."""
     weights: str = "real"
-    """`real`, or `random`: the configured shape with seeded random weights; speed is real, quality is meaningless."""
+    """`real`, or `random`: the configured shape with seeded random weights. Speed is real, quality is not valid."""
     note: str = ""
     """What a reader of the results must know about these weights."""
     shape: dict[str, Any] = field(default_factory=dict)
@@ -231,7 +231,7 @@ class StudentConfig:
 
 @dataclass
 class ObjectiveConfig:
-    """What the student minimises, per token, in nats."""
+    """What the student minimizes, per token, in nats."""
 
     divergence: str = "forward_kl"
     """forward_kl, reverse_kl, jensen_shannon, or none (plain fine-tuning: no teacher is loaded)."""
@@ -240,7 +240,7 @@ class ObjectiveConfig:
     temperature: float = 1.0
     """Both distributions are softened by it; the divergence is multiplied by its square."""
     beta: float = 0.5
-    """Generalised Jensen-Shannon only: weight of the teacher in the mixture."""
+    """Generalized Jensen-Shannon only: weight of the teacher in the mixture."""
     cross_entropy_weight: float = 0.0
     """Weight of the cross-entropy on the text's own next token."""
     hidden_weight: float = 0.0
@@ -318,7 +318,7 @@ class TrainConfig:
 
 
 @dataclass
-class SpotConfig:
+class PreemptionConfig:
     """Checkpoints, for machines that may be taken away."""
 
     url: str | None = None
@@ -346,7 +346,7 @@ class DistillConfig:
     data: DistillDataConfig = field(default_factory=DistillDataConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    spot: SpotConfig = field(default_factory=SpotConfig)
+    spot: PreemptionConfig = field(default_factory=PreemptionConfig)
 
     @property
     def enabled(self) -> bool:

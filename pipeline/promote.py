@@ -12,40 +12,44 @@ Refused: a checkpoint that is not the one that was measured, evidence older than
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.command import command
+from evals.decide.decide import baseline_decision
+from evals.stats import PairedComparison
 from evals.types import Decision
 from pipeline.billing.approvals import ledgers_approver
+from pipeline.billing.promotions import note_in_ledger
 from pipeline.config import PromoteConfig, RunConfig
-from pipeline.record.candidates import Standing
+from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import (
     PREVIOUS,
     WEIGHTS,
     PromotionRefusedError,
     Subject,
-    _require_digest,
     champion_version,
     has_model,
+    require_digest,
 )
 from pipeline.record.run_record import decision_tags
+from pipeline.record.store import Recorder
+from pipeline.report.decision_page import DecisionRecord, make_record
+from pipeline.report.decision_record import record_decision
+from pipeline.types import Artifact
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-    from pipeline.record.store import Recorder
-    from pipeline.report.decision_page import DecisionRecord
-
-ROLLBACK = "--rollback"
-
+    from mlflow.entities.model_registry import ModelVersion
 
 Approvals = Callable[[Subject], str | None]
 """Who approved a subject, or None where nobody has."""
+NotePromotion = Callable[["MlflowClient", "ModelVersion | None"], None]
+"""Told the registry and the champion before a promotion."""
 
 
 def nobody(subject: Subject) -> str | None:
@@ -95,7 +99,8 @@ def promote(
             f"registry: {model} version {champion.version} is this very checkpoint and is '{promotion.alias}' already"
         )
     require_artifact(folder, digest)
-    require_fresh(client, [run_id, *evidence_runs], decision.rule.get("max_age_days"), now or datetime.now(UTC))
+    max_age_days = None if decision.rule is None else decision.rule.max_age_days
+    require_fresh(client, [run_id, *evidence_runs], max_age_days, now or datetime.now(UTC))
     approved_by = require_approval(Subject(model, decision.variant, digest, run_id), promotion, approvals)
     if champion is None and not has_model(client, model):
         client.create_registered_model(
@@ -126,7 +131,7 @@ def require_artifact(folder: Path, digest: str) -> None:
         raise PromotionRefusedError(
             f"the measured checkpoint {folder} is gone: run the pipeline for this variant again"
         )
-    _require_digest(folder, digest, str(folder))
+    require_digest(folder, digest, str(folder))
 
 
 def _measured_at(run: Run) -> datetime:
@@ -177,46 +182,111 @@ def require_approval(subject: Subject, promotion: PromoteConfig, approvals: Appr
     return approved_by
 
 
-def record_of(found: Standing, index: int, config: RunConfig) -> DecisionRecord:
-    """The decision record on one of the candidates."""
-    from pipeline.report.decision_page import make_record
+@dataclass(frozen=True)
+class Decided:
+    """A decision on a recorded run, and the checkpoint that it is about."""
 
-    return make_record(config.model.name, found.contest, index, found.evidence, found.baseline_evidence, config.gate)
+    run_id: str
+    decision: Decision
+    comparison: PairedComparison | None
+    page: DecisionRecord | None
+    """None for a baseline, which is compared with nothing."""
+    folder: Path
+    digest: str
+    """SHA-256 of the checkpoint as it was measured."""
+    evidence_runs: tuple[str, ...]
+    """Further runs that the decision rests on."""
 
 
-def promote_winner(found: Standing, config: RunConfig, recorder: Recorder) -> str:
-    """Record the decision with the winner's run and promote it; returns one line that says what was done."""
-    from pipeline.billing.promotions import note_in_ledger
-    from pipeline.record.store import staging_folder
-    from pipeline.report import decision_page
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a decision."""
 
-    winner = found.contest.winner
-    if winner is None:
-        return "registry: unchanged, no candidate passed"
-    run, decision = found.candidates[winner], found.contest.decisions[winner]
-    record = record_of(found, winner, config)
-    with staging_folder() as folder:
-        decision_page.write(record, folder)
-        recorder.annotate(run.info.run_id, tags=decision_tags(decision), metrics={}, folder=folder)
-    before = champion_version(recorder.client, config.model.name, config.promote.alias)
+    decision: Decision
+    """As it stands in the end: a refused promotion is not promoted, with the reason."""
+    registry: str
+    """One line that says what was done to the registry."""
+    refused: PromotionRefusedError | None = None
+
+
+def decide_on_run(run_id: str, artifact: Artifact, config: RunConfig, recorder: Recorder) -> Decided:
+    """Decide on a candidate's run, together with every recorded candidate that compares with it."""
+    found = recorded_candidates(config, recorder, run_id)
+    return decided_on(
+        found, found.index_of(recorder.client.get_run(run_id)), run_id, artifact.path, artifact.digest, config
+    )
+
+
+def decide_on_baseline(run_id: str, label: str, artifact: Artifact) -> Decided:
+    """A baseline is never promoted: there is nothing to compare it with."""
+    return Decided(run_id, baseline_decision(label), None, None, artifact.path, artifact.digest, ())
+
+
+def decided_on(
+    found: RecordedCandidates, index: int, run_id: str, folder: Path, digest: str, config: RunConfig
+) -> Decided:
+    """The decision on one of the recorded candidates."""
+    ranking = found.ranking
+    page = make_record(config.model.name, ranking, index, found.evidence, found.baseline_evidence, config.gate)
+    evidence_runs = (found.baseline.info.run_id,)
+    return Decided(run_id, ranking.decisions[index], ranking.comparisons[index], page, folder, digest, evidence_runs)
+
+
+def apply(
+    decided: Decided, config: RunConfig, recorder: Recorder, approvals: Approvals, note: NotePromotion
+) -> Outcome:
+    """Record a decision with its run, promote where it says so, and note the promotion in the ledger.
+
+    Args:
+        decided: the decision.
+        config: the registered model's name, the alias, whether to act.
+        recorder: the tracking store and registry.
+        approvals: where approvals are looked up.
+        note: told the client and the champion before; it notes a new one in the ledger.
+
+    """
+    client, decision = recorder.client, decided.decision
+    record_decision(decision, decided.comparison, decided.page, decided.run_id, config, recorder)
+    before = champion_version(client, config.model.name, config.promote.alias)
     try:
         done = promote(
             recorder,
-            run.info.run_id,
+            decided.run_id,
             decision,
             config.model.name,
-            Path(run.data.tags["artifact_path"]),
-            run.data.tags["artifact_digest"],
+            decided.folder,
+            decided.digest,
             config.promote,
-            evidence_runs=[found.baseline.info.run_id],
-            approvals=partial(ledgers_approver, config=config),
+            evidence_runs=decided.evidence_runs,
+            approvals=approvals,
         )
     except PromotionRefusedError as error:
         refused = held(decision, error)
-        recorder.annotate(run.info.run_id, tags=decision_tags(refused), metrics={})
-        raise
-    note_in_ledger(recorder.client, config, before, run.data.tags.get("team", ""))
-    return done
+        recorder.annotate(decided.run_id, tags=decision_tags(refused), metrics={})
+        return Outcome(refused, "registry: unchanged, the promotion is refused", error)
+    note(client, before)
+    return Outcome(decision, done)
+
+
+def promote_winner(found: RecordedCandidates, config: RunConfig, recorder: Recorder) -> str:
+    """Record the decision with the winner's run and promote it; returns one line that says what was done.
+
+    Raises:
+        PromotionRefusedError: the checkpoint has changed, the evidence is too old, or nobody has approved.
+
+    """
+    winner = found.ranking.winner
+    if winner is None:
+        return "registry: unchanged, no candidate passed"
+    run = found.candidates[winner]
+    tags = run.data.tags
+    folder, digest = Path(tags["artifact_path"]), tags["artifact_digest"]
+    decided = decided_on(found, winner, run.info.run_id, folder, digest, config)
+    note = partial(note_in_ledger, config=config, team=tags.get("team", ""))
+    outcome = apply(decided, config, recorder, partial(ledgers_approver, config=config), note)
+    if outcome.refused is not None:
+        raise outcome.refused
+    return outcome.registry
 
 
 def held(decision: Decision, error: PromotionRefusedError) -> Decision:

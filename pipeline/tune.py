@@ -3,9 +3,9 @@
 Each engine is one server: started once, measured, ended. The search starts from `engine=` and the presets; what is
 measured is kept, so a search that was cut off goes on, and a run with the winner measures its speed no second time
 (`load=` being the same). Only settings that cannot change an answer are searched: the winner's quality is the
-variant's. The file that is written holds the figures it was chosen by.
+variant's. The file that is written has the figures that it was chosen by.
 
-The optimiser is Optuna, called directly: Hydra's own sweeper for it is no longer maintained, and would start one
+The optimizer is Optuna, called directly: Hydra's own sweeper for it is no longer maintained, and would start one
 pipeline per point.
 """
 
@@ -17,55 +17,51 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from core.console import say, table
 from core.errors import ConfigError, ToolError
 from core.files import write_atomic
 from evals.cost.token_cost import cost_report
 from evals.load.scenario import LoadScenario
-from evals.types import LoadReport, Price
+from evals.types import Price
+from pipeline.billing.account import Billing
 from pipeline.config import EngineConfig, RunConfig
-from pipeline.serve.search import Look, Trial, against_base, first_scenario, search, slack, space_for, winner
-
-if TYPE_CHECKING:
-    from pipeline.run import Services
-    from pipeline.serve.server import ServedModel
-    from pipeline.types import Artifact, Plan
+from pipeline.plan.resolve import RunPlan, resolve
+from pipeline.plan.variants import Variant, load_with_engine
+from pipeline.run import effects_of
+from pipeline.serve.search import Measurement, Trial, against_base, first_scenario, search, slack, space_for, winner
+from pipeline.stages.graph import Effects, pending
+from pipeline.stages.load import Load
 
 NUM_TRIALS = 16
 HEADER = ("#", "engine", "outcome", "USD per 1k tokens", "why")
 
 
 @dataclass(frozen=True)
-class Bench:
+class EngineTrial:
     """One served engine under the scenario; `pipeline.serve.search.Server`."""
 
-    served: ServedModel
-    config: RunConfig
-    plan: Plan
-    scenario: LoadScenario
-    services: Services
+    load: Load
+    """The stage that measures it: the very one that a run with this engine looks for."""
+    effects: Effects
+    price: Price
+    utilisation: Decimal
     label: str
     """What is different from the engine that the search starts from."""
 
-    def first_look(self) -> Look:
+    def probe(self) -> Measurement:
         """One repeat at the highest load."""
-        return self._look(first_scenario(self.scenario), "first look")
+        return self._measure_load(first_scenario(self.load.scenario), "probe")
 
-    def measure(self) -> Look:
-        """The whole scenario: the very stage that a run with this engine looks for."""
-        return self._look(self.scenario, "whole load")
+    def measure(self) -> Measurement:
+        """The whole scenario."""
+        return self._measure_load(self.load.scenario, "whole load")
 
-    def _look(self, scenario: LoadScenario, what: str) -> Look:
-        from core.console import Console
-        from pipeline.record.store import revive
-        from pipeline.run import load
-
-        console = Console(f"{self.label}: {what}")
-        store = self.services.store
-        found = load(self.served, self.config, self.plan, scenario, store, self.services, console.stage, console)
-        report = revive(LoadReport, found.result)
-        return Look(cost_report(report, self.plan.price, Decimal(str(self.config.gate.utilisation))), report)
+    def _measure_load(self, scenario: LoadScenario, what: str) -> Measurement:
+        say(f"{self.label}: {what}")
+        report = self.effects.result(replace(self.load, scenario=scenario))
+        return Measurement(cost_report(report, self.price, self.utilisation), report)
 
 
 def max_concurrency(scenario: LoadScenario) -> int:
@@ -88,33 +84,21 @@ def tune(config: RunConfig, num_trials: int, folder: Path, presets: Sequence[Eng
         ToolError: no engine could be measured, or none held the objective.
 
     """
-    from core.console import Console, say, table
-    from pipeline.billing.account import Account
-    from pipeline.plan.resolve import plan_run
-    from pipeline.run import distill, machine_lock, make_services, quiet
-    from pipeline.stages.base import base_model
-    from pipeline.stages.compress import compress
-
-    planned = plan_run(config)
-    config, plan, scenario = planned.config, planned.plan, planned.scenario
+    plan = resolve(config)
+    config, scenario = plan.config, plan.scenario
     space_size = max_concurrency(scenario)
-    with Account(config, plan, scenario) as account:
-        services = make_services(config, account)
-        candidate = plan.candidate or plan.baseline
-        base = base_model(config.model, config.seed, services.store)
-        student, _ = distill(base, config, plan, services)
-        services = replace(services, store=replace(services.store, on_event=quiet))
-        with machine_lock(services.home, shared=True):
-            console = Console(f"{config.model.name}/{candidate.label}")
-            artifact, _ = compress(
-                candidate, student, config, plan.plan_hash, services.store, console.stage, planned.elsewhere
-            )
-        space = space_for(plan.machine.device, space_size)
-        say(f"engines: {num_trials} of {candidate.label} under load={scenario.name}; first the one of engine=")
+    variant = plan.variants.all[-1]
+    name = f"{config.model.name}/{variant.candidate.label}"
+    billing = Billing(plan, pending((variant.checkpoint, variant.load), plan.store))
+    billing.estimate()
+    with billing:
+        effects = effects_of(plan, billing)
+        effects.result(variant.checkpoint)
+        space = space_for(plan.choices.machine.device, space_size)
+        label = variant.candidate.label
+        say(f"engines: {num_trials} of {label} under load={scenario.name}; first the one of engine=")
         trials = search(
-            lambda engine: serve(
-                artifact, replace(config, engine=engine), plan, scenario, services, difference(engine, config.engine)
-            ),
+            lambda engine: serve(plan, variant, engine, effects),
             config.engine,
             space,
             presets,
@@ -123,33 +107,25 @@ def tune(config: RunConfig, num_trials: int, folder: Path, presets: Sequence[Eng
             slack=slack(scenario),
             on_trial=lambda trial: say(" | ".join(row(trial))),
         )
-        table(f"{config.model.name}/{candidate.label}: {len(trials)} engines", HEADER, [row(trial) for trial in trials])
+        table(f"{name}: {len(trials)} engines", HEADER, [row(trial) for trial in trials])
         best = winner(trials)
         if best is None:
             raise ToolError("no engine held the objective:\n" + "\n".join(f"  {trial.reason}" for trial in trials))
-        name = tuned_name(config.model.name, candidate.label, plan.price.hardware)
-        path = folder / f"{name}.yaml"
-        now = datetime.now(UTC)
-        write_atomic(path, choice_file(name, best, trials, plan.price, config, scenario, now))
-        say(f"winner: {path}   use it with engine=tuned/{name}")
+        price = plan.choices.price
+        found = tuned_name(config.model.name, label, price.hardware)
+        path = folder / f"{found}.yaml"
+        write_atomic(path, choice_file(found, best, trials, price, config, scenario, datetime.now(UTC)))
+        say(f"winner: {path}   use it with engine=tuned/{found}")
         return path
 
 
 @contextmanager
-def serve(
-    artifact: Artifact,
-    config: RunConfig,
-    plan: Plan,
-    scenario: LoadScenario,
-    services: Services,
-    label: str,
-) -> Iterator[Bench]:
+def serve(plan: RunPlan, variant: Variant, engine: EngineConfig, effects: Effects) -> Iterator[EngineTrial]:
     """A server that starts when something must be measured, and ends with the block."""
-    from pipeline.serve.server import ServedModel
-
-    log = services.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
-    with ServedModel(artifact, config.engine, plan.machine, services.serving_python, log) as served:
-        yield Bench(served, config, plan, scenario, services, label)
+    load = load_with_engine(variant, engine, plan.scenario)
+    utilisation = Decimal(str(plan.config.gate.utilisation))
+    with effects.serving():
+        yield EngineTrial(load, effects, plan.choices.price, utilisation, difference(engine, plan.config.engine))
 
 
 def difference(engine: EngineConfig, base: EngineConfig) -> str:
@@ -196,11 +172,11 @@ def choice_file(
     import yaml
 
     settings: dict[str, Any] = asdict(best.engine) | {"name": f"tuned/{name}"}
-    machine = {} if best.load is None else best.load.machine
+    device_name = None if best.load is None else best.load.machine.device_name
     evidence = [
         f"Made by `parsimony tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
         f"Model {config.model.name}, load={scenario.name}; {best.basis}.",
-        f"Machine {machine.get('device_name', price.hardware)}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
+        f"Machine {device_name or price.hardware}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
         f"per hour ({price.purchase_option}), busy {config.gate.utilisation:g} of the time.",
         f"Lowest of several measurements, so a little too low: {best.usd_per_1k_tokens:.4g} USD per 1k tokens.",
         *_against_base(trials, best),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -42,11 +43,6 @@ class ModelFacts:
     def num_bytes(self) -> int:
         """Bytes of the weights as they are stored."""
         return self.num_parameters * self.dtype_bytes
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """Bytes of one token's keys and values in 16 bit."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
 
 
 @dataclass(frozen=True)
@@ -99,17 +95,6 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class PlannedStage:
-    """One line of a plan."""
-
-    name: str
-    what: str
-    expected_s: float | None
-    """From finished stages of this kind; None before there is one."""
-    finished: bool = False
-
-
-@dataclass(frozen=True)
 class Plan:
     """What a run will do. Made by `pipeline.plan.plan` from configuration and facts, without an effect."""
 
@@ -119,12 +104,10 @@ class Plan:
     baseline: Candidate
     candidate: Candidate | None
     """None where the baseline itself was asked for."""
-    meaningless_quality: str
+    quality_invalid_reason: str
     """Why quality says nothing; empty where it does."""
     notes: tuple[str, ...]
     """What the user should know, short of a problem."""
-    plan_hash: str
-    """SHA-256 of all that decides what will run."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +141,18 @@ class Measured:
     reused: tuple[str, ...]
     measured_at: str
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
+
+
+@dataclass(frozen=True)
+class Spend:
+    """What one variant's record says of the ledger."""
+
+    run_id: str
+    """The ledger's run."""
+    tags: Mapping[str, str]
+    """Cost tags: the same ones go to MLflow and to every charge."""
+    outcomes: Sequence[StageOutcome]
+    """The variant's stages that ran."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 # Sourced by the other scripts: creates the product's environments from the committed locks, once.
 #
-#   ensure_environment NAME    sets NAME's folder in $environment; NAME: pipeline, serve, dev or focus
+#   ensure_environment NAME    sets NAME's folder in $environment; NAME: pipeline, serve, test, dev, docs or focus
 #
 # An environment lives in $PARSIMONY_HOME/envs/<lock>-<hash of the lock>, so that a changed lock makes a new one and
 # every clone shares it. The file .complete is written last: without it the environment is built again from the start.
+# `test` holds the tests' tools alone: scripts/test puts them behind the packages of `pipeline`.
+# An installed wheel carries this file and the locks of the product's environments beside it, in the same places.
 # Compiled modules are kept: without them each start of vLLM takes half a minute longer.
 unset PYTHONDONTWRITEBYTECODE
 export PARSIMONY_HOME="${PARSIMONY_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/parsimony}"
@@ -21,8 +23,8 @@ esac
 
 lock_of() { # the lock file of environment $1
   case $1 in
-    dev | focus) echo "$parsimony_root/requirements/$1.txt" ;;
-    *) echo "$parsimony_root/requirements/$1-$PARSIMONY_FLAVOUR.txt" ;;
+    pipeline | serve) echo "$parsimony_root/requirements/$1-$PARSIMONY_FLAVOUR.txt" ;;
+    *) echo "$parsimony_root/requirements/$1.txt" ;;
   esac
 }
 
@@ -62,10 +64,13 @@ build_environment() { # build_environment LOCK FOLDER
   if [[ $lock == *-cpu.txt ]] && ! { [[ -n $find_links ]] && compgen -G "$find_links/torch-*+cpu-*.whl" >/dev/null; }; then
     options+=(--torch-backend cpu)
   fi
-  echo "set-up: building $(basename "$folder") (once; a minute or two and about 2 GB)" >&2
+  local size=""
+  [[ $lock == */pipeline-* || $lock == */serve-* ]] && size="; a minute or two and about 2 GB"
+  echo "set-up: building $(basename "$folder") (once$size)" >&2
   "$uv" venv -q --clear --python "$base_python" "$folder"
+  # Each file must be one of those that the lock lists; a package that it does not name is refused.
   if ! "$uv" pip install -q --python "$folder/bin/python" --override "$parsimony_root/requirements/overrides.txt" \
-    --requirement "$lock" "${options[@]}"; then
+    --require-hashes --requirement "$lock" "${options[@]}"; then
     echo "error: could not install $lock; see above. The next call starts this environment afresh." >&2
     exit 1
   fi
@@ -75,6 +80,10 @@ build_environment() { # build_environment LOCK FOLDER
 ensure_environment() { # ensure_environment NAME
   local lock hash
   lock=$(lock_of "$1")
+  if [[ ! -f $lock ]]; then
+    echo "error: no environment is called '$1': $lock does not exist" >&2
+    exit 2
+  fi
   hash=$(sha256sum "$lock")
   environment="$PARSIMONY_HOME/envs/$(basename "$lock" .txt)-${hash:0:12}"
   [[ -f $environment/.complete ]] && return

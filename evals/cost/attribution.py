@@ -19,7 +19,7 @@ def attribute(load: LoadReport, concurrency: int | None) -> Attribution | str:
     Each repeat of each point at `concurrency` without a shared prefix is one observation: seconds of the run divided
     by requests completed = a x input tokens + b x output tokens + c. Fitted by non-negative least squares on relative
     errors, because the mixes differ in size by more than the noise does. Intervals (95%) are those of weighted least
-    squares over the coefficients that are not at their bound of zero, so they hold lack of fit as well as noise.
+    squares over the coefficients that are not at their bound of zero, so they include lack of fit as well as noise.
 
     Returns: the fit, or the reason why there is none.
     """

@@ -63,7 +63,7 @@ class LoadComparison:
     lo: float | None
     hi: float | None
     verdict: str
-    """cheaper, dearer, or not told apart."""
+    """cheaper, more expensive, or not significantly different."""
 
 
 def compare(baseline: LoadReport, variant: LoadReport, price_ratio: float = 1.0) -> tuple[LoadComparison, ...]:
@@ -94,9 +94,9 @@ def compare_points(baseline: LoadPoint, variant: LoadPoint, price_ratio: float =
     name = baseline.name if baseline.name == variant.name else f"{variant.name} against {baseline.name}"
     half = _welch_half(logs[0], logs[1])
     if half is None:
-        return LoadComparison(name, ratio, None, None, "not told apart: needs at least 2 repeats of both")
+        return LoadComparison(name, ratio, None, None, "not significantly different: needs at least 2 repeats of both")
     lo, hi = math.exp(difference - half), math.exp(difference + half)
-    verdict = "cheaper" if hi < 1 else "dearer" if lo > 1 else "not told apart"
+    verdict = "cheaper" if hi < 1 else "more expensive" if lo > 1 else "not significantly different"
     return LoadComparison(name, ratio, lo, hi, verdict)
 
 
@@ -150,7 +150,7 @@ def fleet_view(
 
     >>> price = Price("l4-24gb", Decimal("0.80"), Decimal("0.80"), "on_demand", "", "2026")
     >>> fleet_view(4.0, (5.0, price), (6.5, price)).verdict
-    'saves nothing now: 1 machine either way; it raises what one machine holds from 5 to 6.5 requests/s'
+    'saves nothing now: 1 machine either way, but one machine carries more: 5 to 6.5 requests/s'
     >>> view = fleet_view(6.0, (5.0, price), (6.5, price))
     >>> view.verdict, view.saving_usd_per_hour
     ('removes 1 of 2 machines', Decimal('0.80'))
@@ -165,7 +165,7 @@ def fleet_view(
         verdict = "costs more" if bill_1 > bill_0 else "saves nothing now"
         verdict += f": {_machines(num_0)} either way" if num_0 == num_1 else f": {num_1} instead of {_machines(num_0)}"
         if theta_1 > theta_0:
-            verdict += f"; it raises what one machine holds from {theta_0:.3g} to {theta_1:.3g} requests/s"
+            verdict += f", but one machine carries more: {theta_0:.3g} to {theta_1:.3g} requests/s"
     elif num_1 < num_0:
         verdict = f"removes {num_0 - num_1} of {_machines(num_0)}"
     else:

@@ -4,8 +4,8 @@ The machine's price per second, divided by what it does in a second, divided by 
 
     usd_per_request = usd_per_hour / (3600 x theta x u)
 
-theta is the largest rate that was measured for the declared mix (at saturation, or the one that holds the SLO), u the
-declared utilisation. A range of prices and the spread of repeated measurements both widen the interval: the lowest
+theta is the largest rate that was measured for the declared mix (at saturation, or the one that meets the SLO), u the
+declared utilization. A range of prices and the spread of repeated measurements both widen the interval: the lowest
 cost is the lowest price at the highest rate.
 
 The same, as published for Llama-3.1-8B on one H100 at 6.98 USD/h: 6,237.6 output tokens/s at saturation are 0.311 USD
@@ -15,7 +15,7 @@ per million output tokens, and FP8 with 8,155.1 is 0.238, 23.5% less:
 >>> round(bf16, 3), round(fp8, 3), round(1 - fp8 / bf16, 3)
 (Decimal('0.311'), Decimal('0.238'), Decimal('0.235'))
 
-On one A100 at 3.67 USD/h FP16 makes 2,906.3 output tokens/s and FP8 2,488.5: FP8 is the dearer one.
+On one A100 at 3.67 USD/h FP16 makes 2,906.3 output tokens/s and FP8 2,488.5: FP8 is the more expensive one.
 
 >>> [round(usd_per_tokens(Decimal("3.67"), rate, num_tokens=1_000_000), 3) for rate in (2906.3, 2488.5)]
 [Decimal('0.351'), Decimal('0.410')]
@@ -76,7 +76,7 @@ def money_per(price: Price, rate: Figure, num: int, utilisation: Decimal = Decim
 
 
 def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_UTILISATION) -> CostReport:
-    """Price a load report: the headline at the declared utilisation, and the peak at saturation.
+    """Price a load report: the headline at the declared utilization, and the peak at saturation.
 
     The headline stands on theta_slo where the scenario found it, or else on the largest throughput that was measured
     for the mix; `basis` says which.
@@ -88,7 +88,7 @@ def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_U
         utilisation: declared share of time at which the machine is busy, in (0, 1].
 
     Raises:
-        ValueError: the utilisation is not in (0, 1].
+        ValueError: the utilization is not in (0, 1].
 
     """
     if not 0 < utilisation <= 1:
@@ -103,7 +103,7 @@ def cost_report(load: LoadReport, price: Price, utilisation: Decimal = DEFAULT_U
     assert requests is not None
     missing: dict[str, str] = {}
     if tokens.lo is None:
-        missing["interval"] = f"{tokens.method}; intervals hold the price's range alone"
+        missing["interval"] = f"{tokens.method}; intervals include only the price's range"
     fitted = attribute(load, best.concurrency)
     if isinstance(fitted, str):
         missing |= dict.fromkeys(("usd_per_1k_input_tokens", "usd_per_1k_output_tokens"), fitted)
@@ -191,7 +191,9 @@ def _fitted_money(
         missing[name] = f"the fit leaves nothing for an {COEFFICIENTS[index]}: not separable from the rest at this load"
         return None
     if interval is None:
-        missing[f"{name}.interval"] = "as many coefficients as observations; the interval holds the price's range alone"
+        missing[f"{name}.interval"] = (
+            "as many coefficients as observations; the interval includes only the price's range"
+        )
     lo, hi = interval or (value, value)
 
     def usd(seconds: float, usd_per_hour: Decimal) -> Decimal:

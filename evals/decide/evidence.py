@@ -23,17 +23,19 @@ class Evidence:
 
 
 def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
-    """Why a lower price is not told apart from the baseline's; empty where it is, or where one repeat has no noise.
+    """Why a lower price is not significantly different from the baseline's.
+
+    Empty where it is, and where there is one repeat only, which shows no variation.
 
     At saturation the 95% interval of the throughputs' ratio (Welch, over the repeats) must leave out 1. Where theta_slo
-    was searched, the rate that held must reach the lowest that failed the baseline.
+    was searched, the rate that met the objective must reach the lowest at which the baseline failed.
     """
     if load.theta_slo is not None and baseline.theta_slo is not None:
         held, failed = load.theta_slo.held_req_per_s, baseline.theta_slo.failed_req_per_s
         if held is None or (failed is not None and held >= failed):
             return ""
-        bound = "no rate failed the baseline" if failed is None else f"the baseline fails from {failed:g} on only"
-        return f"theta_slo is {held:g} requests/s, and {bound}; load.search.tolerance and point_duration_s refine it"
+        bound = "the baseline failed at no rate" if failed is None else f"the baseline fails only from {failed:g} on"
+        return f"theta_slo is {held:g} requests/s, and {bound} (load.search.tolerance and point_duration_s refine it)"
     point, other = headline_point(load), headline_point(baseline)
     if point is None or other is None:
         return ""
@@ -42,21 +44,21 @@ def price_doubt(load: LoadReport, baseline: LoadReport) -> str:
         return ""
     num = len(point.repeats)
     return (
-        f"{found.ratio - 1:+.1%} [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}] over {num} repeats; "
-        f"load.num_repeats={3 * num} tells smaller differences"
+        f"{found.ratio - 1:+.1%} [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}] over {num} repeats "
+        f"(load.num_repeats={3 * num} shows smaller differences)"
     )
 
 
 def measured_apart(load: LoadReport, baseline: LoadReport) -> str:
-    """In words, where hours lie between two measurements of speed; empty where they are of one hour, or do not say.
+    """Says that hours lie between two measurements of speed. Empty where they are of one hour, or do not say.
 
-    The repeats' noise does not hold what a machine does from one hour to another, least of all a shared one.
+    The interval includes run-to-run variation of one session. It does not include what changes on a machine, above all
+    on a shared one, from one hour to another.
     """
-    ended = [one.machine.get("oldest_result_at") for one in (load, baseline)]
-    if None in ended:
+    ours, theirs = load.machine.oldest_result_at, baseline.machine.oldest_result_at
+    if ours is None or theirs is None:
         return ""
-    ours, theirs = (datetime.fromisoformat(str(at)) for at in ended)
-    hours = abs(ours - theirs) / timedelta(hours=1)
+    hours = abs(datetime.fromisoformat(ours) - datetime.fromisoformat(theirs)) / timedelta(hours=1)
     if hours < 1:
         return ""
     return f", their speeds measured {hours:.0f} h apart" if hours < 48 else f", measured {hours / 24:.0f} days apart"
@@ -72,10 +74,10 @@ def worst_latency(load: LoadReport, metric: str) -> float | None:
 def mean_quality(report: QualityReport) -> Estimate | None:
     """Mean over tasks, with the tasks' intervals combined in quadrature.
 
-    None where the scores mean nothing, or where a task was not evaluated: another set of tasks has another mean.
+    None where the scores are not valid, or where a task was not evaluated: another set of tasks has another mean.
     """
     estimates = [result.estimate for result in report.tasks.values()]
-    if report.meaningless or report.not_evaluated or not estimates:
+    if report.quality_invalid_reason or report.not_evaluated or not estimates:
         return None
     k = len(estimates)
     value = sum(one.value for one in estimates) / k

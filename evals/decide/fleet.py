@@ -1,26 +1,21 @@
-"""What a variant changes for a fleet, in words: machines are on the bill, not tokens. Pure.
+"""What a variant changes for a fleet, as text: machines are on the bill, not tokens. Pure.
 
-Below what one machine carries the bill is the same whatever it serves; above it, the variant that carries more needs
+Below what one machine carries, the bill is the same whatever it serves. Above it, the variant that carries more needs
 fewer machines.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from evals.cost.curves import fleet_view
-from evals.decide.evidence import price_doubt
+from evals.decide.evidence import Evidence, price_doubt
 from evals.load.summary import figure, saturating_point
 from evals.types import LoadReport
-
-if TYPE_CHECKING:
-    from evals.decide.evidence import Evidence
 
 
 def machine_rate(load: LoadReport) -> float | None:
     """Requests per second that one machine carries: theta_slo where it was searched, else at saturation.
 
-    None where no rate held the objective, nothing was measured, or the load set the pace itself (a trace).
+    None where no rate met the objective, nothing was measured, or the load set the pace itself (a trace).
     """
     if load.theta_slo is not None:
         return load.theta_slo.held_req_per_s
@@ -31,7 +26,7 @@ def machine_rate(load: LoadReport) -> float | None:
     return None if rate is None else rate.value
 
 
-def fleet_words(baseline: Evidence, variant: Evidence, peak_req_per_s: float | None = None) -> str | None:
+def describe_fleet(baseline: Evidence, variant: Evidence, peak_req_per_s: float | None = None) -> str | None:
     """What serving the variant instead of the baseline saves; at the peak that the fleet must carry, where it is given.
 
     None where one of the two has no rate, or none under the same kind of objective.
@@ -54,4 +49,4 @@ def fleet_words(baseline: Evidence, variant: Evidence, peak_req_per_s: float | N
     else:
         meaning = f"it saves nothing while one machine is enough, and at most {saved:.0%} of a large fleet"
     is_doubtful = saved > 0 and price_doubt(variant.load, baseline.load)
-    return f"{carried}: {meaning}" + (" (the two rates are not told apart)" if is_doubtful else "")
+    return f"{carried}: {meaning}" + (" (the two rates are not significantly different)" if is_doubtful else "")

@@ -3,11 +3,11 @@
 A candidate is dominated when another one costs no more and is no worse, and is better in at least one of the two. A
 candidate whose cost or quality was not measured is never on the frontier: missing is never free, fast or certain.
 
-Measured values carry errors, so membership does too: `analyse` gives each point's probability of being on the frontier,
-a set that holds the true frontier with stated confidence, and the hypervolume with an interval. What to promote does
+Measured values carry errors, so membership does too: `analyze` gives each point's probability of being on the frontier,
+a set that contains the true frontier with stated confidence, and the hypervolume with an interval. What to promote does
 not come from here: that is the cheapest candidate that passed the gate and meets the SLO.
 
-    frontier = analyse(points, np.random.default_rng(0), Resamples(scores, usd_per_1k_tokens))
+    frontier = analyze(points, np.random.default_rng(0), Resamples(scores, usd_per_1k_tokens))
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Frontier:
     probability: tuple[float | None, ...]
     """Share of draws in which the point is not dominated; None where it was not measured."""
     confident: tuple[bool, ...]
-    """Members of a set that holds all of the true frontier with the stated confidence."""
+    """Members of a set that contains all of the true frontier with the stated confidence."""
     hypervolume: Estimate | None
     """Area between the frontier and the reference point, in ln(cost) times quality; None without a measured point."""
     knee: int | None
@@ -93,7 +93,7 @@ class Frontier:
     method: str
 
 
-def analyse(
+def analyze(
     points: Sequence[Point],
     rng: np.random.Generator,
     resamples: Resamples | None = None,
@@ -105,7 +105,7 @@ def analyse(
     """All of the frontier's figures from one set of paired bootstrap draws.
 
     Each draw takes the same item indices for all points (per task; tasks weigh the same) and new repeats of each load
-    test. Points that some other point beats in every possible draw are left out of the drawing: their probability is
+    test. Points that some other point dominates in every possible draw are left out of the draws: their probability is
     zero, and whatever they dominate is dominated by that other point too.
 
     `reference` (cost in USD per 1k tokens, quality) is the corner of the hypervolume; keep it fixed to compare dates.
@@ -152,12 +152,12 @@ def analyse(
     )
 
 
-def epsilon_beaten_by(points: Sequence[Point], eps_quality: float, eps_cost: float) -> list[int | None]:
-    """Per point, the index of the best point that beats it by epsilon, or None.
+def dominating(points: Sequence[Point], eps_quality: float, eps_cost: float) -> list[int | None]:
+    """Per point, the index of the best point that dominates it by epsilon, or None.
 
-    a beats b where quality_a >= quality_b - eps_quality and cost_a <= cost_b (1 - eps_cost): nearly as good, and
-    cheaper by a share that matters. Beating goes down in cost, so no two points beat each other. A point without
-    quality or cost beats none and is beaten by none.
+    a dominates b where quality_a >= quality_b - eps_quality and cost_a <= cost_b (1 - eps_cost): nearly as good, and
+    cheaper by a share that matters. Dominance goes down in cost, so no two points dominate each other. A point without
+    quality or cost dominates none and is dominated by none.
 
     Raises ValueError where eps_cost is not in (0, 1) or eps_quality is negative.
     """
@@ -170,18 +170,18 @@ def epsilon_beaten_by(points: Sequence[Point], eps_quality: float, eps_cost: flo
     is_new = np.concatenate([[True], best[1:] > best[:-1]]) if order.size else np.zeros(0, bool)
     holder = np.maximum.accumulate(np.where(is_new, np.arange(order.size), 0)) if order.size else order
     num_cheaper = np.searchsorted(cost[order], cost * (1 - eps_cost), side="right")
-    beaten: list[int | None] = [None] * len(points)
+    dominated: list[int | None] = [None] * len(points)
     for i in measured:
         k = num_cheaper[i] - 1
         if k >= 0 and best[k] >= quality[i] - eps_quality:
-            beaten[i] = int(order[holder[k]])
-    return beaten
+            dominated[i] = int(order[holder[k]])
+    return dominated
 
 
 def hypervolumes(cost: FloatArray, quality: FloatArray, reference: tuple[float, float]) -> FloatArray:
     """Area that each point set dominates up to the reference (cost, quality), in ln(cost) x quality: (..., n) -> (...).
 
-    Points dearer or worse than the reference add nothing (Zitzler and Thiele 1999).
+    Points more expensive or worse than the reference add nothing (Zitzler and Thiele 1999).
     """
     cost, quality = np.broadcast_arrays(cost, quality)
     order = np.argsort(cost, axis=-1)
@@ -232,8 +232,8 @@ def _can_be_on_frontier(points: Sequence[Point], resamples: Resamples) -> BoolAr
     order = np.argsort(c_hi, kind="stable")
     best = np.maximum.accumulate(q_lo[order])
     num_cheaper = np.searchsorted(c_hi[order], c_lo, side="left")  # strictly cheaper, so never the point itself
-    beaten = (num_cheaper > 0) & (best[np.maximum(num_cheaper - 1, 0)] > q_hi)
-    return np.asarray(~beaten, np.bool_)
+    dominated = (num_cheaper > 0) & (best[np.maximum(num_cheaper - 1, 0)] > q_hi)
+    return np.asarray(~dominated, np.bool_)
 
 
 def _quality_draws(
@@ -251,7 +251,7 @@ def _quality_draws(
         if any(set(t) != set(tasks) for t in tables):
             raise ValueError("all points with scores must have the same tasks")
         means = np.mean([_task_draws(task, [t[task] for t in tables], rng, num_draws) for task in tasks], axis=0)
-        # Row 0 holds the means of all items: the draws are centred on what was reported.
+        # Row 0 holds the means of all items: the draws are centered on what was reported.
         draws[:, paired] = value[paired] + means[1:] - means[0]
     return np.asarray(draws, np.float64)
 
@@ -315,8 +315,8 @@ def _confident(
     order = np.argsort(c_hi, kind="stable")
     best = np.maximum.accumulate(q_lo[order])
     num_cheaper = np.searchsorted(c_hi[order], c_lo, side="left")
-    beaten = (num_cheaper > 0) & (best[np.maximum(num_cheaper - 1, 0)] >= q_hi)
-    return np.asarray(~beaten, np.bool_)
+    dominated = (num_cheaper > 0) & (best[np.maximum(num_cheaper - 1, 0)] >= q_hi)
+    return np.asarray(~dominated, np.bool_)
 
 
 def _simultaneous_half_width(draws: FloatArray, value: FloatArray, error: float) -> FloatArray:

@@ -1,6 +1,6 @@
 """The mathematics under the gate: wealth of bets on differences that are drawn without replacement.
 
-Everything here works on the last axis (items, in the order of their drawing) and on any leading axes (replications), so
+Everything here works on the last axis (items, in sampling order) and on any leading axes (replications), so
 that one sequence in production and a thousand in a simulation run the same code. `evals/gate/gate.py` says what the
 bets are for, proves why they are valid and turns wealth into decisions.
 
@@ -9,7 +9,7 @@ Notation, for item t = 1..N of the order (arrays are 0-based):
     D_t     candidate's score - baseline's score, in [-1, 1]                        given, block by block
     w_t     the weight with which the item was drawn; 1 in the uniform order        Schedule
     R_t     max over the items left of 1 / (N q_t(i)) = sum of w left / (N min w left)   Schedule.reach
-    f_t     the predicted difference of the item drawn; 0 without a forecast         evals/gate/flip_model.py
+    f_t     the predicted difference of the item drawn; 0 without a flip model         evals/gate/flip_model.py
     F_t     sum of what f_t predicts for the items left
     y_t     (D_t - f_t) (min w left) / w_t = (D_t - f_t) / (N q_t R_t), in [-1, 1]   Schedule.shrink * (D - f)
     S_t     D_1 + ... + D_t
@@ -26,14 +26,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evals.gate.flip_model import Forecast, Prediction, make_forecast, no_evidence, predict, sum_of_rest
+from evals.gate.flip_model import FlipModel, Prediction, make_flip_model, no_evidence, predict, sum_of_rest
 
 FloatArray = NDArray[np.float64]
 
 TIE = 1e-9
 """Means closer than this to the boundary count as on it. It covers the rounding of sums of fractional scores."""
 PRIOR_FLIP_RATE = 0.1
-"""Expected before the first answer where nothing is forecast."""
+"""Expected before the first answer where nothing is predicted."""
 SURE = 1e-9
 """Bets are made while |m_t| < 1 - SURE: beyond, rounding would decide."""
 
@@ -61,15 +61,15 @@ class Bets:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is known of an order before any answer: per item, in the order of drawing, shape (..., N)."""
+    """What is known of an order before any answer: per item, in sampling order, shape (..., N)."""
 
     reach: FloatArray
     """R_t > 0."""
     shrink: FloatArray
     """y_t / (D_t - f_t), in (0, 1]."""
     second_moment: FloatArray
-    """E[y_t^2] where nothing is forecast, up to one factor that is learned from the answers."""
-    forecast: Forecast | None = None
+    """E[y_t^2] where nothing is predicted, up to one factor that is learned from the answers."""
+    flip_model: FlipModel | None = None
 
     @property
     def num_items(self) -> int:
@@ -78,24 +78,24 @@ class Schedule:
 
     def block(self, start: int, stop: int) -> Schedule:
         """The items from `start` up to `stop`, 0-based."""
-        forecast = None if self.forecast is None else self.forecast.block(start, stop)
+        flip_model = None if self.flip_model is None else self.flip_model.block(start, stop)
         return Schedule(
-            self.reach[..., start:stop], self.shrink[..., start:stop], self.second_moment[..., start:stop], forecast
+            self.reach[..., start:stop], self.shrink[..., start:stop], self.second_moment[..., start:stop], flip_model
         )
 
     def rows(self, keep: NDArray[np.bool_]) -> Schedule:
         """The replications (one leading axis) where `keep` is true."""
-        forecast = None if self.forecast is None else self.forecast.rows(keep)
-        return Schedule(self.reach[keep], self.shrink[keep], self.second_moment[keep], forecast)
+        flip_model = None if self.flip_model is None else self.flip_model.rows(keep)
+        return Schedule(self.reach[keep], self.shrink[keep], self.second_moment[keep], flip_model)
 
     @property
     def first_second_moment(self) -> FloatArray:
         """(..., 1) E[y_1^2]."""
-        return self.second_moment[..., :1] if self.forecast is None else self.forecast.first_second_moment
+        return self.second_moment[..., :1] if self.flip_model is None else self.flip_model.first_second_moment
 
 
 def make_schedule(weights: FloatArray, ranks: FloatArray | None = None, baseline: FloatArray | None = None) -> Schedule:
-    """Weights (..., N) > 0 in the order of drawing; with the margins' ranks and the baseline's scores, a forecast too.
+    """Weights (..., N) > 0 in sampling order; with the margins' ranks and the baseline's scores, a flip model too.
 
     `ranks` (..., N) in [0, 1], nan where an item has no margin; `baseline` (..., N) in [0, 1].
     """
@@ -104,10 +104,10 @@ def make_schedule(weights: FloatArray, ranks: FloatArray | None = None, baseline
     w_left = sum_of_rest(w)
     w_min = np.minimum.accumulate(w[..., ::-1], axis=-1)[..., ::-1]
     second_moment = PRIOR_FLIP_RATE * w_min**2 / w_left * sum_of_rest(1 / w)
-    forecast = None
+    flip_model = None
     if ranks is not None and baseline is not None:
-        forecast = make_forecast(np.asarray(ranks, np.float64), np.asarray(baseline, np.float64), w)
-    return Schedule(w_left / (w.shape[-1] * w_min), w_min / w, np.maximum(second_moment, 1e-12), forecast)
+        flip_model = make_flip_model(np.asarray(ranks, np.float64), np.asarray(baseline, np.float64), w)
+    return Schedule(w_left / (w.shape[-1] * w_min), w_min / w, np.maximum(second_moment, 1e-12), flip_model)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Carry:
     log_reject: FloatArray
     """Log wealth per bet against "mean D >= -delta"."""
     evidence: FloatArray
-    """Log-likelihoods of the forecast's curves, (2, K, ...)."""
+    """Log-likelihoods of the flip model's curves, (2, K, ...)."""
 
     def rows(self, keep: NDArray[np.bool_]) -> Carry:
         """The replications where `keep` is true."""
@@ -194,10 +194,10 @@ def advance(
 
 
 def prediction(part: Schedule, evidence: FloatArray, differences: FloatArray) -> tuple[Prediction, FloatArray]:
-    """What is predicted before each answer of a block, and the evidence after it (`forecast.predict`)."""
-    if part.forecast is None:
+    """What is predicted before each answer of a block, and the evidence after it (`flip_model.predict`)."""
+    if part.flip_model is None:
         return Prediction(0.0, 0.0, part.second_moment), evidence
-    return predict(part.forecast, evidence, differences)
+    return predict(part.flip_model, evidence, differences)
 
 
 def _log_factor(y: FloatArray, m: FloatArray, bet: FloatArray, max_loss: float) -> FloatArray:
@@ -248,7 +248,7 @@ def verdicts(
 
 
 def confidence_bounds(differences: FloatArray, schedule: Schedule, error: float) -> tuple[float, float]:
-    """Bounds that hold the mean of all N differences with probability 1 - error, whenever one stops.
+    """Bounds that contain the mean of all N differences with probability 1 - error, whenever one stops.
 
     `differences` (n,) are the answers so far, n <= N. The bounds are those means M that neither the wealth against
     "mean <= M" nor that against "mean >= M" has ever rejected at error / 2 (Waudby-Smith and Ramdas 2020, 2024). The

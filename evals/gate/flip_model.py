@@ -13,7 +13,8 @@ is fixed before D_t is seen and lies in [-b_i, 1 - b_i], as D_i does: |D_i - f_t
     E[(D_I - f_t(I)) / (N q_t(I))] + (1/N) sum over the items left of f_t  =  (1/N) sum over the items left of D,
 
 whatever f_t is, so a gate may bet on D - f instead of D (so do Shekhar, Xu, Lipton, Liang and Ramdas, arXiv 2305.06884,
-with side information). A wrong forecast costs items, never validity; a good one leaves p (1 - p) of a second moment p.
+with side information). A wrong flip model costs items, never validity. A good one leaves p (1 - p) of
+a second moment p.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CURVES = (
     *((height, math.inf, 0.04 / 3) for height in (0.01, 0.04, 0.15)),
 )
 """(height, decay, prior weight): the chance of a flip is height exp(-u / decay), u the rank of the item's margin in
-[0, 1]. At no margin at all the answer is a coin's; how far the doubt reaches is what tells the candidates apart. The
+[0, 1]. At no margin at all the answer is a coin's; how far the doubt reaches is what differs between candidates. The
 flat curves are for margins that say nothing: they take over when the answers show it."""
 _PRIORS = np.array([prior for _, _, prior in CURVES])
 LEAST_CHANCE = 0.003
@@ -42,8 +43,8 @@ NUM_GROUPS = 2
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What is known before the first answer; items in the order of drawing, on the last axis.
+class FlipModel:
+    """What is known before the first answer; items in sampling order, on the last axis.
 
     Shapes: K curves, N items, any leading axes "..." between them.
     """
@@ -59,16 +60,16 @@ class Forecast:
     most_ahead: FloatArray
     """(..., N) the largest sum that the predictions of the items left can have."""
 
-    def block(self, start: int, stop: int) -> Forecast:
+    def block(self, start: int, stop: int) -> FlipModel:
         """The items from `start` up to `stop`, 0-based."""
         return self._cut(lambda array: array[..., start:stop])
 
-    def rows(self, keep: NDArray[np.bool_]) -> Forecast:
+    def rows(self, keep: NDArray[np.bool_]) -> FlipModel:
         """The replications (one leading axis) where `keep` is true."""
         return self._cut(lambda array: array[..., keep, :])
 
-    def _cut(self, cut: Callable[[FloatArray], FloatArray]) -> Forecast:
-        return Forecast(*map(cut, (self.chance, self.effect, self.ahead, self.spread, self.most_ahead)))
+    def _cut(self, cut: Callable[[FloatArray], FloatArray]) -> FlipModel:
+        return FlipModel(*map(cut, (self.chance, self.effect, self.ahead, self.spread, self.most_ahead)))
 
     @property
     def first_second_moment(self) -> FloatArray:
@@ -77,8 +78,8 @@ class Forecast:
         return first
 
 
-def make_forecast(ranks: FloatArray, baseline: FloatArray, weights: FloatArray) -> Forecast:
-    """A forecast from what is known of the items; each (..., N) in the order of drawing.
+def make_flip_model(ranks: FloatArray, baseline: FloatArray, weights: FloatArray) -> FlipModel:
+    """A flip model from what is known of the items; each (..., N) in sampling order.
 
     `ranks` of the margins in [0, 1], nan where an item has none; the `baseline`'s scores in [0, 1]; the `weights` > 0
     with which items are drawn.
@@ -91,7 +92,7 @@ def make_forecast(ranks: FloatArray, baseline: FloatArray, weights: FloatArray) 
     least_left = np.minimum.accumulate(weights[..., ::-1], axis=-1)[..., ::-1]
     variance = effect**2 * chance * (1 - chance) / weights
     spread = sum_of_rest(groups * variance) * (least_left**2 / weight_left)
-    return Forecast(
+    return FlipModel(
         chance,
         effect,
         sum_of_rest(groups * (effect * chance)),
@@ -123,10 +124,10 @@ class Prediction:
     """E[y_t^2]."""
 
 
-def predict(part: Forecast, evidence: FloatArray, differences: FloatArray) -> tuple[Prediction, FloatArray]:
+def predict(part: FlipModel, evidence: FloatArray, differences: FloatArray) -> tuple[Prediction, FloatArray]:
     """The predictions for a block of differences (..., T), and the log-likelihoods (2, K, ...) after it.
 
-    `part` is the forecast of this block, `evidence` the log-likelihoods before it. The prediction for an answer uses
+    `part` is the flip model of this block, `evidence` the log-likelihoods before it. The prediction for an answer uses
     those before it only.
     """
     flipped = np.minimum(np.abs(differences), 1.0)

@@ -6,7 +6,7 @@ undecided, and one may look as often as one likes.
 
     order = uniform_order(num_items, rng)                                  # or guided: evals/gate/ordering.py
     gate = Gate(num_items, delta=0.02, alpha=0.05)
-    while gate.state.decision is Decision.UNDECIDED:
+    while gate.state.decision is Verdict.UNDECIDED:
         gate.update(differences(candidate_scores, baseline_scores))        # of the next block of `order`
     gate.confidence_sequence()
 
@@ -25,10 +25,10 @@ The test. H0: (1/N) sum D <= -delta (a tie is not a pass). S_t = D_1 + ... + D_t
     give the uniform case back. A bad guide costs items, never validity. (Importance-weighted bets of risk-limiting
     audits: Waudby-Smith, Stark and Ramdas, "RiLACS", arXiv 2107.11323; Shekhar, Xu, Lipton, Liang and Ramdas,
     "Risk-limiting financial audits via weighted sampling without replacement", arXiv 2305.06884.)
-    Forecast. With f_t(i) the difference that is predicted for item i before D_t is seen, and F_t its sum over the items
+    Flip model. With f_t(i) the difference predicted for item i before D_t is seen, and F_t its sum over the items
     left, Z_t = (D_t - f_t(I_t)) / (N q_t(I_t)) has conditional mean (sum of D left - F_t) / N, so that
     m_t = -(delta + (S_{t-1} + F_t) / N) / R_t; y_t = Z_t / R_t stays in [-1, 1], since D and f lie in [-b, 1 - b] for a
-    baseline's score b. The rest stands as it is: a bad forecast costs items, never validity (evals/gate/flip_model.py).
+    baseline's score b. The rest does not change: a bad flip model costs items, never validity (see flip_model.py).
     Mixture. A weighted mean of such wealths is one again (evals/gate/betting.py: edges of half a margin to sixteen, bet
     by Kelly's rule with the flips' second moment learned from the past).
     Rejection. The mirror wealth, against "(1/N) sum D >= -delta", fails the candidate at 1/beta: a candidate that is
@@ -71,7 +71,7 @@ REJECT_BETS = Bets(edges=(1.0, 4.0, 16.0), weights=(0.36, 0.61, 0.03), prior_ite
 """One margin is the edge of "no loss" (accept) and of "worse by 2 delta" (reject); the rest is tuned."""
 
 
-class Decision(StrEnum):
+class Verdict(StrEnum):
     """What the gate says."""
 
     UNDECIDED = "undecided"
@@ -84,14 +84,14 @@ class Decision(StrEnum):
 class GateState:
     """Where a gate stands after a block."""
 
-    decision: Decision
+    decision: Verdict
     reason: str
     """"e-value", "certain" (the items left cannot change it), "exact" (all items), "budget", or empty."""
     num_items: int
     """Items whose answers the gate has seen."""
     num_items_total: int
     decided_at: int | None
-    """The item (from 1) at which the decision fell; a block may hold later ones."""
+    """The item (from 1) at which the decision fell; a block may contain later ones."""
     log_e_pass: float
     """Log e-value against "worse by delta or more"; `inf` where the pass is certain, `-inf` where the fail is."""
     log_e_fail: float
@@ -99,7 +99,7 @@ class GateState:
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """The e-processes item by item, for a plot: arrays (num_items,)."""
 
     log_e_pass: FloatArray
@@ -109,7 +109,7 @@ class Course:
 
 
 class Gate:
-    """One task's gate; feed it the differences in the order of drawing. Same input, same state: it holds no clock."""
+    """One task's gate; feed it the differences in sampling order. Same input, same state: it has no clock."""
 
     def __init__(
         self,
@@ -128,9 +128,9 @@ class Gate:
     ) -> None:
         """A gate over `num_items` items with margin `delta` (a share: 0.02 is 2 points).
 
-        `order_weights` (num_items,) are those of a guided order, in the order of drawing; None is the uniform order.
+        `order_weights` (num_items,) are those of a guided order, in sampling order; None is the uniform order.
         The `ranks` of the baseline's margins (in [0, 1]; None: no margin) and the `baseline`'s scores, in the same
-        order, make a forecast of the answers; it needs both. `stop_early=False` decides by all items alone, as
+        order, make a flip model of the answers; it needs both. `stop_early=False` decides by all items alone, as
         `gate=full` does.
 
         Raises ValueError where a parameter is out of its range.
@@ -142,7 +142,7 @@ class Gate:
         weights = np.ones(num_items) if order_weights is None else np.asarray(order_weights, np.float64)
         if weights.shape != (num_items,) or not np.all(np.isfinite(weights) & (weights > 0)):
             raise ValueError(f"order_weights must be {num_items} positive numbers")
-        known = _check_forecast(num_items, ranks, baseline)
+        known = _check_flip_model(num_items, ranks, baseline)
         if self.max_items < 1:
             raise ValueError(f"max_items must be at least 1, not {max_items}")
         # As typed: 0.07 of 100 items is 7, while 0.07 * 100 in floating point is more.
@@ -152,7 +152,7 @@ class Gate:
         self._carry = betting.start(accept_bets, reject_bets)
         self._blocks: list[FloatArray] = []
         self._paths: list[betting.Path] = []
-        self._state = GateState(Decision.UNDECIDED, "", 0, num_items, None, 0.0, 0.0)
+        self._state = GateState(Verdict.UNDECIDED, "", 0, num_items, None, 0.0, 0.0)
 
     @property
     def state(self) -> GateState:
@@ -160,7 +160,7 @@ class Gate:
         return self._state
 
     def update(self, block: Sequence[float] | FloatArray) -> GateState:
-        """Feed the differences of the next items, in the order of drawing.
+        """Feed the differences of the next items, in sampling order.
 
         Raises ValueError where a difference is not in [-1, 1] or not possible beside the baseline's score, or there are
         more of them than items left.
@@ -191,22 +191,22 @@ class Gate:
             at_end = used + 1 + np.arange(codes.size) == self.num_items
             codes = np.where(at_end, codes, betting.UNDECIDED).astype(np.int8)
         old = self._state
-        verdict = _Verdict(old.decision, old.reason, old.decided_at)
-        if verdict.decision is Decision.UNDECIDED:
+        verdict = _FirstVerdict(old.decision, old.reason, old.decided_at)
+        if verdict.decision is Verdict.UNDECIDED:
             verdict = _first_verdict(codes, used, self.num_items)
         sure = _first_verdict(np.where(codes >= betting.SURE_ACCEPT, codes, 0), used, self.num_items)
-        if sure.decision not in (Decision.UNDECIDED, verdict.decision):
+        if sure.decision not in (Verdict.UNDECIDED, verdict.decision):
             verdict = sure
         now = used + codes.size
-        if verdict.decision is Decision.UNDECIDED and not self._can_pass(float(path.total[-1]), now, log_pass):
-            verdict = _Verdict(Decision.FUTILE, "budget", now)
+        if verdict.decision is Verdict.UNDECIDED and not self._can_pass(float(path.total[-1]), now, log_pass):
+            verdict = _FirstVerdict(Verdict.FUTILE, "budget", now)
         return GateState(verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at, log_pass, log_fail)
 
     def _can_pass(self, total: float, used: int, log_pass: float) -> bool:
         """Whether gains on all items that are left within the budget would pass the candidate.
 
         No factor of any bet exceeds 1 + c (1 - m) / (1 + m), which falls as m grows, and m is smallest when all D = 1
-        and the forecast expects every wrong answer to be won.
+        and the flip model expects every wrong answer to be won.
         """
         left = self.max_items - used
         if self.max_items == self.num_items:
@@ -217,29 +217,29 @@ class Gate:
         if best_total[-1] + 1 - self._boundary > self.num_items - self.max_items:
             return True
         part = self._schedule.block(used, self.max_items)
-        ahead = 0.0 if part.forecast is None else part.forecast.most_ahead
+        ahead = 0.0 if part.flip_model is None else part.flip_model.most_ahead
         m = (self._boundary - best_total - ahead) / (self.num_items * part.reach)
         m = np.clip(m, -1 + betting.SURE, 1 - betting.SURE)
         largest = np.log1p(self._bets[0].max_loss * (1 - m) / (1 + m)).sum()
         return bool(log_pass + largest >= math.log(1 / self.alpha)) and self.stop_early
 
     def _check_possible(self, d: FloatArray, used: int) -> None:
-        forecast = self._schedule.forecast
-        if forecast is None:
+        flip_model = self._schedule.flip_model
+        if flip_model is None:
             return
-        part = forecast.block(used, used + d.size)
+        part = flip_model.block(used, used + d.size)
         score = np.where(part.effect < 0, -part.effect, 1 - part.effect)
         wrong = np.flatnonzero((d < -score - 1e-9) | (d > 1 - score + 1e-9))
         if wrong.size:
             i = int(wrong[0])
             raise ValueError(f"item {used + i + 1} of the order: a difference of {d[i]} from a baseline's {score[i]}")
 
-    def course(self) -> Course:
+    def trajectory(self) -> Trajectory:
         """The e-processes and the estimate after each item so far."""
         if not self._paths:
             empty = np.zeros(0)
-            return Course(empty, empty, empty)
-        return Course(
+            return Trajectory(empty, empty, empty)
+        return Trajectory(
             np.concatenate([p.log_accept for p in self._paths]),
             np.concatenate([p.log_reject for p in self._paths]),
             self._estimates(np.concatenate(self._blocks), self._predicted()),
@@ -296,28 +296,28 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    decision: Decision
+class _FirstVerdict:
+    decision: Verdict
     reason: str
     decided_at: int | None
 
 
-def _first_verdict(codes: NDArray[np.int8], used: int, num_items: int) -> _Verdict:
+def _first_verdict(codes: NDArray[np.int8], used: int, num_items: int) -> _FirstVerdict:
     if not codes.any():
-        return _Verdict(Decision.UNDECIDED, "", None)
+        return _FirstVerdict(Verdict.UNDECIDED, "", None)
     first = int((codes != betting.UNDECIDED).argmax())
     code, at = int(codes[first]), used + first + 1
-    decision = Decision.PASS if code in (betting.E_ACCEPT, betting.SURE_ACCEPT) else Decision.FAIL
+    decision = Verdict.PASS if code in (betting.E_ACCEPT, betting.SURE_ACCEPT) else Verdict.FAIL
     if code in (betting.E_ACCEPT, betting.E_REJECT):
-        return _Verdict(decision, "e-value", at)
-    return _Verdict(decision, "exact" if at == num_items else "certain", at)
+        return _FirstVerdict(decision, "e-value", at)
+    return _FirstVerdict(decision, "exact" if at == num_items else "certain", at)
 
 
-def _check_forecast(
+def _check_flip_model(
     num_items: int, ranks: Sequence[float | None] | FloatArray | None, baseline: Sequence[float] | FloatArray | None
 ) -> tuple[FloatArray | None, FloatArray | None]:
     if (ranks is None) != (baseline is None):
-        raise ValueError("a forecast needs both the margins' ranks and the baseline's scores")
+        raise ValueError("a flip model needs both the margins' ranks and the baseline's scores")
     if ranks is None or baseline is None:
         return None, None
     known = np.array([math.nan if rank is None else rank for rank in ranks], np.float64)
@@ -356,7 +356,7 @@ def differences(candidate: Sequence[float | None], baseline: Sequence[float | No
 class Combined:
     """All tasks' gates together."""
 
-    decision: Decision
+    decision: Verdict
     because: str
     """The task that failed or is futile; empty otherwise."""
     log_e_pass: float
@@ -372,13 +372,13 @@ def combine(states: Mapping[str, GateState]) -> Combined:
     """
     if not states:
         raise ValueError("no task, so there is nothing to decide")
-    undecided = tuple(task for task, state in states.items() if state.decision is Decision.UNDECIDED)
+    undecided = tuple(task for task, state in states.items() if state.decision is Verdict.UNDECIDED)
     log_e_pass = min(state.log_e_pass for state in states.values())
-    for bad in (Decision.FAIL, Decision.FUTILE):
+    for bad in (Verdict.FAIL, Verdict.FUTILE):
         for task, state in states.items():
             if state.decision is bad:
                 return Combined(bad, task, log_e_pass, undecided)
-    return Combined(Decision.UNDECIDED if undecided else Decision.PASS, "", log_e_pass, undecided)
+    return Combined(Verdict.UNDECIDED if undecided else Verdict.PASS, "", log_e_pass, undecided)
 
 
 def best_of_k_level(alpha: float, num_candidates: int) -> float:

@@ -1,7 +1,7 @@
 """The order in which a gate asks its items: uniform, or guided to where answers can flip.
 
 Why: two models differ where the baseline was unsure. On PIQA the tenth of the items of smallest margin (best minus
-second log-likelihood of the baseline) held 30% flips under INT8 and 46% under AWQ, the upper half less than 1%. A gate
+second log-likelihood of the baseline) had 30% flips under INT8 and 46% under AWQ, the upper half less than 1%. A gate
 that draws such items first, weighs its bets (`evals/gate/gate.py`) and bets on what the margins do not foretell
 (`evals/gate/flip_model.py`) needs fewer items for the same guarantee.
 

@@ -4,12 +4,12 @@ A candidate is asked the items of each task in one order that is drawn beforehan
 task's gate (`evals/gate/gate.py`) sees the differences to the baseline's scores. The tasks take turns; the first one
 that fails ends the evaluation, and so does the last one that passes.
 
-    drawings = draw_orders(baseline_tasks, rule, seed=0)
-    evaluation = SequentialEvaluation(drawings, scores_of(baseline_tasks), rule)
+    orders = draw_orders(baseline_tasks, rule, seed=0)
+    evaluation = SequentialEvaluation(orders, scores_of(baseline_tasks), rule)
     while (block := evaluation.next_block()) is not None:
         evaluation.feed(block.task, [ask(item) for item in block.item_ids])
 
-`replay` gives the same gates from recorded outcomes: a decision needs no more than what a report holds.
+`replay` gives the same gates from recorded outcomes: a decision needs no more than a report.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import numpy as np
 from core.errors import ConfigError, closest
 from core.files import digest_json
 from evals.gate.betting import confidence_bounds, make_schedule
-from evals.gate.gate import Combined, Decision, Gate, GateState, combine, differences
+from evals.gate.gate import Combined, Gate, GateState, Verdict, combine, differences
 from evals.gate.ordering import guide_weights, guided_order, margin, uniform_order
-from evals.types import Drawing, Estimate, TaskResult
+from evals.types import Estimate, SamplingOrder, TaskResult
 
 ORDERS = ("guided", "uniform")
 Scores = Mapping[int, float | None]
@@ -65,29 +65,29 @@ class Block:
     item_ids: tuple[int, ...]
 
 
-def uniform_drawing(task: str, item_ids: Sequence[int], seed: int) -> Drawing:
+def uniform_sampling_order(task: str, item_ids: Sequence[int], seed: int) -> SamplingOrder:
     """A seeded uniform permutation of the items; the task's name is part of the seed."""
     order = uniform_order(len(item_ids), _generator(task, seed))
-    return Drawing("uniform", tuple(int(item_ids[i]) for i in order))
+    return SamplingOrder("uniform", tuple(int(item_ids[i]) for i in order))
 
 
-def draw_order(task: str, baseline: TaskResult, rule: GateRule, seed: int) -> Drawing:
+def draw_order(task: str, baseline: TaskResult, rule: GateRule, seed: int) -> SamplingOrder:
     """The order for one task, from the baseline's outcomes alone.
 
-    Where the baseline has not answered every item yet, its own uniform drawing is kept, so that the same items come
+    Where the baseline has not answered every item yet, its own uniform order is kept, so that the same items come
     first.
     """
-    if baseline.drawing is not None and not baseline.is_complete:
-        return baseline.drawing
+    if baseline.sampling_order is not None and not baseline.is_complete:
+        return baseline.sampling_order
     items = sorted(baseline.items, key=lambda item: item.item_id)
     ids, margins = [item.item_id for item in items], [margin(item.loglikelihoods, item.target) for item in items]
     costs = [float(item.num_tokens or 0) for item in items]
     has_costs = all(cost > 0 for cost in costs)
     if rule.order == "uniform" or not (has_costs or any(m is not None for m in margins)):
-        return uniform_drawing(task, ids, seed)
+        return uniform_sampling_order(task, ids, seed)
     guide = guide_weights(margins, costs if has_costs else None)
     order = guided_order(guide.weights, _generator(task, seed))
-    return Drawing(
+    return SamplingOrder(
         "guided",
         tuple(ids[i] for i in order),
         tuple(guide.weights[order].tolist()),
@@ -95,7 +95,7 @@ def draw_order(task: str, baseline: TaskResult, rule: GateRule, seed: int) -> Dr
     )
 
 
-def draw_orders(baseline: Mapping[str, TaskResult], rule: GateRule, seed: int) -> dict[str, Drawing]:
+def draw_orders(baseline: Mapping[str, TaskResult], rule: GateRule, seed: int) -> dict[str, SamplingOrder]:
     """The orders of all tasks that decide.
 
     Raises:
@@ -115,19 +115,19 @@ def scores_of(tasks: Mapping[str, TaskResult]) -> dict[str, dict[int, float | No
     return {name: {item.item_id: item.score for item in result.items} for name, result in tasks.items()}
 
 
-def make_gate(drawing: Drawing, task: str, rule: GateRule, baseline: Scores) -> Gate:
-    """The gate of one task. It forecasts answers where the order is guided and the baseline's scores are all there."""
-    is_guided = drawing.order == "guided"
-    can_forecast = is_guided and bool(drawing.ranks) and all(item_id in baseline for item_id in drawing.item_ids)
-    scores = [baseline[item_id] for item_id in drawing.item_ids] if can_forecast else []
+def make_gate(order: SamplingOrder, task: str, rule: GateRule, baseline: Scores) -> Gate:
+    """The gate of one task. It predicts answers where the order is guided and the baseline's scores are all there."""
+    is_guided = order.kind == "guided"
+    can_predict = is_guided and bool(order.ranks) and all(item_id in baseline for item_id in order.item_ids)
+    scores = [baseline[item_id] for item_id in order.item_ids] if can_predict else []
     return Gate(
-        len(drawing.item_ids),
+        len(order.item_ids),
         rule.deltas[task],
         alpha=rule.alpha,
         beta=rule.beta,
-        order_weights=drawing.weights if is_guided else None,
-        ranks=drawing.ranks if can_forecast else None,
-        baseline=[1.0 if score is None else score for score in scores] if can_forecast else None,
+        order_weights=order.weights if is_guided else None,
+        ranks=order.ranks if can_predict else None,
+        baseline=[1.0 if score is None else score for score in scores] if can_predict else None,
         max_items=rule.max_items,
         stop_early=rule.stop_early,
     )
@@ -135,9 +135,9 @@ def make_gate(drawing: Drawing, task: str, rule: GateRule, baseline: Scores) -> 
 
 @dataclass
 class SequentialEvaluation:
-    """The tasks' gates and what each of them has been fed. Same scores, same blocks: it holds no clock."""
+    """The tasks' gates and what each of them has been fed. Same scores, same blocks: it has no clock."""
 
-    drawings: Mapping[str, Drawing]
+    orders: Mapping[str, SamplingOrder]
     baseline: Mapping[str, Scores]
     rule: GateRule
     gates: dict[str, Gate] = field(init=False)
@@ -145,7 +145,7 @@ class SequentialEvaluation:
 
     def __post_init__(self) -> None:
         self.gates = {
-            task: make_gate(drawing, task, self.rule, self.baseline[task]) for task, drawing in self.drawings.items()
+            task: make_gate(order, task, self.rule, self.baseline[task]) for task, order in self.orders.items()
         }
 
     @property
@@ -160,32 +160,32 @@ class SequentialEvaluation:
 
     def next_block(self, among: Iterable[str] | None = None) -> Block | None:
         """The next block of an undecided task, in turns; None when decided, or when the baseline lacks answers."""
-        allowed = set(self.drawings if among is None else among)
+        allowed = set(self.orders if among is None else among)
         ready = [task for task in self._undecided() if task in allowed and self._is_answered(*self._reach(task))]
         if not ready:
             return None
-        tasks = list(self.drawings)
+        tasks = list(self.orders)
         task = min(ready, key=lambda name: (tasks.index(name) - self._turn) % len(tasks))
         self._turn = (tasks.index(task) + 1) % len(tasks)
         used = self.gates[task].state.num_items
-        return Block(task, self.drawings[task].item_ids[used : self._reach(task)[1]])
+        return Block(task, self.orders[task].item_ids[used : self._reach(task)[1]])
 
     def feed(self, task: str, scores: Sequence[float | None]) -> GateState:
-        """The candidate's scores of the task's next items, in the order of drawing; None: could not be scored."""
+        """The candidate's scores of the task's next items, in sampling order; None: could not be scored."""
         used = self.gates[task].state.num_items
-        ids = self.drawings[task].item_ids[used : used + len(scores)]
+        ids = self.orders[task].item_ids[used : used + len(scores)]
         return self.gates[task].update(differences(list(scores), [self.baseline[task][item_id] for item_id in ids]))
 
     def _undecided(self) -> tuple[str, ...]:
         combined = self.combined
-        return combined.undecided if combined.decision is Decision.UNDECIDED else ()
+        return combined.undecided if combined.decision is Verdict.UNDECIDED else ()
 
     def _reach(self, task: str) -> tuple[str, int]:
         gate = self.gates[task]
         return task, min(gate.state.num_items + self.rule.block_items, gate.max_items)
 
     def _is_answered(self, task: str, size: int) -> bool:
-        ids = self.drawings[task].item_ids[self.gates[task].state.num_items : size]
+        ids = self.orders[task].item_ids[self.gates[task].state.num_items : size]
         return all(item_id in self.baseline[task] for item_id in ids)
 
 
@@ -199,16 +199,18 @@ def replay(
     stays undecided.
     """
     known = scores_of(baseline)
-    drawings = {task: _recorded_drawing(candidate.get(task) or baseline[task]) for task in rule.deltas}
-    evaluation = SequentialEvaluation(drawings, known, rule)
+    orders = {task: _recorded_order(candidate.get(task) or baseline[task]) for task in rule.deltas}
+    evaluation = SequentialEvaluation(orders, known, rule)
     for task in rule.deltas:
-        if task in candidate and candidate[task].drawing is None:  # no random order: only all items together count
+        if (
+            task in candidate and candidate[task].sampling_order is None
+        ):  # no random order: only all items together count
             evaluation.gates[task] = make_gate(
-                drawings[task], task, replace(rule, stop_early=False, max_items=None), known[task]
+                orders[task], task, replace(rule, stop_early=False, max_items=None), known[task]
             )
     for task, scores in scores_of({name: candidate[name] for name in rule.deltas if name in candidate}).items():
-        asked = [item_id for item_id in drawings[task].item_ids if item_id in scores and item_id in known[task]]
-        if tuple(asked) == drawings[task].item_ids[: len(asked)]:
+        asked = [item_id for item_id in orders[task].item_ids if item_id in scores and item_id in known[task]]
+        if tuple(asked) == orders[task].item_ids[: len(asked)]:
             evaluation.feed(task, [scores[item_id] for item_id in asked])
     return evaluation
 
@@ -216,7 +218,7 @@ def replay(
 def estimate_after_stopping(
     candidate: TaskResult, baseline: TaskResult, gate: Gate, confidence: float = 0.95
 ) -> Estimate:
-    """The candidate's mean score over all planned items, with an interval that holds whenever one stops.
+    """The candidate's mean score over all planned items, with an interval that is valid whenever one stops.
 
     It is the baseline's mean score plus the gate's estimate of the difference. Where the baseline has not answered all
     items (uniform order), it is the mean of the candidate's own scores with their confidence sequence. Items without a
@@ -237,8 +239,8 @@ def estimate_after_stopping(
     return Estimate(value, min(lo, value), max(hi, value), len(scores), num_unscored, method)
 
 
-def _recorded_drawing(result: TaskResult) -> Drawing:
-    return result.drawing or Drawing("uniform", tuple(sorted(item.item_id for item in result.items)))
+def _recorded_order(result: TaskResult) -> SamplingOrder:
+    return result.sampling_order or SamplingOrder("uniform", tuple(sorted(item.item_id for item in result.items)))
 
 
 def _generator(task: str, seed: int) -> np.random.Generator:

@@ -27,7 +27,7 @@ COUNTERS = (
     "gpu_energy_j",
     "cpu_energy_j",
 )
-"""Shares and utilisations are in [0, 1]. A hit or an acceptance is counted in tokens."""
+"""Shares and utilizations are in [0, 1]. A hit or an acceptance is counted in tokens."""
 
 UNAVAILABLE = {
     "prefix_cache_hit_share": "the server looked up no prefix (prefix caching is off, or it tells nothing)",

@@ -1,7 +1,7 @@
 """What a load scenario measures: points, repeats and limits, checked before anything starts. Pure.
 
 A scenario is a list of points, and for two kinds a search that adds points as it learns: `sweep` raises the
-concurrency until the throughput is flat, `slo` looks for the largest Poisson rate that holds a latency objective.
+concurrency until the throughput is flat, `slo` searches the largest Poisson rate that meets a latency objective.
 
 >>> scenario = from_config({"name": "one", "num_repeats": 2, "points": [
 ...     {"concurrency": 1, "input_tokens": 128, "output_tokens": 64, "num_requests": 3}]})
@@ -84,7 +84,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class SloSearch:
-    """Look for theta_slo, the largest Poisson rate at which the objective holds, by bisection."""
+    """Search theta_slo, the largest Poisson rate that meets the objective, by bisection."""
 
     input_tokens: int
     output_tokens: int
@@ -99,7 +99,7 @@ class SloSearch:
     min_requests: int = 30
     max_requests: int = 2000
     tolerance: float = 0.1
-    """The search ends when the failing rate is at most this share above the holding one."""
+    """The search ends when the failing rate is at most this share above the rate that meets the objective."""
     max_points: int = 8
     """Most load points, the first one included."""
 
@@ -172,10 +172,10 @@ def from_config(config: Mapping[str, Any]) -> LoadScenario:
     return scenario
 
 
-def load_words(scenario: LoadScenario) -> str:
+def describe_load(scenario: LoadScenario) -> str:
     """What a scenario measures, in a line.
 
-    >>> load_words(from_config({"name": "slo", "search": {
+    >>> describe_load(from_config({"name": "slo", "search": {
     ...     "input_tokens": 128, "output_tokens": 64, "slo_ttft_p99_s": 2.0}}))
     'slo: bisection for the largest Poisson rate with p99 TTFT <= 2 s, at most 8 points; 3 repeats each'
     """
@@ -210,7 +210,7 @@ def _check_scenario(scenario: LoadScenario) -> None:
         )
 
 
-def _point(field: str, raw: Any) -> PointSpec:
+def _point(field: str, raw: Mapping[str, object]) -> PointSpec:
     point = _part(field, raw, PointSpec)
     assert point is not None
     if point.trace is not None:
@@ -222,7 +222,7 @@ def _point(field: str, raw: Any) -> PointSpec:
     return point
 
 
-def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
+def _part(field: str, raw: object, kind: type[PartT]) -> PartT | None:
     """A nested dataclass from a mapping; every number in it must be positive, whole where the field is."""
     if raw is None:
         return None
@@ -243,24 +243,24 @@ def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
     return kind(**raw)
 
 
-def _mix(value: Any) -> tuple[int, int]:
+def _mix(value: object) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(item, int) for item in value):
         raise ConfigError(f"load.mix: {value!r} is not [input_tokens, output_tokens]")
     return int(value[0]), int(value[1])
 
 
-def _known_keys(field: str, raw: Mapping[str, Any], kind: type) -> None:
+def _known_keys(field: str, raw: Mapping[str, object], kind: type) -> None:
     known = [item.name for item in dataclasses.fields(kind)]
     for key in raw:
         if key not in known:
             raise ConfigError(f"{field}.{key}: unknown key{closest(key, known)}; known: {', '.join(known)}")
 
 
-def _at_least(field: str, value: Any, least: int) -> None:
+def _at_least(field: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{field}: {value!r} is not a whole number of at least {least}")
 
 
-def _positive(field: str, value: Any) -> None:
+def _positive(field: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{field}: {value!r} is not a number above 0")

@@ -17,7 +17,7 @@ BRACKET = 8.0
 HEADROOM = 1.2
 """The search's upper end is the capacity times this: a closed loop can be a little slower than the server can be."""
 MAX_FAILED_SHARE = 0.01
-"""An objective on the 99th percentile does not hold when more than this share of requests fails."""
+"""An objective on the 99th percentile is not met when more than this share of requests fails."""
 
 
 def next_points(scenario: LoadScenario, measured: Sequence[LoadPoint]) -> tuple[PointSpec, ...]:
@@ -92,8 +92,8 @@ def next_of_search(search: SloSearch, measured: Sequence[LoadPoint]) -> PointSpe
     """The next rate of the bisection (on the logarithm), or None at its end.
 
     The first point is a closed loop: its rate is the capacity. The bracket is [capacity / 8, capacity x 1.2], so that 5
-    halvings bring the ends to within 8% of each other: 6 points in all. Where nothing in the bracket holds, its lower
-    end is tried at last.
+    halvings bring the ends to within 8% of each other: 6 points in all. Where no rate in it meets the objective,
+    its lower end comes last.
     """
     first = capacity_point(search)
     capacity = _capacity(search, measured)
@@ -122,9 +122,9 @@ def theta_slo(search: SloSearch, measured: Sequence[LoadPoint]) -> ThetaSlo:
     if not tested:
         reason = "the server completed no request"
     elif held is None:
-        reason = f"no tested rate holds the objective; the lowest was {min(rate for rate, _ in tested):g} requests/s"
+        reason = f"no tested rate meets the objective, the lowest was {min(rate for rate, _ in tested):g} requests/s"
     elif failed is None:
-        reason = "every tested rate holds the objective: theta_slo is at least this"
+        reason = "every tested rate meets the objective: theta_slo is at least this"
     else:
         reason = ""
     num_points = len(tested) + (_capacity(search, measured) is not None)
@@ -137,7 +137,7 @@ def round_rate(rate: float) -> float:
 
 
 def _tested(search: SloSearch, measured: Sequence[LoadPoint]) -> list[tuple[float, bool]]:
-    """Every Poisson rate of the search's mix, and whether it held."""
+    """Every Poisson rate of the search's mix, and whether it met the objective."""
     return [
         (point.request_rate, holds(point, search.slo))
         for point in measured

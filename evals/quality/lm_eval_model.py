@@ -1,6 +1,6 @@
-"""lm-eval's `local-completions` model with an interview and an answer cache in front of its requests.
+"""lm-eval's `local-completions` model with an item selection and an answer cache in front of its requests.
 
-lm-eval hands over all requests of all tasks at once; the interview says which items to ask next. A block's items are
+lm-eval hands over all requests of all tasks at once; the selection says which items to ask next. A block's items are
 scored with the task's own filters and metric (on copies; lm-eval scores everything again at the end), so that a gate
 can look at them. Requests of items that are never asked are answered with NaN; those items are left out of the
 outcomes.
@@ -17,30 +17,31 @@ from typing import Any
 from core.errors import ConfigError
 from evals.gate.sequential import Block
 from evals.quality.answers import AnswerCache, request_digest
-from evals.quality.selection import Interview, ItemId
+from evals.quality.messages import Answer, Leaf, QualityJob, Request, Sample
+from evals.quality.selection import ItemId, ItemSelection
 
 BLOCK = 128
 """Requests sent between two writes of the answer cache."""
-Places = Mapping[str, tuple[Any, str, list[ItemId]]]
+Places = Mapping[str, tuple[Leaf, str, list[ItemId]]]
 """Per leaf name: lm-eval's task, the name it was asked for by, and the item id of each `doc_id`."""
-Ask = Callable[[list[Any]], list[Any]]
+Ask = Callable[[list[Request]], list[Answer]]
 """Sends requests to the server and returns its answers, one each."""
 
 
-class Interviewed:
-    """What stands before lm-eval's `loglikelihood` and `generate_until`: the interview, and the answer cache."""
+class SelectedRequests:
+    """What stands before lm-eval's `loglikelihood` and `generate_until`: the selection, and the answer cache."""
 
-    def __init__(self, cache: AnswerCache, interview: Interview, places: Places) -> None:
-        self.cache, self.interview, self.places = cache, interview, places
+    def __init__(self, cache: AnswerCache, selection: ItemSelection, places: Places) -> None:
+        self.cache, self.selection, self.places = cache, selection, places
         self.failures: dict[str, str] = {}
 
-    def answer(self, kind: str, requests: list[Any], ask: Ask) -> list[Any]:
+    def answer(self, kind: str, requests: list[Request], ask: Ask) -> list[Answer]:
         """An answer for every request, in order; those of items that are not asked stand for nothing."""
         keys = [request_digest(kind, request.args) for request in requests]
         rows: dict[tuple[str, ItemId], list[int]] = {}
         for row, request in enumerate(requests):
             rows.setdefault(item_of(request, self.places), []).append(row)
-        answers: dict[str, Any] = {}
+        answers: dict[str, Answer] = {}
 
         def fetch(task: str, item_ids: tuple[ItemId, ...]) -> None:
             mine = (row for item_id in item_ids for row in rows.get((task, item_id), ()))
@@ -48,14 +49,14 @@ class Interviewed:
 
         tasks = {task for task, _ in rows}
         self.check_kinds(tasks)
-        progress(self.interview)
-        while (block := self.interview.next_block(tasks)) is not None:
+        progress(self.selection)
+        while (block := self.selection.next_block(tasks)) is not None:
             fetch(block.task, block.item_ids)
-            if self.interview.is_gated(block.task):
-                self.interview.feed(block, self.scores(block, rows, requests, keys, answers))
-            progress(self.interview)
+            if self.selection.is_gated(block.task):
+                self.selection.feed(block, self.scores(block, rows, requests, keys, answers))
+            progress(self.selection)
         for task in tasks:  # items with requests of two kinds were handed out when the first kind was asked
-            fetch(task, tuple(self.interview.asked(task)))
+            fetch(task, tuple(self.selection.asked(task)))
         failed = (math.nan, False) if kind == "loglikelihood" else ""
         return [answers.get(key, failed) for key in keys]
 
@@ -67,12 +68,12 @@ class Interviewed:
 
         """
         for leaf, task, _ in self.places.values():
-            if task not in tasks or not self.interview.is_gated(task):
+            if task not in tasks or not self.selection.is_gated(task):
                 continue
             if len({one.request_type for one in leaf.instances}) > 1:
                 raise ConfigError(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
 
-    def fetch(self, wanted: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
+    def fetch(self, wanted: Mapping[str, Request], ask: Ask) -> dict[str, Answer]:
         """Answers by request digest: from the cache, or from the server, stored block by block."""
         found = self.cache.get(wanted)
         todo = [(key, request) for key, request in wanted.items() if key not in found | self.failures]
@@ -82,7 +83,7 @@ class Interviewed:
             found.update(fresh)
         return found
 
-    def ask_block(self, block: list[tuple[str, Any]], ask: Ask) -> dict[str, Any]:
+    def ask_block(self, block: list[tuple[str, Request]], ask: Ask) -> dict[str, Answer]:
         """Ask the server; where a block fails, one by one, so that each failure is known by its request."""
         try:
             return dict(zip([key for key, _ in block], ask([request for _, request in block]), strict=True))
@@ -90,7 +91,7 @@ class Interviewed:
             if len(block) == 1:
                 self.failures[block[0][0]] = f"the server gave no answer: {root_cause(error)}"
                 return {}
-            answers: dict[str, Any] = {}
+            answers: dict[str, Answer] = {}
             for one in block:
                 answers.update(self.ask_block([one], ask))
             if not answers:
@@ -101,9 +102,9 @@ class Interviewed:
         self,
         block: Block,
         rows: Mapping[tuple[str, ItemId], list[int]],
-        requests: list[Any],
+        requests: list[Request],
         keys: list[str],
-        answers: Mapping[str, Any],
+        answers: Mapping[str, Answer],
     ) -> list[float | None]:
         """The scores of a block's items; None where the server gave no answer."""
         scores: list[float | None] = []
@@ -116,9 +117,9 @@ class Interviewed:
             scores.append(item_score(leaf, [requests[row] for row in mine], [answers[keys[row]] for row in mine]))
         return scores
 
-    def num_tokens(self, kind: str, sample: Mapping[str, Any], encode: Callable[[str], Sequence[int]]) -> int | None:
+    def num_tokens(self, kind: str, sample: Sample, encode: Callable[[str], Sequence[int]]) -> int | None:
         """Prompt and answer tokens of an item's requests; None where nobody will draw by them."""
-        if self.interview.evaluation is not None:
+        if self.selection.evaluation is not None:
             return None
         texts = [args[0] + (args[1] if kind == "loglikelihood" else "") for args in sample["arguments"]]
         if kind == "generate_until":
@@ -126,32 +127,32 @@ class Interviewed:
         return sum(len(encode(text)) for text in texts)
 
 
-def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Interview, places: Places) -> Any:
-    """lm-eval's model of a job, with the interview before it. lm-eval is imported here."""
+def cached_model(job: QualityJob, cache: AnswerCache, selection: ItemSelection, places: Places) -> Any:
+    """lm-eval's model of a job, with the selection before it. lm-eval is imported here."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    asked = Interviewed(cache, interview, places)
+    asked = SelectedRequests(cache, selection, places)
 
-    class InterviewedCompletions(LocalCompletionsAPI):  # type: ignore[misc]
-        interviewed = asked
+    class SelectingCompletions(LocalCompletionsAPI):  # type: ignore[misc]
+        selected = asked
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        def loglikelihood(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             ask = super().loglikelihood
             answers = asked.answer("loglikelihood", requests, lambda part: ask(part, disable_tqdm=True))
-            return [tuple(answer) for answer in answers]
+            return [answer if isinstance(answer, str) else tuple(answer) for answer in answers]
 
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        def generate_until(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             ask = super().generate_until
             return asked.answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True))
 
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        def loglikelihood_rolling(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             raise ConfigError(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
 
-        def num_tokens(self, kind: str, sample: Mapping[str, Any]) -> int | None:
+        def num_tokens(self, kind: str, sample: Sample) -> int | None:
             return asked.num_tokens(kind, sample, self.tok_encode)
 
     target = job["target"]
-    return InterviewedCompletions(
+    return SelectingCompletions(
         model=target["model_name"],
         base_url=f"{target['url']}/v1/completions",
         tokenizer=target["tokenizer"],
@@ -163,18 +164,18 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, interview: Intervie
     )
 
 
-def item_of(request: Any, places: Places) -> tuple[str, ItemId]:
+def item_of(request: Request, places: Places) -> tuple[str, ItemId]:
     """The task and the item that a request belongs to. lm-eval's `doc_id` counts the chosen items of a leaf."""
     _, task, ids = places[request.task_name]
     return task, ids[request.doc_id]
 
 
-def item_score(leaf: Any, requests: list[Any], answers: list[Any]) -> float:
+def item_score(leaf: Leaf, requests: list[Request], answers: list[Answer]) -> float:
     """An item's score as lm-eval's evaluator computes it: the task's filters, then its metric.
 
     `requests` are all of the item's; a request that is repeated stands there several times.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, Request] = {}
     for request, answer in zip(requests, answers, strict=True):
         one = copies.setdefault(id(request), copy.copy(request))
         if one.resps is request.resps:
@@ -188,14 +189,14 @@ def item_score(leaf: Any, requests: list[Any], answers: list[Any]) -> float:
     return score_in_unit(metrics, primary_metric(leaf, list(metrics)))
 
 
-def primary_metric(leaf: Any, reported: list[str]) -> str:
+def primary_metric(leaf: Leaf, reported: list[str]) -> str:
     """The task's first metric: what its items are scored by."""
     listed = [entry["metric"] for entry in leaf.config.metric_list or []]
     names = [name if isinstance(name, str) else name.__name__ for name in listed]
     return next((name for name in names if name in reported), reported[0])
 
 
-def score_in_unit(metrics: Mapping[str, Any], metric: str) -> float:
+def score_in_unit(metrics: Mapping[str, object], metric: str) -> float:
     """An item's score.
 
     Raises:
@@ -203,7 +204,7 @@ def score_in_unit(metrics: Mapping[str, Any], metric: str) -> float:
 
     """
     try:
-        score = float(metrics[metric])
+        score = float(metrics[metric])  # type: ignore[arg-type]
     except (TypeError, ValueError):
         score = math.nan
     if not 0 <= score <= 1:
@@ -218,7 +219,7 @@ def root_cause(error: BaseException) -> str:
     return f"{type(inner).__name__}: {str(inner).splitlines()[0] if str(inner) else ''}"
 
 
-def progress(interview: Interview) -> None:
+def progress(selection: ItemSelection) -> None:
     """Tell the parent process how far we are, in items."""
-    sys.stdout.write(f"PROGRESS {interview.num_asked} {interview.num_items}\n")
+    sys.stdout.write(f"PROGRESS {selection.num_asked} {selection.num_items}\n")
     sys.stdout.flush()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
 from core.errors import ToolError
 from core.files import digest_json, write_atomic
 from core.jobs import LOCAL, Job, Launcher
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
@@ -22,7 +22,8 @@ from evals.gate.sequential import (
     scores_of,
 )
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
-from evals.quality.selection import revive_drawing
+from evals.quality.messages import Outcomes, RawTask, TaskSpec
+from evals.quality.selection import sampling_order_from_json
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
 
@@ -50,9 +51,9 @@ class Tools:
     """What an evaluation works with, whatever it asks."""
 
     python: Path
-    """Interpreter of the environment that holds lm-eval."""
+    """Interpreter of the environment that has lm-eval."""
     answers: Path
-    """The answer cache's file; answers that it holds are not asked again."""
+    """The answer cache's file; answers in it are not asked again."""
     embedded_data: Path | None
     """The unpacked `hf_datasets/` folder, for `source=embedded`."""
     on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -68,7 +69,7 @@ def run_suite(
     folder: Path,
     tools: Tools,
     *,
-    meaningless: str = "",
+    quality_invalid_reason: str = "",
     first_items: int | None = None,
 ) -> QualityReport:
     """Ask every item of a suite.
@@ -78,7 +79,7 @@ def run_suite(
         suite: what to ask.
         folder: where the task files, the log and the raw result go.
         tools: lm-eval's environment, the answer cache, the data.
-        meaningless: why the scores say nothing, if they do not.
+        quality_invalid_reason: why the scores say nothing, if they do not.
         first_items: ask only so many items of each task, the first of its seeded uniform order; more later on cost
             only the new ones.
 
@@ -87,7 +88,7 @@ def run_suite(
 
     """
     raw = _run_worker(target, suite, folder, tools, {"first_items": first_items})
-    return report(raw["tasks"], suite, meaningless)
+    return report(raw["tasks"], suite, quality_invalid_reason)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def run_gated_suite(
     baseline: QualityReport,
     rule: GateRule,
     extend_baseline: Callable[[int], QualityReport] | None = None,
-    meaningless: str = "",
+    quality_invalid_reason: str = "",
 ) -> GatedReports:
     """Ask a candidate block by block until its gates have decided.
 
@@ -120,7 +121,7 @@ def run_gated_suite(
         rule: margins, levels, order.
         extend_baseline: asks the baseline the first n items of each task and returns its report; needed where the
             baseline has not answered every item. n at least doubles each time.
-        meaningless: why the scores say nothing, if they do not.
+        quality_invalid_reason: why the scores say nothing, if they do not.
 
     Raises:
         ConfigError: the rule names a task that is not in the suite.
@@ -128,21 +129,21 @@ def run_gated_suite(
 
     """
     while True:
-        drawings = draw_orders(baseline.tasks, rule, suite.seed)
+        orders = draw_orders(baseline.tasks, rule, suite.seed)
         scores = {
-            task: baseline_scores for task, baseline_scores in scores_of(baseline.tasks).items() if task in drawings
+            task: baseline_scores for task, baseline_scores in scores_of(baseline.tasks).items() if task in orders
         }
-        gate = {"rule": asdict(rule), "drawings": drawings, "baseline": scores}
+        gate = {"rule": asdict(rule), "orders": orders, "baseline": scores}
         raw = _run_worker(target, suite, folder, tools, {"gate": gate})
         needed = max(raw["items_needed"].values(), default=0)
         if not needed:
-            return GatedReports(gated_report(raw["tasks"], suite, baseline, rule, meaningless), baseline)
+            return GatedReports(gated_report(raw["tasks"], suite, baseline, rule, quality_invalid_reason), baseline)
         if extend_baseline is None:
             raise ToolError(f"the baseline answered too few items: {raw['items_needed']} are needed")
         baseline = extend_baseline(max(needed, 2 * max(len(result.items) for result in baseline.tasks.values())))
 
 
-def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, Any]) -> dict[str, Any]:
+def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, object]) -> Outcomes:
     tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
         "target": target,
@@ -175,18 +176,24 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
         environment=environment,
         gpus=0,
     )
-    return tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile)
+    return cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
 
 
-def report(outcomes: Mapping[str, Any], suite: Suite, meaningless: str = "") -> QualityReport:
+def report(outcomes: Mapping[str, RawTask], suite: Suite, quality_invalid_reason: str = "") -> QualityReport:
     """The worker's outcomes as a report. Pure."""
-    return QualityReport({name: _task_result(name, raw, suite) for name, raw in outcomes.items()}, meaningless)
+    return QualityReport(
+        {name: _task_result(name, raw, suite) for name, raw in outcomes.items()}, quality_invalid_reason
+    )
 
 
 def gated_report(
-    outcomes: Mapping[str, Any], suite: Suite, baseline: QualityReport, rule: GateRule, meaningless: str = ""
+    outcomes: Mapping[str, RawTask],
+    suite: Suite,
+    baseline: QualityReport,
+    rule: GateRule,
+    quality_invalid_reason: str = "",
 ) -> QualityReport:
-    """The report of an evaluation that may have stopped: what was not asked is named, intervals hold at any stop."""
+    """The report of an evaluation that may have stopped early. It names what was not asked."""
     tasks = {name: _task_result(name, raw, suite) for name, raw in outcomes.items() if raw["items"]}
     evaluation = replay(tasks, baseline.tasks, rule)
     for name, result in tasks.items():
@@ -194,17 +201,17 @@ def gated_report(
             estimate = estimate_after_stopping(result, baseline.tasks[name], evaluation.gates[name])
             tasks[name] = replace(result, estimate=estimate)
     reason = _ended_by(evaluation)
-    return QualityReport(tasks, meaningless, {name: reason for name in outcomes if name not in tasks})
+    return QualityReport(tasks, quality_invalid_reason, {name: reason for name in outcomes if name not in tasks})
 
 
 def _ended_by(evaluation: SequentialEvaluation) -> str:
     combined = evaluation.combined
-    if combined.decision in (Decision.FAIL, Decision.FUTILE):
+    if combined.decision in (Verdict.FAIL, Verdict.FUTILE):
         return f"not evaluated: {combined.because} had ended the evaluation ({combined.decision})"
     return "not evaluated"
 
 
-def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
+def _task_result(name: str, raw: RawTask, suite: Suite) -> TaskResult:
     items = tuple(
         ItemOutcome(
             item_id=item["item_id"],
@@ -228,19 +235,19 @@ def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
         "prompts": raw["prompts_digest"],
         "suite": {"num_concurrent": suite.num_concurrent, "apply_chat_template": suite.apply_chat_template},
     }
-    drawing = raw.get("drawing")
+    order = raw.get("sampling_order")
     return TaskResult(
         task=name,
         metric=raw["metric"],
         estimate=mean_estimate([item.score for item in items]),
-        drawing=None if drawing is None else revive_drawing(drawing),
+        sampling_order=None if order is None else sampling_order_from_json(order),
         items=items,
         num_items_total=raw["num_items_total"],
         settings_digest=digest_json(settings),
     )
 
 
-def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> dict[str, str]:
+def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> TaskSpec:
     if suite.source == "files":
         return {"name": name, "path": str(suite.files[name])}
     if suite.source != "embedded" or tools.embedded_data is None:

@@ -9,9 +9,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.gate.gate import Decision
-from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_drawing
-from evals.types import Drawing
+from evals.gate.gate import Verdict
+from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_sampling_order
+from evals.quality.messages import QualityJob
+from evals.types import SamplingOrder
 
 ItemId = int
 PLAIN_BLOCK_ITEMS = 64
@@ -19,12 +20,12 @@ PLAIN_BLOCK_ITEMS = 64
 
 
 @dataclass
-class Interview:
+class ItemSelection:
     """Hands out blocks of items and remembers which were asked."""
 
     plain: dict[str, list[ItemId]]
     """Items to ask of each task without a gate, in this order."""
-    drawings: dict[str, Drawing] = field(default_factory=dict)
+    orders: dict[str, SamplingOrder] = field(default_factory=dict)
     """The order of each task of which not all items may be asked."""
     evaluation: SequentialEvaluation | None = None
     """The gates; their tasks are asked first."""
@@ -55,9 +56,9 @@ class Interview:
         """The items asked so far, in this order."""
         return self._asked.get(task, {}).keys()
 
-    def drawing(self, task: str) -> Drawing | None:
+    def sampling_order(self, task: str) -> SamplingOrder | None:
         """The task's order; None where every item is asked anyway."""
-        return self.drawings.get(task)
+        return self.orders.get(task)
 
     def check_score(self, task: str, item_id: ItemId, score: float | None) -> None:
         """The score that the gate saw is the one that lm-eval reports at the end."""
@@ -86,7 +87,7 @@ class Interview:
 
     def _plain_block(self, among: Collection[str]) -> Block | None:
         if self.evaluation is not None and (
-            self.evaluation.combined.decision in (Decision.FAIL, Decision.FUTILE) or self.items_needed
+            self.evaluation.combined.decision in (Verdict.FAIL, Verdict.FUTILE) or self.items_needed
         ):
             return None
         for task, ids in self.plain.items():
@@ -96,24 +97,26 @@ class Interview:
         return None
 
 
-def make_interview(job: Mapping[str, Any], items: Mapping[str, list[ItemId]]) -> Interview:
-    """The interview of a job: `items` are all chosen items of each task."""
+def make_selection(job: QualityJob, items: Mapping[str, list[ItemId]]) -> ItemSelection:
+    """The selection of a job: `items` are all chosen items of each task."""
     gate, first = job.get("gate"), job.get("first_items")
     if gate is None and first is None:
-        return Interview(dict(items))
+        return ItemSelection(dict(items))
     if gate is None:
-        drawings = {task: uniform_drawing(task, ids, job["seed"]) for task, ids in items.items()}
-        return Interview({task: list(drawn.item_ids[:first]) for task, drawn in drawings.items()}, drawings)
-    drawings = {task: revive_drawing(raw) for task, raw in gate["drawings"].items()}
-    for task, drawn in drawings.items():
-        assert sorted(drawn.item_ids) == sorted(items[task]), f"{task}: the drawing holds other items than the suite"
+        orders = {task: uniform_sampling_order(task, ids, job["seed"]) for task, ids in items.items()}
+        return ItemSelection({task: list(drawn.item_ids[:first]) for task, drawn in orders.items()}, orders)
+    orders = {task: sampling_order_from_json(raw) for task, raw in gate["orders"].items()}
+    for task, drawn in orders.items():
+        assert sorted(drawn.item_ids) == sorted(items[task]), (
+            f"{task}: the sampling order has other items than the suite"
+        )
     baseline = {
         task: {int(item_id): score for item_id, score in scores.items()} for task, scores in gate["baseline"].items()
     }
-    evaluation = SequentialEvaluation(drawings, baseline, GateRule(**gate["rule"]))
-    return Interview({task: ids for task, ids in items.items() if task not in drawings}, drawings, evaluation)
+    evaluation = SequentialEvaluation(orders, baseline, GateRule(**gate["rule"]))
+    return ItemSelection({task: ids for task, ids in items.items() if task not in orders}, orders, evaluation)
 
 
-def revive_drawing(raw: Mapping[str, Any]) -> Drawing:
-    """A drawing from its JSON form."""
-    return Drawing(raw["order"], *(tuple(raw.get(name, ())) for name in ("item_ids", "weights", "ranks")))
+def sampling_order_from_json(raw: Mapping[str, Any]) -> SamplingOrder:
+    """A sampling order from its JSON form."""
+    return SamplingOrder(raw["kind"], *(tuple(raw.get(name, ())) for name in ("item_ids", "weights", "ranks")))

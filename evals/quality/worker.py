@@ -1,7 +1,7 @@
 """The process that asks lm-eval's questions: `core.jobs` calls `work`.
 
 Task definitions, prompts, requests and scores are lm-eval's own (`simple_evaluate`, called once with all tasks). Ours
-is what stands between lm-eval and the server: which items are asked, in which order and how many (`interview`), the
+is what stands between lm-eval and the server: which items are asked, in which order and how many (`selection`), the
 answer cache, and what is kept of every item. Progress goes to standard output as lines `PROGRESS done total`.
 """
 
@@ -15,14 +15,15 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from core.files import digest_json
 from evals.quality.answers import AnswerCache, request_digest
-from evals.quality.lm_eval_model import cached_model, primary_metric, score_in_unit
-from evals.quality.selection import ItemId, make_interview
+from evals.quality.lm_eval_model import Places, cached_model, primary_metric, score_in_unit
+from evals.quality.messages import Leaf, Outcomes, QualityJob, RawItem, RawTask, Sample, ScoredItem, TaskSpec, Texts
+from evals.quality.selection import make_selection
 
 TEXT_CHARS = 400
 """Characters kept of a question's end, and of each answer choice."""
@@ -33,8 +34,7 @@ class NamedTask:
     """A task that was asked for by name: one lm-eval task, or all leaves of a group such as mmlu."""
 
     name: str
-    leaves: list[Any]
-    """lm-eval Task objects."""
+    leaves: list[Leaf]
     sizes: list[int]
     """Items in each leaf's evaluation split."""
 
@@ -44,7 +44,7 @@ class NamedTask:
         return [0, *itertools.accumulate(self.sizes)][:-1]
 
 
-def work(job: dict[str, Any]) -> dict[str, Any]:
+def work(job: QualityJob) -> Outcomes:
     """Evaluate all tasks of a job: their outcomes.
 
     Raises:
@@ -54,8 +54,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     tasks = [load_task(spec) for spec in job["tasks"]]
     chosen = {task.name: choose_items(task, job["num_items"], job["seed"]) for task in tasks}
     with AnswerCache(Path(job["answers"]), job["target"]["digest"]) as cache:
-        interview = make_interview(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
-        model = cached_model(job, cache, interview, places(tasks, chosen))
+        selection = make_selection(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
+        model = cached_model(job, cache, selection, places(tasks, chosen))
         wait_until_it_answers(job["target"]["url"])
         return evaluate(tasks, chosen, model, job)
 
@@ -72,7 +72,7 @@ def wait_until_it_answers(url: str) -> None:
             time.sleep(0.2)
 
 
-def load_task(spec: dict[str, str]) -> NamedTask:
+def load_task(spec: TaskSpec) -> NamedTask:
     """Load a task by its file (`path`) or by its stock name."""
     from lm_eval.tasks import TaskManager
 
@@ -100,9 +100,7 @@ def item_ids(task: NamedTask, chosen: list[list[int]]) -> list[int]:
     return [start + index for start, ids in zip(task.starts, chosen, strict=True) for index in ids]
 
 
-def places(
-    tasks: Iterable[NamedTask], chosen: Mapping[str, list[list[int]]]
-) -> dict[str, tuple[Any, str, list[ItemId]]]:
+def places(tasks: Iterable[NamedTask], chosen: Mapping[str, list[list[int]]]) -> Places:
     """Per leaf name: lm-eval's task, the name it was asked for by, and the item id of each of lm-eval's `doc_id`s."""
     return {
         leaf.task_name: (leaf, task.name, [start + index for index in ids])
@@ -111,9 +109,7 @@ def places(
     }
 
 
-def evaluate(
-    tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], model: Any, job: dict[str, Any]
-) -> dict[str, Any]:
+def evaluate(tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], model: Any, job: QualityJob) -> Outcomes:
     """Ask, score, and return the outcomes per task."""
     from lm_eval import simple_evaluate
 
@@ -130,18 +126,18 @@ def evaluate(
     )
     assert results is not None
     outcomes = {task.name: outcome_of(task, results, model) for task in tasks}
-    return {"tasks": outcomes, "items_needed": model.interviewed.interview.items_needed}
+    return {"tasks": outcomes, "items_needed": model.selected.selection.items_needed}
 
 
-def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
+def outcome_of(task: NamedTask, results: Any, model: Any) -> RawTask:
     """One task's items and settings. lm-eval's own figures are kept where every item was asked."""
     leaves = [leaf for leaf in task.leaves if leaf.task_name in results["samples"]]
     first = leaves[0].task_name
     sample = results["samples"][first][0]
     metric, filter_name = primary_metric(leaves[0], sample["metrics"]), sample["filter"]
-    interview = model.interviewed.interview
-    asked = interview.asked(task.name)
-    items: dict[int, dict[str, Any]] = {}
+    selection = model.selected.selection
+    asked = selection.asked(task.name)
+    items: dict[int, RawItem] = {}
     prompts: list[list[str]] = []
     for leaf, start in zip(task.leaves, task.starts, strict=True):
         samples = [one for one in results["samples"].get(leaf.task_name, ()) if one["filter"] == filter_name]
@@ -150,15 +146,15 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
             prompts.append([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]])
             if item_id in asked:
                 items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
-                interview.check_score(task.name, item_id, items[item_id]["score"])
-                if interview.is_flip(task.name, item_id, items[item_id]["score"]):
-                    items[item_id] |= texts_of(sample)
+                selection.check_score(task.name, item_id, items[item_id]["score"])
+                if selection.is_flip(task.name, item_id, items[item_id]["score"]):
+                    items[item_id] = {**items[item_id], **texts_of(sample)}
     is_complete = len(items) == len(prompts)
     return {
         "metric": metric,
         "filter": filter_name,
         "items": [items[item_id] for item_id in asked],
-        "drawing": interview.drawing(task.name),
+        "sampling_order": selection.sampling_order(task.name),
         "num_items_total": sum(task.sizes),
         "lm_eval": {leaf.task_name: numbers(results["results"][leaf.task_name]) for leaf in leaves if is_complete},
         "prompts_digest": digest_json(prompts),
@@ -167,14 +163,14 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
     }
 
 
-def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any]:
+def item_of(sample: Sample, metric: str, model: Any) -> ScoredItem:
     """What is kept of one item, in the form of `evals.types.ItemOutcome`."""
     responses = sample["filtered_resps"]
     is_loglikelihood = bool(responses) and isinstance(responses[0], (tuple, list))
     scores = [float(response[0]) for response in responses] if is_loglikelihood else []
     kind = "loglikelihood" if is_loglikelihood else "generate_until"
     keys = [request_digest(kind, args) for args in sample["arguments"]]
-    failures = model.interviewed.failures
+    failures = model.selected.failures
     reasons = [failures[key] for key in keys if key in failures]
     answer = str(int(np.argmax(scores))) if is_loglikelihood and not reasons else "" if reasons else str(responses[0])
     target = sample["target"]
@@ -189,18 +185,18 @@ def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any
     }
 
 
-def texts_of(sample: Mapping[str, Any]) -> dict[str, Any]:
+def texts_of(sample: Sample) -> Texts:
     """What a person needs to judge an item on which two models differ."""
     arguments = sample["arguments"]
     choices = [args[1].strip()[:TEXT_CHARS] for args in arguments if isinstance(args[1], str)]
     return {"question": arguments[0][0][-TEXT_CHARS:].strip(), "choices": choices}
 
 
-def numbers(results: Mapping[str, Any]) -> dict[str, float]:
+def numbers(results: Mapping[str, object]) -> dict[str, float]:
     """The numeric entries of lm-eval's own result table."""
     return {key: value for key, value in results.items() if is_number(value)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -4,11 +4,10 @@
     parsimony budgets list
     parsimony budgets alerts                 # send what is due: log, webhook, e-mail
 
-A run reserves its estimate's upper end before it starts, in one transaction over all budgets it falls under; a
-reservation that would pass a limit is rejected, never cut to the rest. Charges draw on the hold as they are recorded,
-so committed spend + live holds <= limit at every instant while runs stay within what they reserved; one that needs more
-asks with `extend` and must stop on a no. A hold without heartbeat expires. (Reserving in one step answers the race of
-litellm#34732 and #40095, where concurrent requests pass a budget that each alone respects.)
+A run reserves its estimate's upper end before it starts, in one transaction over all budgets that it falls under. A
+reservation that would pass a limit is rejected, never reduced to the rest. Charges draw on the reservation as they are
+recorded, so spend + live reservations <= limit at every instant while runs stay within what they reserved. A run that
+needs more asks for it, and stops if that is refused. A reservation without heartbeat expires.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def _parser() -> Parser:
     define.add_argument("--period", default="month", help=f"one of {', '.join(PERIODS)} (default: month)")
     for name in SCOPES:
         define.add_argument(f"--{name.replace('_', '-')}", help="only charges with this tag (default: all)")
-    action_parser(actions, "list", "every budget: limit, spent, held, left")
+    action_parser(actions, "list", "every budget: limit, spent, reserved, left")
     action_parser(actions, "alerts", "send the alerts that are due")
     return commands
 
@@ -50,7 +49,7 @@ def main(arguments: list[str]) -> int:
     for budget in Budgets(ledger).status():
         print(
             f"{budget.name}: {budget.scope}; {budget.period} from {budget.period_start.date()}: limit "
-            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, held {usd_text(budget.held_usd)}, left "
-            f"{usd_text(budget.left_usd)} USD"
+            f"{usd_text(budget.limit_usd)}, spent {usd_text(budget.spent_usd)}, reserved "
+            f"{usd_text(budget.reserved_usd)}, left {usd_text(budget.left_usd)} USD"
         )
     return 0

@@ -1,26 +1,27 @@
 """Budgets that cannot be passed, not even by two runs at once.
 
 A run reserves its estimate's upper end before it starts, in one transaction over all budgets it falls under; a
-reservation that would pass a limit is rejected, never cut to the rest. Charges draw on the hold as they are recorded,
-so committed spend + live holds <= limit at every instant while runs stay within what they reserved; one that needs more
-asks with `extend` and must stop on a no. A hold without heartbeat expires. (Reserving in one step answers the race of
-litellm#34732 and #40095, where concurrent requests pass a budget that each alone respects.)
+reservation that would pass a limit is rejected, never reduced to the rest. Charges draw on the reservation as they are
+recorded, so spend + live reservations <= limit at every instant while runs stay within what they reserved. A run that
+needs more asks with `extend`, and must stop if that is refused. A reservation without heartbeat expires. (Reserving in
+one step answers the race of litellm#34732 and #40095, where requests at once pass a budget that each alone respects.)
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from core.errors import ConfigError, UserError, closest
-from finops.errors import BudgetExceededError, HoldError
+from finops.errors import BudgetExceededError, ReservationError
 from finops.ledger import schema
+from finops.ledger.database import Row
 from finops.ledger.ledger import Ledger, utc_now
 from finops.ledger.spend import PERIODS, SCOPES, matching_budgets, note_alerts, period_bounds, spent_in_period
 from finops.money import from_pico, from_us, to_pico, to_us, usd_text
@@ -28,18 +29,18 @@ from finops.money import from_pico, from_us, to_pico, to_us, usd_text
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-HOLD_TTL_S = 120.0
+RESERVATION_TTL_S = 120.0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A budget and how it stands in the current period. A scope that is None holds for every value."""
+    """A budget and its state in the current period. A scope that is None covers every value."""
 
     name: str
     period: str
     limit_usd: Decimal
     spent_usd: Decimal
-    held_usd: Decimal
+    reserved_usd: Decimal
     period_start: datetime
     period_end: datetime
     team: str | None = None
@@ -49,7 +50,7 @@ class Budget:
     @property
     def left_usd(self) -> Decimal:
         """What can still be reserved."""
-        return self.limit_usd - self.spent_usd - self.held_usd
+        return self.limit_usd - self.spent_usd - self.reserved_usd
 
     @property
     def scope(self) -> str:
@@ -59,7 +60,7 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Hold:
+class Reservation:
     """A reservation. Give its id to the run's charges; settle or release it once."""
 
     id: str
@@ -137,23 +138,23 @@ class Budgets:
         """Every budget as it stands in its current period, by name."""
         table = schema.budgets
         with self._database.write() as connection:
-            # Locked: the first look at a period adds up its charges, and none may be booked meanwhile. The time is
-            # told after the wait for the lock: a hold that expired meanwhile has made room for another one.
+            # Locked: the first read of a period adds up its charges, and none may be booked meanwhile. The time is
+            # read after the wait for the lock: a reservation that expired meanwhile has made room for another one.
             rows = connection.execute(sa.select(table).order_by(table.c.id).with_for_update()).all()
             now = self._now(connection)
             return sorted((self._status(connection, row, now) for row in rows), key=lambda item: item.name)
 
-    def _status(self, connection: Connection, row: Any, now: datetime) -> Budget:
+    def _status(self, connection: Connection, row: Row, now: datetime) -> Budget:
         _, spent, _ = spent_in_period(connection, self._database, row, now)
         start, end = period_bounds(row.period, now)
         return Budget(
             row.name, row.period, from_pico(row.limit_pico), from_pico(spent),
-            from_pico(self._held(connection, row.id, to_us(now))), start, end,
+            from_pico(self._reserved(connection, row.id, to_us(now))), start, end,
             row.team, row.environment, row.model_family,
         )  # fmt: skip
 
-    def _held(self, connection: Connection, budget_id: int, now_us: int) -> int:
-        """What live holds still keep of a budget, in any period: a run may go on into the next one."""
+    def _reserved(self, connection: Connection, budget_id: int, now_us: int) -> int:
+        """What live reservations still take of a budget, in any period: a run may go on into the next one."""
         holds, links = schema.holds, schema.hold_budgets
         rest = sa.case((holds.c.used_pico < holds.c.amount_pico, holds.c.amount_pico - holds.c.used_pico), else_=0)
         query = (
@@ -164,13 +165,13 @@ class Budgets:
         return sum(int(value) for value in connection.execute(query).scalars())
 
     def reserve(
-        self, run_id: str, amount_usd: Decimal, tags: Mapping[str, str], *, ttl_s: float = HOLD_TTL_S,
+        self, run_id: str, amount_usd: Decimal, tags: Mapping[str, str], *, ttl_s: float = RESERVATION_TTL_S,
         require_budget: bool = False,
-    ) -> Hold:  # fmt: skip
-        """Hold an amount in every budget that a run with these tags falls under, or none of it.
+    ) -> Reservation:  # fmt: skip
+        """Reserve an amount in every budget that a run with these tags falls under, or in none.
 
         Raises `BudgetExceededError` (exit code 4) that lists each budget it would pass. With `require_budget` a run
-        that falls under no budget is refused; else it gets a hold that limits nothing.
+        that falls under no budget is refused. Without it the run gets a reservation that limits nothing.
         """
         amount = to_pico(amount_usd, "reservation")
         if amount < 0:
@@ -195,19 +196,19 @@ class Budgets:
             )  # fmt: skip
             for row in rows:
                 connection.execute(sa.insert(schema.hold_budgets), {"hold_id": hold_id, "budget_id": row.id})
-        return Hold(hold_id, run_id, amount_usd, self)
+        return Reservation(hold_id, run_id, amount_usd, self)
 
-    def _refuse_if_over(self, connection: Connection, rows: Any, amount: int, now: datetime) -> None:
+    def _refuse_if_over(self, connection: Connection, rows: Sequence[Row], amount: int, now: datetime) -> None:
         problems, raising = [], []
         for row in rows:
             _, spent, _ = spent_in_period(connection, self._database, row, now)
-            held = self._held(connection, row.id, to_us(now))
-            if spent + held + amount > row.limit_pico:
+            reserved = self._reserved(connection, row.id, to_us(now))
+            if spent + reserved + amount > row.limit_pico:
                 start, end = period_bounds(row.period, now)
                 problems.append(
                     f"  - {row.name} ({row.period} from {start.date()}): limit {_usd(row.limit_pico)}, spent "
-                    f"{_usd(spent)}, held by running work {_usd(held)}, wanted {_usd(amount)}; "
-                    f"the next period begins {end.date()}"
+                    f"{_usd(spent)}, reserved by running work {_usd(reserved)}, wanted {_usd(amount)} "
+                    f"(the next period begins {end.date()})"
                 )
                 scope = "".join(f" --{key.replace('_', '-')} {value}" for key in SCOPES if (value := getattr(row, key)))
                 text = f"budgets set {row.name} --limit-usd AMOUNT --period {row.period}{scope}"
@@ -217,13 +218,16 @@ class Budgets:
             raise BudgetExceededError("\n".join(["the run would pass its budget:", *problems, *ways]))
 
     def heartbeat(self, hold_id: str) -> None:
-        """Keep a hold alive for another time to live. Raises `HoldError` where it is settled, released or expired."""
+        """Prolong a reservation by its time to live.
+
+        Raises `ReservationError` where it is settled, released or expired.
+        """
         with self._database.write() as connection:
             row, now_us = self._lock(connection, hold_id)
             self._update(connection, hold_id, expires_us=now_us + row.ttl_us)
 
     def extend(self, hold_id: str, extra_usd: Decimal) -> None:
-        """Hold more. Raises `BudgetExceededError` where it would pass a limit: then the run must stop."""
+        """Reserve more. Raises `BudgetExceededError` where it would pass a limit: then the run must stop."""
         extra = to_pico(extra_usd, "reservation")
         if extra < 0:
             raise UserError(f"reservation: {extra_usd} is negative")
@@ -233,20 +237,20 @@ class Budgets:
             rows = connection.execute(
                 sa.select(table).join(links, links.c.budget_id == table.c.id).where(links.c.hold_id == hold_id)
             ).all()
-            # A run that used more than it held has that in the committed spend already; only new room is asked for.
+            # A run that used more than it reserved has that in the committed spend already; only new room is asked for.
             kept = max(row.amount_pico, row.used_pico)
             self._refuse_if_over(connection, rows, extra, from_us(now_us))
             self._update(connection, hold_id, amount_pico=kept + extra, expires_us=now_us + row.ttl_us)
 
     def settle(self, hold_id: str) -> Decimal:
-        """End a hold after its charges are recorded; what it did not use is free again. Returns what it used, in USD.
+        """End a reservation after its charges are recorded, and free what it did not use. Returns what it used, in USD.
 
-        Single-use: raises `HoldError` the second time, and for a released or expired hold.
+        Single-use: raises `ReservationError` the second time, and for a released or expired reservation.
         """
         return self._end(hold_id, "settled")
 
     def release(self, hold_id: str) -> None:
-        """Give a hold back after a failure. Single-use, like `settle`."""
+        """Give a reservation back after a failure. Single-use, like `settle`."""
         self._end(hold_id, "released")
 
     def _end(self, hold_id: str, state: str) -> Decimal:
@@ -255,8 +259,8 @@ class Budgets:
             self._update(connection, hold_id, state=state)
             return from_pico(row.used_pico)
 
-    def _lock(self, connection: Connection, hold_id: str) -> tuple[Any, int]:
-        """Lock a hold's budgets and then the hold; refuse one that is not live at this moment."""
+    def _lock(self, connection: Connection, hold_id: str) -> tuple[Row, int]:
+        """Lock a reservation's budgets and then the reservation. Refuse one that is not live at this moment."""
         links, table, holds = schema.hold_budgets, schema.budgets, schema.holds
         connection.execute(
             sa.select(table.c.id)
@@ -268,17 +272,19 @@ class Budgets:
         row = connection.execute(sa.select(holds).where(holds.c.id == hold_id).with_for_update()).one_or_none()
         now_us = to_us(self._now(connection))
         if row is None:
-            raise HoldError(f"hold {hold_id}: there is no such hold")
+            raise ReservationError(f"reservation {hold_id}: it does not exist")
         state = "expired" if row.state == "live" and row.expires_us <= now_us else row.state
         if state != "live":
-            raise HoldError(f"hold {hold_id} of run {row.run_id}: it is {state}; a hold is used once. Reserve again")
+            raise ReservationError(
+                f"reservation {hold_id} of run {row.run_id}: it is {state} and works only once. Reserve again"
+            )
         return row, now_us
 
-    def _update(self, connection: Connection, hold_id: str, **values: Any) -> None:
+    def _update(self, connection: Connection, hold_id: str, **values: object) -> None:
         connection.execute(sa.update(schema.holds).where(schema.holds.c.id == hold_id).values(**values))
 
     def _now(self, connection: Connection) -> datetime:
-        """The ledger's clock; on PostgreSQL the server's, so that hosts agree when a hold expires."""
+        """The ledger's clock; on PostgreSQL the server's, so that hosts agree when a reservation expires."""
         if self._database.is_sqlite or self._ledger.clock is not utc_now:
             return self._ledger.clock()
         moment: datetime = connection.execute(sa.text("SELECT clock_timestamp()")).scalar_one()

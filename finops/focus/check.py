@@ -1,7 +1,7 @@
 """A FOCUS file through focus-validator 2.2.1, with the rules that are known to be wrong waived one by one.
 
 The validator exits with 0 when rules fail and skips its conditional rules when not told what applies: so its JUnit
-report is read, and every criterion that holds for our files is named. Rules that it passes whatever a file holds are
+report is read, and every criterion that holds for our files is named. Rules that it passes whatever a file contains are
 evaluated beside it (`finops.focus.extra_rules`). It runs from its own folder, since it opens its
 currency table by a relative path, and from its own environment (requirements/focus.txt, Python 3.12).
 """
@@ -80,8 +80,8 @@ class FocusReport:
         """A few lines for people."""
         lines = [
             f"{self.num_rules} rules: {len(self.failed)} failed, {len(self.waived)} waived, "
-            f"{self.num_skipped} not testable by the validator; {self.num_blind} that it is blind for were evaluated "
-            f"here: {len(self.breaches)} failed",
+            f"{self.num_skipped} not testable by the validator",
+            f"{self.num_blind} rules that the validator does not apply, evaluated here: {len(self.breaches)} failed",
             *(f"  FAILED {name}" for name in self.failed),
             *(f"  FAILED {one.rule}: {one.says} ({one.num_rows} rows, first {one.first})" for one in self.breaches),
             *(f"  waived {name}: {WAIVERS[name]}" for name in self.waived),
@@ -122,7 +122,7 @@ def check(file: Path, validator: str = "focus-validator", timeout_s: float = 600
 
 
 def _package_folder(validator: str) -> Path:
-    """The folder that holds the validator's package, asked of the Python beside its program."""
+    """The folder that contains the validator's package, asked of the Python beside its program."""
     import shutil
 
     program = shutil.which(validator)

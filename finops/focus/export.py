@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from core.errors import ConfigError, UserError, closest
 from finops.focus.columns import (
@@ -25,10 +27,9 @@ from finops.focus.columns import (
     pico_text,
     time_text,
 )
+from finops.ledger import schema
+from finops.ledger.ledger import Ledger
 from finops.money import MICRO, PICO, to_us
-
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
 
 VERSIONS = ("1.2",)
 FORMATS = ("csv", "parquet")
@@ -66,10 +67,6 @@ def export(
 
 def _batches(ledger: Ledger, start: datetime | None, end: datetime | None, issuer: Issuer) -> Iterator[Batch]:
     """The charges that began in [start, end), in the order of recording."""
-    import sqlalchemy as sa
-
-    from finops.ledger import schema
-
     table = schema.charges
     query = sa.select(*[table.c[name] for name in LEDGER_COLUMNS]).order_by(table.c.id)
     if start is not None:
@@ -82,14 +79,17 @@ def _batches(ledger: Ledger, start: datetime | None, end: datetime | None, issue
             yield Batch(dict(zip(LEDGER_COLUMNS, zip(*rows, strict=True), strict=True)), issuer)
 
 
-class _Cells(dict[Any, str]):
+ToText = Callable[[Any], str]
+
+
+class _Cells(dict[object, str]):
     """Value -> its CSV cell, made when first asked for: most columns hold few values, and costs repeat in a row."""
 
-    def __init__(self, to_text: Callable[[Any], str]) -> None:
+    def __init__(self, to_text: ToText) -> None:
         super().__init__()
         self._to_text = to_text
 
-    def __missing__(self, value: Any) -> str:
+    def __missing__(self, value: object) -> str:
         cell = self[value] = "" if value is None else self._to_text(value)
         return cell
 
@@ -98,7 +98,7 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES(text) else text
 
 
-_TO_TEXT: dict[str, Callable[[Any], str]] = {DECIMAL: pico_text, TIME: time_text, INTEGER: str, TEXT: _quoted}
+_TO_TEXT: dict[str, ToText] = {DECIMAL: pico_text, TIME: time_text, INTEGER: str, TEXT: _quoted}
 
 
 def _write_csv(path: Path, batches: Iterator[Batch]) -> int:

@@ -2,7 +2,7 @@
 
 Rows of one resource and charge period are added up and given to our charges of that resource inside the period, by
 their device time (largest remainder, exact). Where the provider billed more device hours than we charged, the rest of
-its cost belongs to time that no run held: it becomes an idle charge. Importing a file again changes nothing; a newer
+its cost belongs to time that no run used: it becomes an idle charge. Importing a file again changes nothing; a newer
 one with other figures leaves exactly its billed cost.
 """
 
@@ -25,6 +25,7 @@ from finops.ledger.ledger import COLUMNS, Ledger
 from finops.money import (
     day_of,
     from_pico,
+    from_us,
     month_of,
     parse_moment,
     round_decimals,
@@ -76,9 +77,9 @@ class ImportReport:
         """One line for people."""
         return (
             f"{self.num_matched} of {self.num_bills} resource periods matched, "
-            f"{self.num_corrections} charges corrected; "
-            f"billed {self.billed}, of that without a charge of ours {self.billed_unmatched}; "
-            f"{self.num_other_rows} rows that are not usage of a resource passed over"
+            f"{self.num_corrections} charges corrected. "
+            f"Billed: {self.billed}, of that without a charge of ours {self.billed_unmatched}. "
+            f"Skipped: {self.num_other_rows} rows that are not usage of a resource"
         )
 
 
@@ -147,7 +148,7 @@ def _apply(ledger: Ledger, connection: Connection, bill: _Bill, charges: list[Ch
 def _record_rest(
     ledger: Ledger, connection: Connection, bill: _Bill, *, like: Charge, rest: int, costs: dict[str, int]
 ) -> None:
-    """The provider's cost of time that no run held, as an idle row; a newer bill corrects it."""
+    """The provider's cost of time that no run used, as an idle row; a newer bill corrects it."""
     key = charge_key(
         "", bill.resource_id, bill.start_us, bill.end_us, meter="focus_remainder", price_version="provider"
     )
@@ -162,8 +163,6 @@ def _record_rest(
         return
     if rest == 0:
         return
-    from finops.money import from_us
-
     start = from_us(bill.start_us)
     usd = round_decimals(from_pico(costs["effective"]) / Decimal(like.fx_rate), 12)
     row = replace(
@@ -176,7 +175,7 @@ def _record_rest(
         meter="focus_remainder",
         resource_id=bill.resource_id,
         mig_profile=None,
-        description="billed by the provider, held by no run",
+        description="billed by the provider, used by no run",
         start_us=bill.start_us,
         end_us=bill.end_us,
         month=month_of(start),

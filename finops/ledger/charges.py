@@ -1,11 +1,11 @@
-"""What a charge is: who held which resource when, at which frozen price. Pure: building one touches no database.
+"""What a charge is: who used which resource when, at which frozen price. Pure: building one touches no database.
 
     charge = device_charge(
         run_id="r1", stage="quantize", resource=Resource("gpu-node-3/0", "NVIDIA L4", "GPU"),
         rate=Rate(Decimal("0.825"), "catalog@2026-11-01"), tags=tags, start=start, end=end)
 
 Costs follow FOCUS 1.2: list (public price), contracted (after negotiated discounts), billed (what the invoice says),
-effective (amortised over commitments). Unit price x quantity is each cost, exactly.
+effective (amortized over commitments). Unit price x quantity is each cost, exactly.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from core.errors import ConfigError, UserError, closest
 from core.redact import contains_secret, redact_text
@@ -54,12 +54,12 @@ NO_QUANTITIES: dict[str, Any] = {
     "list_usd_nano": None,
     "contracted_usd_nano": None,
 }
-"""Fields of a charge that moves costs and no quantity: a correction, or a bill that no run holds."""
+"""Fields of a charge that moves costs and no quantity: a correction, or a bill that belongs to no run."""
 
 
 @dataclass(frozen=True)
 class Resource:
-    """The machine, or the part of it, that a stage holds.
+    """The machine, or the part of it, that a stage uses.
 
     `slices` of 7 make a MIG share; None is the whole device. `kind` is GPU or CPU (or what a provider calls it).
     """
@@ -91,7 +91,7 @@ class Rate:
 
     `usd_per_hour` is per device. `list_usd_per_hour` is the public price where it differs. `fx_rate` is billing
     currency per USD. `commitment_id` marks usage covered by a commitment: nothing is billed then, and the effective
-    cost is `usd_per_hour`, the amortised rate, while list and contracted stay the list price.
+    cost is `usd_per_hour`, the amortized rate, while list and contracted stay the list price.
     """
 
     usd_per_hour: Decimal
@@ -120,7 +120,7 @@ class Rate:
             raise UserError(f"price.fx_date: billing in {self.currency} needs the date of its exchange rate")
 
     @classmethod
-    def of(cls, price: Any, **changes: Any) -> Rate:
+    def of(cls, price: object, **changes: Any) -> Rate:
         """A rate from anything with the catalog's price fields, as attributes or as a mapping."""
 
         def read(name: str) -> Any:
@@ -135,8 +135,19 @@ class Rate:
         return cls(**{**values, **changes})
 
     def unit(self, usd: Decimal) -> Decimal:
-        """A USD unit price in the billing currency, rounded half-even to what the ledger holds."""
+        """A USD unit price in the billing currency, rounded half-even to what the ledger stores."""
         return round_decimals(usd * self.fx_rate, UNIT_PRICE_DECIMALS)
+
+
+class Usage(TypedDict, total=False):
+    """What a charged stage yielded."""
+
+    model_id: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    num_requests: int | None
+    busy_micro: int | None
+    """Device time in micro-hours in which it was at work."""
 
 
 @dataclass(frozen=True)
@@ -209,12 +220,12 @@ class Charge:
 
     @property
     def device_hours(self) -> Decimal:
-        """Device time held; zero for purchases, tokens and corrections."""
+        """Device time used; zero for purchases, tokens and corrections."""
         return from_micro(self.device_micro)
 
-    def with_usage(self, **usage: int | str | None) -> Charge:
-        """The same charge with what it yielded: model_id, input_tokens, output_tokens, num_requests, busy_micro."""
-        return replace(self, **usage)  # type: ignore[arg-type]
+    def with_usage(self, **usage: Unpack[Usage]) -> Charge:
+        """The same charge with what it yielded."""
+        return replace(self, **usage)
 
 
 def charge_key(run_id: str, resource_id: str, start_us: int, end_us: int, *, meter: str, price_version: str) -> str:
@@ -248,11 +259,11 @@ def device_charge(
     created: datetime | None = None,
     hold_id: str | None = None,
 ) -> Charge:
-    """A charge for holding a resource from `start` to `end` (both snapped to the micro-hour).
+    """A charge for the use of a resource from `start` to `end` (both snapped to the micro-hour).
 
     `quantity_micro` gives the device time where a machine was split (see `finops.ledger.shared_machines`); else it is
     computed.
-    Raises `UserError` where the end lies before the start, `MoneyError` where a cost cannot be held exactly.
+    Raises `UserError` where the end lies before the start, `MoneyError` where a cost cannot be stored exactly.
     """
     start_us, end_us = to_us(start), to_us(end)
     if end_us < start_us:
@@ -402,21 +413,21 @@ def clean_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {redact_text(str(key)): redact_text(str(value)) for key, value in sorted(tags.items())}
 
 
-def cut(charge: Charge, at_us: int, works: tuple[str, str]) -> list[Charge]:
-    """Cut a device charge in two at a moment, first part and rest labelled `works`; costs split to the last pico.
+def cut(charge: Charge, at_us: int, kinds: tuple[str, str]) -> list[Charge]:
+    """Cut a device charge in two at a moment, first part and rest labeled `kinds`; costs split to the last pico.
 
     An empty part is left out. Used for work lost since the last checkpoint.
     """
     at_us = min(max(at_us, charge.start_us), charge.end_us) // TICK_US * TICK_US
     lengths = [at_us - charge.start_us, charge.end_us - at_us]
     if 0 in lengths:
-        work = works[0] if lengths[0] else works[1]
+        work = kinds[0] if lengths[0] else kinds[1]
         return [replace(charge, work=work, description=f"{charge.stage} on {charge.accelerator} ({work})")]
     assert charge.quantity_micro is not None
     first, rest = split(charge.quantity_micro, lengths)
     return [
-        _rescale(replace(charge, end_us=at_us, work=works[0]), first),
-        _rescale(replace(charge, start_us=at_us, work=works[1]), rest),
+        _rescale(replace(charge, end_us=at_us, work=kinds[0]), first),
+        _rescale(replace(charge, start_us=at_us, work=kinds[1]), rest),
     ]
 
 

@@ -3,7 +3,7 @@
     commitment = Commitment(
         "l4-2026", "NVIDIA L4", "gcp", "europe-west4", 4, Decimal("0.495"), Decimal("0.825"), start, end)
     buy(ledger, commitment, tags)                     # Purchase rows by month: billed, effective cost 0
-    rate = commitment.rate()                          # for covered usage: billed 0, effective = the amortised rate
+    rate = commitment.rate()                          # for covered usage: billed 0, effective = the amortized rate
     settle_unused(ledger, commitment, until, tags)    # Usage row `Unused` for what nobody used so far
 
 The sum of effective cost (used + unused) over the term equals the sum billed by the purchase rows, exactly (FOCUS 1.2).
@@ -121,7 +121,7 @@ def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags:
     """Record what the commitment offered from its start to `until` and nobody used, less what was recorded before.
 
     Usage counts when it has ended. Returns None where nothing new is unused. Raises `UserError` at the end of the term
-    where more was charged to the commitment than it holds: that usage was on demand; correct it.
+    where more was charged to the commitment than it offers: that usage was on demand and needs a correction.
     """
     table = schema.charges
     until_us, start_us = min(to_us(until), to_us(commitment.end)), to_us(commitment.start)
@@ -137,7 +137,7 @@ def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags:
         rest = whole - int(connection.execute(query).scalar_one())
         if rest < 0 and until_us == to_us(commitment.end):
             raise UserError(
-                f"commitment {commitment.id}: more usage was charged to it than it holds ({-rest} micro-hours)"
+                f"commitment {commitment.id}: more usage was charged to it than it offers ({-rest} micro-hours)"
             )
         if rest <= 0:
             return None

@@ -1,8 +1,9 @@
 """Usage from outside: a serving fleet's hours and tokens, from CSV or from Prometheus text.
 
 CSV columns: resource_id, accelerator, start, end, and any of run_id, stage, region, provider, num_devices, kind,
-purchase_option, usd_per_hour, price_version, model_id, input_tokens, output_tokens, num_requests, busy_device_hours,
-team, environment, model_family, workload_type. A column that is none of these is an error; an empty cell is missing.
+purchase_option, usd_per_hour, price_version, commitment_id, model_id, input_tokens, output_tokens, num_requests,
+busy_device_hours, team, environment, model_family, workload_type. A column that is none of these is an error. An empty
+cell is missing.
 
 Prometheus: `parsimony_usage_device_seconds` (required), `parsimony_usage_busy_device_seconds`, `..._input_tokens`,
 `..._output_tokens`, `..._requests`, each one value per period with labels resource_id, accelerator, start, end (ISO
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from core.errors import UserError, closest
 from finops.ledger.charges import Charge, Rate, Resource, device_charge
@@ -26,10 +27,10 @@ from finops.tags import TagPolicy
 
 _REQUIRED = ("resource_id", "accelerator", "start", "end")
 _COUNTS = ("input_tokens", "output_tokens", "num_requests")
-_TAGS = ("team", "environment", "model_family", "workload_type")
+TAG_COLUMNS = ("team", "environment", "model_family", "workload_type")
 COLUMNS = (
     *_REQUIRED, "run_id", "stage", "region", "provider", "num_devices", "kind", "purchase_option", "usd_per_hour",
-    "price_version", "model_id", *_COUNTS, "busy_device_hours", *_TAGS,
+    "price_version", "commitment_id", "model_id", *_COUNTS, "busy_device_hours", *TAG_COLUMNS,
 )  # fmt: skip
 _SAMPLE = re.compile(r"^(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)(?:\s+-?\d+)?\s*$")
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"\s*(?:,|$)')
@@ -42,9 +43,14 @@ _METRICS = {
 }
 
 
-def read_csv(path: Path, rate: Rate | None, policy: TagPolicy) -> Iterator[Charge]:
-    """The charges of a CSV file, row by row. Raises `UserError` that names the line and column."""
-    with _open(path) as file:
+def read_csv(
+    path: Path, rate: Rate | None, policy: TagPolicy, commitments: Mapping[str, Rate] | None = None
+) -> Iterator[Charge]:
+    """The charges of a CSV file, row by row. Raises `UserError` that names the line and column.
+
+    `commitments` are the rates of recorded commitments by id (`finops.ledger.capacity.commitment_rates`).
+    """
+    with open_table(path) as file:
         reader = csv.DictReader(file)
         for name in reader.fieldnames or []:
             if name not in COLUMNS:
@@ -54,14 +60,13 @@ def read_csv(path: Path, rate: Rate | None, policy: TagPolicy) -> Iterator[Charg
         for line, row in enumerate(reader, start=2):
             if None in row:
                 raise UserError(f"{path}, line {line}: more cells than columns")
-            yield usage_charge(
-                {key: value for key, value in row.items() if value}, rate, policy, f"{path}, line {line}"
-            )
+            cells = {key: value for key, value in row.items() if value}
+            yield usage_charge(cells, rate, policy, f"{path}, line {line}", commitments or {})
 
 
 def read_prometheus(path: Path, rate: Rate | None, policy: TagPolicy) -> Iterator[Charge]:
     """The charges of a text in Prometheus exposition format; metrics of other names are passed over."""
-    with _open(path) as file:
+    with open_table(path) as file:
         rows = _join_samples(file, str(path))
     for where, row in rows:
         if "device_seconds" not in row:
@@ -69,7 +74,8 @@ def read_prometheus(path: Path, rate: Rate | None, policy: TagPolicy) -> Iterato
         yield usage_charge(row, rate, policy, where)
 
 
-def _open(path: Path) -> Any:
+def open_table(path: Path) -> IO[str]:
+    """A text file to read. Raises `UserError` where it cannot be read."""
     try:
         return path.open(newline="", encoding="utf-8")
     except OSError as error:
@@ -98,14 +104,20 @@ def _unescape(value: str) -> str:
     return re.sub(r"\\(.)", lambda match: {"n": "\n"}.get(match[1], match[1]), value)
 
 
-def usage_charge(row: Mapping[str, str], rate: Rate | None, policy: TagPolicy, where: str) -> Charge:
+def usage_charge(
+    row: Mapping[str, str],
+    rate: Rate | None,
+    policy: TagPolicy,
+    where: str,
+    commitments: Mapping[str, Rate] | None = None,
+) -> Charge:
     """One row of usage as a charge, its price from the row or from `rate`. Raises `UserError` naming `where`."""
     for name in _REQUIRED:
         if name not in row:
             raise UserError(f"{where}: {name} is missing")
     try:
         start, end = (parse_moment(row[name], name) for name in ("start", "end"))
-        num_devices = _count(row, "num_devices") or 1
+        num_devices = whole_number(row, "num_devices") or 1
         resource = Resource(
             row["resource_id"], row["accelerator"], row.get("kind", "GPU"), row.get("region", "unknown"),
             row.get("provider", "unknown"), num_devices,
@@ -115,7 +127,8 @@ def usage_charge(row: Mapping[str, str], rate: Rate | None, policy: TagPolicy, w
             quantity = _hours_micro(row, "device_seconds", Decimal(3600))
         charge = device_charge(
             run_id=row.get("run_id", ""), stage=row.get("stage", "serving"), resource=resource,
-            rate=_row_rate(row, rate), tags=policy.check({tag: row.get(tag) for tag in _TAGS}), start=start, end=end,
+            rate=_covered_rate(row, commitments or {}) or row_rate(row, rate),
+            tags=policy.check({tag: row.get(tag) for tag in TAG_COLUMNS}), start=start, end=end,
             status="external", quantity_micro=quantity,
         )  # fmt: skip
         busy = None
@@ -125,13 +138,28 @@ def usage_charge(row: Mapping[str, str], rate: Rate | None, policy: TagPolicy, w
             busy = _hours_micro(row, "busy_device_seconds", Decimal(3600))
         if busy is not None and busy > (charge.quantity_micro or 0):
             raise UserError("busy device time is longer than the device time")
-        counts = {name: _count(row, name) for name in _COUNTS}
+        input_tokens, output_tokens, num_requests = (whole_number(row, name) for name in _COUNTS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return charge.with_usage(model_id=row.get("model_id"), busy_micro=busy, **counts)
+    return charge.with_usage(
+        model_id=row.get("model_id"), busy_micro=busy, input_tokens=input_tokens, output_tokens=output_tokens,
+        num_requests=num_requests,
+    )  # fmt: skip
 
 
-def _row_rate(row: Mapping[str, str], rate: Rate | None) -> Rate:
+def _covered_rate(row: Mapping[str, str], commitments: Mapping[str, Rate]) -> Rate | None:
+    """The rate of the commitment that covers a row; None where the row names none."""
+    name = row.get("commitment_id")
+    if name is None:
+        return None
+    if name not in commitments:
+        listed = ", ".join(sorted(commitments)) or "none"
+        raise UserError(f"commitment_id: '{name}' is not recorded{closest(name, commitments)}. Recorded: {listed}")
+    return commitments[name]
+
+
+def row_rate(row: Mapping[str, str], rate: Rate | None) -> Rate:
+    """The price of a row: its own, or `rate`. Raises `UserError` where it has neither."""
     if "usd_per_hour" in row:
         if "price_version" not in row:
             raise UserError("price_version is missing beside usd_per_hour")
@@ -149,7 +177,8 @@ def _hours_micro(row: Mapping[str, str], name: str, per_hour: Decimal) -> int:
     return to_micro(round_decimals(value / per_hour, 6), name)
 
 
-def _count(row: Mapping[str, str], name: str) -> int | None:
+def whole_number(row: Mapping[str, str], name: str) -> int | None:
+    """A cell as a whole number from 0; None where it is empty. Raises `UserError` for anything else."""
     if name not in row:
         return None
     value = to_decimal(row[name], name)

@@ -5,8 +5,9 @@
     with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
         ...                                             # the stage; meter.checkpoint() when its work is safe
 
-Recording is idempotent: the same charge again changes nothing; other figures under the same key are refused. A charge,
-the spend of every budget that it falls under, the draw on the run's hold and the alerts it causes are one transaction.
+Recording is idempotent: the same charge again changes nothing, and other figures under the same key are refused. A
+charge, the spend of every budget that it falls under, the draw on the run's reservation and the alerts that it causes
+are one transaction.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import sqlalchemy as sa
+from sqlalchemy.sql.dml import ReturningInsert
 
 from finops.errors import ChargeConflictError, LedgerUnavailableError
 from finops.ledger import schema
-from finops.ledger.charges import Charge, Rate, Resource, clean_tags, cut, device_charge
-from finops.ledger.database import Database, exact_sum, insert_ignore, join_sum
+from finops.ledger.charges import Charge, Rate, Resource, Usage, clean_tags, cut, device_charge
+from finops.ledger.corrections import correction
+from finops.ledger.database import Database, Row, exact_sum, insert_ignore, join_sum
 from finops.ledger.spend import book_spend
 from finops.money import from_pico, from_us, to_us
 
@@ -49,7 +52,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class OpenCharge:
-    """A stage that holds a machine now (or died holding it)."""
+    """A stage that uses a machine now (or died while using it)."""
 
     id: str
     run_id: str
@@ -115,14 +118,12 @@ class Ledger:
         list_cost: Decimal | None = None,
         correction_id: str | None = None,
     ) -> Charge:
-        """Mend a charge: record a Correction row with the difference to the costs that should have stood there.
+        """Correct a charge: record a Correction row with the difference to the costs that should have stood there.
 
         Costs are in the charge's billing currency; those not given stay. The difference is to the charge together
         with its earlier corrections, so a repeated call adds nothing. `correction_id` (default: the reason) makes the
         row's key. Raises `UserError` for an unknown key.
         """
-        from finops.ledger.corrections import correction
-
         wanted = {"list": list_cost, "contracted": contracted, "billed": billed, "effective": effective}
         with self.database.write() as connection:
             row = correction(
@@ -145,7 +146,7 @@ class Ledger:
         heartbeat_every_s: float = HEARTBEAT_EVERY_S,
         start: datetime | None = None,
     ) -> OpenCharge:
-        """Note that a stage holds a resource from now on. Raises `LedgerUnavailableError`: then do not start it."""
+        """Note that a stage uses a resource from now on. Raises `LedgerUnavailableError`: then do not start it."""
         begun = from_us(to_us(start or self.clock()))
         opened = OpenCharge(uuid.uuid4().hex, run_id, stage, resource, rate, clean_tags(tags), begun, hold_id)
         terms = {
@@ -187,12 +188,12 @@ class Ledger:
         status: str = "completed",
         end: datetime | None = None,
         safe_until: datetime | None = None,
-        **usage: Any,
+        **usage: Unpack[Usage],
     ) -> list[Charge]:
         """End an open charge and record it. Closing one that is closed already returns no charge and changes nothing.
 
         A status other than `completed` cuts the charge at the last checkpoint (or at `safe_until`): what follows is
-        lost work, charged and labelled. `usage` is `Charge.with_usage`'s.
+        lost work, charged and labeled. `usage` is `Charge.with_usage`'s.
         """
         table = schema.open_charges
         with self.database.write() as connection:
@@ -208,7 +209,7 @@ class Ledger:
         """Find the stages that died (no heartbeat for three intervals and `grace_s`) and charge them as killed.
 
         They are charged until their last sign of life plus one interval, the latest moment at which they can have
-        lived, and labelled lost since their last checkpoint. Call it when a run starts. Several processes may: each
+        lived, and labeled lost since their last checkpoint. Call it when a run starts. Several processes may: each
         charge is closed once.
         """
         table = schema.open_charges
@@ -233,7 +234,7 @@ class Ledger:
 
     def _close(
         self, connection: Connection, opened: OpenCharge, end: datetime, *, status: str, safe_us: int | None,
-        usage: Mapping[str, Any],
+        usage: Usage,
     ) -> list[Charge]:  # fmt: skip
         table = schema.open_charges
         whole = device_charge(
@@ -275,15 +276,15 @@ class Ledger:
 
 
 @functools.cache
-def _insert_charge(is_sqlite: bool) -> Any:
+def _insert_charge(is_sqlite: bool) -> ReturningInsert[tuple[str]]:
     return insert_ignore(schema.charges, is_sqlite).returning(schema.charges.c.key)
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     return str(value) if isinstance(value, Decimal) else value
 
 
-def _opened(row: Any) -> OpenCharge:
+def _opened(row: Row) -> OpenCharge:
     terms = json.loads(row.terms)
     rate = terms["rate"]
     for name in ("usd_per_hour", "list_usd_per_hour", "fx_rate"):
@@ -294,7 +295,7 @@ def _opened(row: Any) -> OpenCharge:
     )  # fmt: skip
 
 
-def _is_alive(row: Any, now_us: int, grace_us: int) -> bool:
+def _is_alive(row: Row, now_us: int, grace_us: int) -> bool:
     """Whether an open charge's process may still live: a process of this host is asked, others by their heartbeat."""
     if row.host == socket.gethostname() and not _process_exists(row.pid):
         return False

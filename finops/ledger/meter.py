@@ -1,6 +1,6 @@
 """A stage on the clock: opens a charge, gives signs of life from a thread, closes it however the stage ends.
 
-    with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags, hold=hold) as meter:
+    with Meter(ledger, run_id="r1", stage="quantize", resource=resource, rate=rate, tags=tags) as meter:
         for step in steps:
             ...
             meter.checkpoint()              # the work so far is safe: only what follows can be lost
@@ -12,17 +12,18 @@ Left normally the stage is `completed`; by an exception `failed`; by `Preempted`
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from core.errors import UserError
-from finops.ledger.charges import Charge, Rate, Resource
+from finops.ledger.charges import Charge, Rate, Resource, Usage
 
 if TYPE_CHECKING:
-    from finops.controls.budgets import Hold
+    from finops.controls.budgets import Reservation
     from finops.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class Preempted(Exception):  # noqa: N818 - the cloud's word, not an error of an
 
 
 class Meter:
-    """See the module. `charges` holds what was recorded, once the block is left."""
+    """See the module. `charges` has what was recorded, after the block is left."""
 
     def __init__(
         self,
@@ -44,22 +45,23 @@ class Meter:
         resource: Resource,
         rate: Rate,
         tags: Mapping[str, str],
-        hold: Hold | None = None,
+        reservation: Reservation | None = None,
         heartbeat_every_s: float = 10.0,
     ) -> None:
-        self._ledger, self._hold, self._every_s = ledger, hold, heartbeat_every_s
-        self._terms: dict[str, Any] = {
-            "run_id": run_id, "stage": stage, "resource": resource, "rate": rate, "tags": tags,
-            "hold_id": hold.id if hold else None, "heartbeat_every_s": heartbeat_every_s,
-        }  # fmt: skip
-        self._usage: dict[str, Any] = {}
+        self._ledger, self._reservation, self._every_s = ledger, reservation, heartbeat_every_s
+        self._stage = stage
+        self._open = functools.partial(
+            ledger.open_charge, run_id=run_id, stage=stage, resource=resource, rate=rate, tags=tags,
+            hold_id=reservation.id if reservation else None, heartbeat_every_s=heartbeat_every_s,
+        )  # fmt: skip
+        self._usage: Usage = {}
         self._stop = threading.Event()
         self._failure: UserError | None = None
         self.charges: list[Charge] = []
 
     def __enter__(self) -> Meter:
         """Open the charge. Raises `LedgerUnavailableError`: then the stage must not start."""
-        self._opened = self._ledger.open_charge(**self._terms)
+        self._opened = self._open()
         self._thread = threading.Thread(target=self._beat, name="finops-heartbeat", daemon=True)
         self._thread.start()
         return self
@@ -81,10 +83,10 @@ class Meter:
         except UserError as failure:
             if kind is None:
                 raise
-            log.error("the charge of stage %s stays open until the next start: %s", self._terms["stage"], failure)
+            log.error("the charge of stage %s stays open until the next start: %s", self._stage, failure)
 
-    def usage(self, **usage: Any) -> None:
-        """What the stage yielded: model_id, input_tokens, output_tokens, num_requests, busy_micro (device time)."""
+    def usage(self, **usage: Unpack[Usage]) -> None:
+        """Note what the stage yielded."""
         self._usage.update(usage)
 
     def checkpoint(self) -> None:
@@ -93,7 +95,7 @@ class Meter:
         self._ledger.heartbeat(self._opened.id, checkpoint=True)
 
     def check(self) -> None:
-        """Raise what the heartbeat failed with (`LedgerUnavailableError`, `HoldError`): the stage must stop."""
+        """Raise what the heartbeat failed with (`LedgerUnavailableError`, `ReservationError`): the stage must stop."""
         if self._failure is not None:
             raise self._failure
 
@@ -101,9 +103,9 @@ class Meter:
         while not self._stop.wait(self._every_s):
             try:
                 self._ledger.heartbeat(self._opened.id)
-                if self._hold is not None:
-                    self._hold.heartbeat()
+                if self._reservation is not None:
+                    self._reservation.heartbeat()
                 self._failure = None
             except UserError as failure:
                 self._failure = failure
-                log.warning("heartbeat of stage %s: %s", self._terms["stage"], failure)
+                log.warning("heartbeat of stage %s: %s", self._stage, failure)

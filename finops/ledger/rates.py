@@ -30,21 +30,21 @@ def rate_of(price: Price) -> Rate:
         raise ConfigError(
             f"hardware.purchase_option={price.purchase_option}: must be one of {', '.join(PURCHASE_OPTIONS)}"
         )
-    share, public = _mig_share(price.hardware), None
+    share, public = mig_share(price.hardware), None
     if price.purchase_option != "on_demand":
         public = _on_demand(price)
-    whole = None if public is None else round_decimals(public / _num_devices(price) / share, UNIT_PRICE_DECIMALS)
-    usd = round_decimals(price.usd_per_hour / _num_devices(price) / share, UNIT_PRICE_DECIMALS)
+    whole = None if public is None else round_decimals(public / num_devices(price) / share, UNIT_PRICE_DECIMALS)
+    usd = round_decimals(price.usd_per_hour / num_devices(price) / share, UNIT_PRICE_DECIMALS)
     return Rate.of(price, usd_per_hour=usd, list_usd_per_hour=whole, price_version=price_version(price))
 
 
 def priced_rate(price: Price) -> Rate:
     """The rate of what the price names: for a MIG slice the slice's, not the whole GPU's. For estimates."""
-    usd = round_decimals(price.usd_per_hour / _num_devices(price), UNIT_PRICE_DECIMALS)
+    usd = round_decimals(price.usd_per_hour / num_devices(price), UNIT_PRICE_DECIMALS)
     return replace(rate_of(price), usd_per_hour=usd, list_usd_per_hour=None)
 
 
-def _num_devices(price: Price) -> int:
+def num_devices(price: Price) -> int:
     """GPUs; the vCPUs of a machine without one are bought together."""
     return 1 if _unit(price.hardware) == "vcpu" else price.num_devices
 
@@ -56,7 +56,8 @@ def _unit(hardware: str) -> str:
         return "gpu"
 
 
-def _mig_share(hardware: str) -> Decimal:
+def mig_share(hardware: str) -> Decimal:
+    """A MIG slice's share of the whole GPU's price; 1 for anything else."""
     try:
         return device_facts(hardware).price_share
     except PriceError:

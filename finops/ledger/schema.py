@@ -1,14 +1,14 @@
-"""The ledger's tables (SQLAlchemy Core). The Alembic migrations create them; a test holds that the two agree.
+"""The ledger's tables (SQLAlchemy Core). The Alembic migrations create them; a test checks that the two agree.
 
     charges         append-only (a trigger refuses UPDATE and DELETE); corrections are rows of their own
-    open_charges    stages that hold a machine now; a dead one is found by its heartbeat and charged
+    open_charges    stages that use a machine now; a dead one is found by its heartbeat and charged
     budgets, budget_periods, holds, hold_budgets        limits, spend so far, reservations
     alerts, deliveries                                  each threshold once per budget and period; an outbox
     approvals, audit                                    who allowed what; append-only trail
     commitments, stage_runs, estimates, promotions      what reports and estimates are made of
 
 Units: `*_pico` 1e-12 of a currency, `*_micro` 1e-6 of a unit, `*_nano` 1e-9 of a currency per unit, `*_us` microseconds
-since 1970 UTC, `month` yyyymm, `day` yyyymmdd. All names begin with `finops_`: one database can hold MLflow too.
+since 1970 UTC, `month` yyyymm, `day` yyyymmdd. All names begin with `finops_`: one database can have MLflow too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ charges = Table(
     metadata,
     Column("id", _BigId, primary_key=True, autoincrement=True),
     Column("key", String(64), nullable=False, unique=True),
-    # FOCUS category (Usage | Purchase | Adjustment | Credit | Tax), Correction or null, and the mended charge's key.
+    # FOCUS category (Usage | Purchase | Adjustment | Credit | Tax), Correction or null, and the corrected charge's key.
     _text("charge_category"),
     _text("charge_class", True),
     Column("corrects", String(64), nullable=True),

@@ -6,8 +6,8 @@
     ledger.record(*charges)
 
 The period is cut at every moment a use begins or ends. In each piece the machine's device time is split by slices
-(largest remainder) among the uses of that piece and the idle rest: conservation holds across MIG slices, preemption
-and resume by construction; the idle rest is a charge of its own, labelled idle.
+(largest remainder) among the uses of that piece and the idle rest, so nothing is lost across MIG slices, preemption and
+resume. The idle rest is a charge of its own, labeled idle.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def split_machine(
 
 
 def _share(machine: Resource, use: Use, index: int) -> Resource:
-    """The part of the machine a use held, with an id of its own (two shares may belong to one run)."""
+    """The part of the machine that a use had, with an id of its own (two shares may belong to one run)."""
     if use.slices == GPU_SLICES and use.mig_profile is None:
         return machine
     return replace(machine, id=f"{machine.id}/share-{index}", mig_profile=use.mig_profile, slices=use.slices)

@@ -1,7 +1,7 @@
-"""What a charge does to budgets, inside the charge's own transaction: spend, the draw on its hold, alerts.
+"""What a charge does to budgets, inside the charge's own transaction: spend, the draw on its reservation, alerts.
 
-Every change to a budget's spend or holds first locks the budget's row (by ascending id, so that two never wait for
-each other); SQLite's single writer gives the same order. So a reservation always reads one consistent state.
+Every change to a budget's spend or reservations first locks the budget's row (by ascending id, so that two never wait
+for each other). SQLite's single writer gives the same order. So a reservation always reads one consistent state.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from finops.ledger import schema
-from finops.ledger.database import Database, exact_sum, insert_ignore, join_sum
+from finops.ledger.database import Database, Row, exact_sum, insert_ignore, join_sum
 from finops.money import from_us, to_us
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _DRAW = (
 
 
 def period_bounds(period: str, moment: datetime) -> tuple[datetime, datetime]:
-    """Start and end (exclusive) of the UTC period that holds a moment."""
+    """Start and end (exclusive) of the UTC period that contains a moment."""
     day = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     if period == "day":
         return day, day + timedelta(days=1)
@@ -61,12 +61,12 @@ def period_bounds(period: str, moment: datetime) -> tuple[datetime, datetime]:
     return start, start.replace(year=start.year + following // 12, month=following % 12 + 1)
 
 
-def matching_budgets(connection: Connection, scope: dict[str, str]) -> Sequence[Any]:
+def matching_budgets(connection: Connection, scope: dict[str, str]) -> Sequence[Row]:
     """The budgets that a charge with these tags falls under, locked, by ascending id."""
     return connection.execute(_MATCHING, {name: scope.get(name, "") for name in SCOPES}).all()
 
 
-def spent_in_period(connection: Connection, database: Database, budget: Any, moment: datetime) -> tuple[int, int, bool]:
+def spent_in_period(connection: Connection, database: Database, budget: Row, moment: datetime) -> tuple[int, int, bool]:
     """Period start (us), spend (pico-USD), and whether its row was made now, from the charges recorded so far."""
     start, end = period_bounds(budget.period, moment)
     start_us, table = to_us(start), schema.budget_periods
@@ -81,7 +81,7 @@ def spent_in_period(connection: Connection, database: Database, budget: Any, mom
     return start_us, total, True
 
 
-def sum_of_charges(connection: Connection, budget: Any, start_us: int, end_us: int) -> int:
+def sum_of_charges(connection: Connection, budget: Row, start_us: int, end_us: int) -> int:
     """Exact effective cost (pico-USD) of the charges under a budget that began in a period."""
     table = schema.charges
     query = sa.select(*exact_sum(table.c.effective_usd_pico)).where(
@@ -94,7 +94,7 @@ def sum_of_charges(connection: Connection, budget: Any, start_us: int, end_us: i
 
 
 def book_spend(connection: Connection, database: Database, charge: Charge, now_us: int) -> None:
-    """Add a new charge to the spend of its budgets, take it from its hold, and note the thresholds it crosses.
+    """Add a new charge to the spend of its budgets, take it from its reservation, and note the thresholds it crosses.
 
     The charge itself must be inserted already: a period's first row counts what stands in the ledger.
     """
@@ -113,7 +113,7 @@ def book_spend(connection: Connection, database: Database, charge: Charge, now_u
 def note_alerts(
     connection: Connection,
     database: Database,
-    budget: Any,
+    budget: Row,
     *,
     start_us: int,
     spent: int,

@@ -17,9 +17,9 @@ from datetime import date
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from core.errors import PriceError, closest
+from core.files import write_atomic
 from finops.pricing.catalog import Catalog, Hardware, Offer, earliest_day, load_catalog, positive
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
@@ -245,10 +245,10 @@ def serving_price(price: Price, startup_s: float | None) -> Price:
     if rate is None:
         return price
     if startup_s is None:
-        said = "it is not known how long this server takes to start: lost work is not in the spot price"
-        return replace(price, warnings=(*price.warnings, said))
-    said = f"with lost work: taken back {rate} times an hour, {startup_s:.0f} s until the next server answers"
-    return replace(with_lost_work(price, 0, startup_s), warnings=(*price.warnings, said))
+        text = "it is not known how long this server takes to start: lost work is not in the spot price"
+        return replace(price, warnings=(*price.warnings, text))
+    text = f"with lost work: taken back {rate} times an hour, {startup_s:.0f} s until the next server answers"
+    return replace(with_lost_work(price, 0, startup_s), warnings=(*price.warnings, text))
 
 
 def hardware_of_device(device_name: str, catalog: Catalog | None = None) -> str:
@@ -320,8 +320,6 @@ def write_refreshed(path: Path, new_path: Path) -> list[str]:
     """Refresh a catalog file from another; the file changes whole or not at all. Returns what changed, in words."""
     import yaml
 
-    from core.files import write_atomic
-
     new = load_catalog(new_path)
     offers, changes = refresh(load_catalog(path), new)
     data = yaml.safe_load(path.read_text())
@@ -334,8 +332,8 @@ def write_refreshed(path: Path, new_path: Path) -> list[str]:
     return changes
 
 
-def _row(offer: Offer) -> dict[str, Any]:
-    row: dict[str, Any] = {key: getattr(offer, key) for key in offer.__dataclass_fields__}
+def _row(offer: Offer) -> dict[str, object]:
+    row: dict[str, object] = {key: getattr(offer, key) for key in offer.__dataclass_fields__}
     row |= {"low": str(offer.low), "high": str(offer.high), "residency": list(offer.residency)}
     row["interruptions_per_hour"] = None if offer.interruptions_per_hour is None else str(offer.interruptions_per_hour)
     return {key: value for key, value in row.items() if value not in (None, [])}

@@ -1,12 +1,12 @@
 """What a stage will take and cost, from what similar stages took.
 
-Similar means: the same stage, method and hardware; else the same stage and hardware. Each recorded duration is scaled
-by the ratio of parameters x tokens. The expected duration is the geometric mean of the scaled ones; the range is a 90%
-prediction interval of a log-normal, with a prior (two observations that spread by a factor of 2) so that one lucky run
-does not look certain, and wider the further the work lies from what was seen.
+Similar means: the same stage, method and hardware; else the same stage and hardware. Of each recorded duration the part
+beyond what such a stage takes whatever its size (`StageWork.fixed_s`) is scaled by the ratio of parameters x tokens.
+The expected duration is the geometric mean of the scaled ones. The range is a 90% prediction interval of a log-normal,
+with a prior (two observations that spread by a factor of 1.4) so that one lucky run does not look certain, wider the
+further the work lies from what was seen, and never wider than the rough rule's.
 
-Before any exist, a rough rule: ROUGH_OVERHEAD_S + 2 x passes x parameters x tokens / ROUGH_FLOPS of the hardware's
-kind, by a factor of 4 either way. It says so in `basis`.
+Before any exist, the rough rule of `work` stands in.
 """
 
 from __future__ import annotations
@@ -16,59 +16,34 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import ROUND_UP, Decimal
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from finops.ledger import schema
 from finops.ledger.charges import Rate
-from finops.ledger.database import exact_sum, insert_ignore, join_sum
+from finops.ledger.database import Row, exact_sum, insert_ignore, join_sum
 from finops.ledger.ledger import Ledger
-from finops.money import from_pico, from_us, round_decimals, to_pico, to_us
+from finops.money import from_pico, from_us, to_pico, to_us
+from finops.reports.work import (
+    ROUGH_FACTOR,
+    StageEstimate,
+    StageWork,
+    estimate_of,
+    rough_estimate,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
 
-ROUGH_OVERHEAD_S = 60.0
-ROUGH_FLOPS = {"CPU": 7e10, "GPU": 3e13}
-"""Floating-point operations per second that a stage really reaches, by kind: orders of magnitude. The CPU's is what a
-load sweep (6.7e10) and a distillation (8.8e10) reached on two cores; the GPU's is a guess."""
-ROUGH_PASSES = {"quantize": 3.0, "distill": 4.0}
-"""Forward-pass equivalents over the tokens; 1 for the stages that are not here."""
-ROUGH_FACTOR = 4.0
-PRIOR_LOG_SD = math.log(2.0)
+PRIOR_LOG_SD = math.log(1.4)
 PRIOR_RUNS = 2
-EXTRAPOLATION = 0.3
+FIXED_SHARE = 0.8
+"""At most this share of a recorded duration counts as fixed."""
+EXTRAPOLATION = 0.2
 """Standard deviation of the log duration gained per factor of e between this work and the nearest recorded."""
 MAX_RUNS = 30
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """A stage about to run. Unknown sizes are None; then they do not scale."""
-
-    stage: str
-    method: str
-    hardware: str
-    kind: str = "CPU"
-    num_parameters: int | None = None
-    num_tokens: int | None = None
-    num_devices: int = 1
-
-
-@dataclass(frozen=True)
-class StageEstimate:
-    """Duration in seconds and cost in USD: expected, and the ends of the range. `basis` says what they rest on."""
-
-    stage: str
-    expected_s: float
-    low_s: float
-    high_s: float
-    expected_usd: Decimal
-    low_usd: Decimal
-    high_usd: Decimal
-    basis: str
 
 
 @dataclass(frozen=True)
@@ -91,20 +66,6 @@ class RunEstimate:
     def high_usd(self) -> Decimal:
         """Sum of the upper ends: what to reserve."""
         return sum((stage.high_usd for stage in self.stages), Decimal(0))
-
-    @property
-    def approval_terms(self) -> dict[str, str]:
-        """Stage -> upper end in USD to two significant digits, rounded up: what an approval binds to.
-
-        A new recording that moves the estimate by less than that leaves the approval standing.
-        """
-        return {stage.stage: str(_two_digits_up(stage.high_usd)) for stage in self.stages}
-
-
-def _two_digits_up(value: Decimal) -> Decimal:
-    if value == 0:
-        return Decimal(0)
-    return value.quantize(Decimal(1).scaleb(value.adjusted() - 1), ROUND_UP)
 
 
 @dataclass(frozen=True)
@@ -141,32 +102,22 @@ def record_stage(
         )  # fmt: skip
 
 
-def estimate_run(ledger: Ledger, works: Sequence[StageWork], rate: Rate) -> RunEstimate:
+def estimate_run(ledger: Ledger, stage_works: Sequence[StageWork], rate: Rate) -> RunEstimate:
     """Duration and cost of each stage at a rate."""
     with ledger.database.read() as connection:
-        return RunEstimate(tuple(_stage(connection, work, rate) for work in works))
+        return RunEstimate(tuple(_stage(connection, work, rate) for work in stage_works))
 
 
 def _stage(connection: Connection, work: StageWork, rate: Rate) -> StageEstimate:
     rows, basis = _similar(connection, work)
-    if rows:
-        expected, factor = _from_runs(rows, work)
-        low, high = expected / factor, expected * factor
-        basis = f"{len(rows)} recorded {'run' if len(rows) == 1 else 'runs'} of {basis}"
-    else:
-        expected = rough_seconds(work)
-        low, high = expected / ROUGH_FACTOR, expected * ROUGH_FACTOR
-        basis = f"rough rule for {work.kind}: nothing recorded of stage {work.stage} on {work.hardware}"
-    usd = [_usd(seconds, work, rate) for seconds in (expected, low, high)]
-    return StageEstimate(work.stage, expected, low, high, usd[0], usd[1], usd[2], basis)
+    if not rows:
+        return rough_estimate(work, rate.usd_per_hour)
+    expected, factor = _from_runs(rows, work)
+    runs = "run" if len(rows) == 1 else "runs"
+    return estimate_of(work, expected, factor, rate.usd_per_hour, f"{len(rows)} recorded {runs} of {basis}")
 
 
-def _usd(seconds: float, work: StageWork, rate: Rate) -> Decimal:
-    hours = Decimal(repr(seconds)) / 3600 * work.num_devices
-    return round_decimals(hours * rate.usd_per_hour, 6)
-
-
-def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Any], str]:
+def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Row], str]:
     table = schema.stage_runs
     base = (
         sa.select(table)
@@ -181,18 +132,22 @@ def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Any], st
     return connection.execute(base).all(), f"{work.stage} by other methods on {work.hardware}"
 
 
-def _from_runs(rows: Sequence[Any], work: StageWork) -> tuple[float, float]:
+def _from_runs(rows: Sequence[Row], work: StageWork) -> tuple[float, float]:
     """Geometric mean of the scaled durations (s), and the factor of the 90% interval around it."""
     logs, distances = [], []
     for row in rows:
         scale = _ratio(work.num_parameters, row.num_parameters) * _ratio(work.num_tokens, row.num_tokens)
-        logs.append(math.log(row.duration_us / 1e6 * scale))
-        distances.append(abs(math.log(scale)))
+        took = row.duration_us / 1e6
+        fixed = min(work.fixed_s, FIXED_SHARE * took)
+        scaled = fixed + (took - fixed) * scale
+        logs.append(math.log(scaled))
+        distances.append(abs(math.log(scaled / took)))
     mean = statistics.fmean(logs)
     freedom = PRIOR_RUNS + len(logs) - 1
     spread = PRIOR_RUNS * PRIOR_LOG_SD**2 + sum((value - mean) ** 2 for value in logs)
     variance = spread / (freedom + 1) * (1 + 1 / len(logs)) + (EXTRAPOLATION * min(distances)) ** 2
-    return math.exp(mean), math.exp(_student_95(freedom) * math.sqrt(variance))
+    factor = math.exp(_student_95(freedom) * math.sqrt(variance))
+    return math.exp(mean), min(factor, ROUGH_FACTOR)
 
 
 def _ratio(new: int | None, old: int | None) -> float:
@@ -206,14 +161,6 @@ def _student_95(freedom: int) -> float:
     second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
     third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
     return z + first + second + third
-
-
-def rough_seconds(work: StageWork) -> float:
-    """The rough rule of the module's text. Unknown sizes leave the overhead alone."""
-    if not work.num_parameters or not work.num_tokens:
-        return ROUGH_OVERHEAD_S
-    operations = 2 * ROUGH_PASSES.get(work.stage, 1.0) * work.num_parameters * work.num_tokens
-    return ROUGH_OVERHEAD_S + operations / (ROUGH_FLOPS.get(work.kind, ROUGH_FLOPS["CPU"]) * work.num_devices)
 
 
 def save_estimate(ledger: Ledger, run_id: str, estimate: RunEstimate) -> None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from decimal import Decimal
 from html import escape
-from typing import TYPE_CHECKING
 
 from core.svg import bars, gauge, money, scatter, stacked_bars
 from finops.money import usd_text
-
-if TYPE_CHECKING:
-    from finops.reports.report import Report
+from finops.reports.report import Report, sections
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -34,8 +31,6 @@ svg .track { fill: #eee; } svg .grid { stroke: #ddd; } svg .limit { stroke: #1a1
 
 def as_html(report: Report) -> str:
     """The whole page."""
-    from finops.reports.report import sections
-
     charts = {
         "showback": _spend(report),
         "budgets": "".join(_budgets(report)),
@@ -49,7 +44,7 @@ def as_html(report: Report) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>The money: {escape(report.period)}</title><style>{_STYLE}</style></head><body>"
+        f"<title>Spend: {escape(report.period)}</title><style>{_STYLE}</style></head><body>"
         f"{''.join(parts)}</body></html>\n"
     )
 
@@ -57,8 +52,8 @@ def as_html(report: Report) -> str:
 def _head(report: Report) -> str:
     team = f", team {escape(report.team)}" if report.team else ""
     return (
-        f'<h1>The money</h1><p class="muted">{escape(report.period)}{team}; written '
-        f"{report.created:%Y-%m-%d %H:%M} UTC; effective cost in USD</p>"
+        f'<h1>Spend</h1><p class="muted">{escape(report.period)}{team}. Written '
+        f"{report.created:%Y-%m-%d %H:%M} UTC. Effective cost in USD.</p>"
         f'<p class="big">{Decimal(usd_text(report.total_usd)):,f} USD</p>'
     )
 
@@ -102,9 +97,9 @@ def _spend(report: Report) -> str:
 def _budgets(report: Report) -> list[str]:
     return [
         gauge(
-            f"{item.name} ({item.scope}): {money(float(item.spent_usd))} spent, {money(float(item.held_usd))} held, "
-            f"of {money(float(item.limit_usd))} USD",
-            [("spent", float(item.spent_usd)), ("held", float(item.held_usd))], float(item.limit_usd), "USD",
+            f"{item.name} ({item.scope}): {money(float(item.spent_usd))} spent, "
+            f"{money(float(item.reserved_usd))} reserved, of {money(float(item.limit_usd))} USD",
+            [("spent", float(item.spent_usd)), ("reserved", float(item.reserved_usd))], float(item.limit_usd), "USD",
         )
         for item in report.budgets
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The money as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
+"""Spend as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
 
 Figures are read from the ledger at each scrape, at most once per `--cache-s`. A ledger that cannot be read gives
 `parsimony_ledger_up 0` and nothing else: a dashboard shows a gap, not an old or free figure.
@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
 
 from core.errors import UserError
-
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
+from finops.controls.budgets import Budgets
+from finops.ledger.ledger import Ledger
+from finops.reports.estimates import estimate_errors, mean_absolute_relative_error
+from finops.reports.kpis import kpis
+from finops.reports.showback import cube
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _KPI_METRICS = {
@@ -27,9 +28,9 @@ _KPI_METRICS = {
     "usd_per_evaluation": ("parsimony_cost_per_evaluation_usd", "Cost per evaluated run, last 30 days."),
     "usd_per_promotion_decision": ("parsimony_cost_per_promotion_usd", "Cost per promotion decision, last 30 days."),
     "gpu_utilization_inference": (
-        "parsimony_inference_utilization_ratio", "Busy over held device time, inference, last 30 days."),
+        "parsimony_inference_utilization_ratio", "Busy over charged device time, inference, last 30 days."),
     "gpu_utilization_training": (
-        "parsimony_training_utilization_ratio", "Busy over held device time, training, last 30 days."),
+        "parsimony_training_utilization_ratio", "Busy over charged device time, training, last 30 days."),
     "spot_coverage_training": ("parsimony_training_spot_ratio", "Share of training hours on spot, last 30 days."),
     "idle_hours": ("parsimony_idle_device_seconds", "Idle and unused device time, last 30 days."),
     "tokens_per_device_hour": ("parsimony_tokens_per_device_hour", "Tokens per device hour, last 30 days."),
@@ -65,11 +66,6 @@ def render(metrics: Iterable[Metric]) -> str:
 
 def collect(ledger: Ledger) -> list[Metric]:
     """All metrics from the ledger as it stands."""
-    from finops.controls.budgets import Budgets
-    from finops.reports.estimates import estimate_errors, mean_absolute_relative_error
-    from finops.reports.kpis import kpis
-    from finops.reports.showback import cube
-
     since = ledger.clock() - timedelta(days=30)
     spend: dict[tuple[str, ...], list[float]] = {}
     for cell in cube(ledger):
@@ -91,12 +87,13 @@ def collect(ledger: Ledger) -> list[Metric]:
     for name, text in (
         ("limit", "Limit of the budget."),
         ("spent", "Spent of the budget in its current period."),
-        ("held", "Held by running work."),
+        ("reserved", "Reserved by running work."),
     ):
         samples: list[tuple[Mapping[str, str], float]] = [
             (labels, float(getattr(item, f"{name}_usd"))) for labels, item in budgets
         ]
-        metrics.append(Metric(f"parsimony_budget_{name}_usd", "gauge", f"{text} USD.", samples))
+        public = "held" if name == "reserved" else name  # the series' name in dashboards and alert rules
+        metrics.append(Metric(f"parsimony_budget_{public}_usd", "gauge", f"{text} USD.", samples))
     for kpi in kpis(ledger, start=since):
         if kpi.name in _KPI_METRICS and kpi.value is not None:
             name, text = _KPI_METRICS[kpi.name]
@@ -124,14 +121,15 @@ def exposition(open_ledger: Callable[[], Ledger]) -> str:
 def server(open_ledger: Callable[[], Ledger], host: str, port: int, cache_s: float = 15.0) -> ThreadingHTTPServer:
     """An HTTP server with /metrics and /healthz, not yet serving. Port 0 takes a free one."""
     lock = threading.Lock()
-    cached: list[Any] = [None, ""]
+    cached: tuple[float, str] | None = None
 
     def text() -> str:
+        nonlocal cached
         with lock:
             now = time.monotonic()
-            if cached[0] is None or now - cached[0] >= cache_s:
-                cached[:] = [now, exposition(open_ledger)]
-            return str(cached[1])
+            if cached is None or now - cached[0] >= cache_s:
+                cached = now, exposition(open_ledger)
+            return cached[1]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -144,7 +142,7 @@ def server(open_ledger: Callable[[], Ledger], host: str, port: int, cache_s: flo
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_: object) -> None:
             """Scrapes are not worth a log line."""
 
     try:

@@ -1,4 +1,4 @@
-"""The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
+"""Spend on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
 
 parsimony report --from 2026-10-01 --to 2026-11-01
 parsimony report --team research --format csv --output october.csv
@@ -13,17 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
+from finops.controls.budgets import Budget, Budgets
+from finops.ledger.ledger import Ledger
 from finops.money import usd_text
-
-if TYPE_CHECKING:
-    from finops.controls.budgets import Budget
-    from finops.ledger.ledger import Ledger
-    from finops.reports.estimates import EstimateError
-    from finops.reports.kpis import Kpi
-    from finops.reports.savings import Reservation, Saving
-    from finops.reports.showback import Share
+from finops.reports.estimates import EstimateError, estimate_errors
+from finops.reports.kpis import Kpi, kpis
+from finops.reports.savings import Reservation, Saving, right_size, savings
+from finops.reports.showback import Share, cube, shares, top_drivers
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,6 @@ def gather(
     revenue_usd: Decimal | None = None, reserved_usd_per_hour: Mapping[str, Decimal] | None = None,
 ) -> Report:  # fmt: skip
     """Read everything a report needs. Raises `UserError` for an empty period or a team without charges."""
-    from finops.controls.budgets import Budgets
-    from finops.reports.estimates import estimate_errors
-    from finops.reports.kpis import kpis
-    from finops.reports.savings import right_size, savings
-    from finops.reports.showback import cube, shares, top_drivers
-
     cells = cube(ledger, start=start, end=end, team=team)
     return Report(
         created=ledger.clock(), start=start, end=end, team=team, shares=shares(cells), drivers=top_drivers(cells),
@@ -100,10 +91,10 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
         ),
         (
             "budgets",
-            ["budget", "for", "period from", "limit USD", "spent", "held", "left"],
+            ["budget", "for", "period from", "limit USD", "spent", "reserved", "left"],
             [
                 [item.name, item.scope, f"{item.period} {item.period_start.date()}",
-                 *(usd_text(value) for value in (item.limit_usd, item.spent_usd, item.held_usd, item.left_usd))]
+                 *(usd_text(value) for value in (item.limit_usd, item.spent_usd, item.reserved_usd, item.left_usd))]
                 for item in report.budgets
             ],
         ),
@@ -139,7 +130,7 @@ def sections(report: Report) -> list[tuple[str, list[str], list[list[str]]]]:
 
 def as_text(report: Report) -> str:
     """Aligned tables for a terminal; an empty one says so."""
-    lines = [f"The money: {report.period}" + (f", team {report.team}" if report.team else ""), ""]
+    lines = [f"Spend: {report.period}" + (f", team {report.team}" if report.team else ""), ""]
     for title, header, rows in sections(report):
         lines.append(title.upper())
         if not rows:

@@ -42,7 +42,7 @@ class Cell:
 
     @property
     def driver(self) -> str:
-        """What the money went for, in one line."""
+        """What was paid for, in one line."""
         return f"{self.workload_type or 'untagged'} of {self.model_family or 'untagged'} on {self.accelerator}"
 
 

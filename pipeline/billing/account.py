@@ -1,12 +1,12 @@
-"""The account of one run: everything that the pipeline says to the ledger while it runs.
+"""The account of one run: everything that a run says to the ledger.
 
-    account = Account(config, plan, scenario)      # opens no database
-    account.forecast.show()                        # charges what died before, then time and cost of each stage
-    with account:                                  # approval, reservation; at the end settled, alerts sent
-        store = account.store(StageStore(...))     # its stages are charged, reused ones are not
+    billing = Billing(plan)             # opens no database
+    billing.estimate()                  # charges what died before, then time and cost of each pending stage
+    with billing:                       # approval, reservation; at the end settled, alerts sent
+        store = StageStore(root, hooks=(billing,))      # stages that are made are charged, reused ones are not
 
-A stage that runs is a charge from its start to its end, however it ends; after a SIGKILL the next run's start finds it.
-SQLAlchemy is loaded by the first look into the ledger, never by planning.
+A stage that is made is a charge from its start to its end, however it ends; after a SIGKILL the next run's start finds
+it.
 """
 
 from __future__ import annotations
@@ -18,104 +18,99 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from core.console import duration, say
 from core.errors import ParsimonyError, UserError
-from core.store import StageResult, StageStore
-from evals.load.scenario import LoadScenario
-from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
+from core.store import StageHook, StageRef, StageResult
+from finops.controls.alerts import CallbackChannel, dispatcher_from_environment
+from finops.controls.approvals import Approvals, subject_hash
+from finops.controls.budgets import Budgets, Reservation
+from finops.errors import BudgetExceededError, LedgerUnavailableError, ReservationError
+from finops.ledger.charges import Charge
+from finops.ledger.ledger import Ledger
+from finops.ledger.meter import Meter
 from finops.ledger.rates import rate_of
+from finops.ledger.spend import SCOPES
 from finops.money import round_decimals, usd_text
-from pipeline.billing.estimate import Forecast, Place, show_outcomes
+from finops.reports.estimates import RunEstimate, record_stage, save_estimate
+from finops.reports.work import StageEstimate, added_up
+from pipeline.billing.approvals import approver_of
+from pipeline.billing.estimate import Estimates, VariantStage, show_outcomes
+from pipeline.billing.promotions import note_promotion
 from pipeline.billing.terms import ledger_url, load_usage, resource_of
-from pipeline.config import RunConfig
+from pipeline.plan.resolve import RunPlan
 from pipeline.plan.tags import charge_tags
-from pipeline.types import Plan, StageOutcome
+from pipeline.record.registry import Subject
+from pipeline.stages.graph import Stage
+from pipeline.types import Spend, StageOutcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from finops.controls.budgets import Hold
-    from finops.ledger.charges import Charge
-    from finops.ledger.ledger import Ledger
-    from finops.ledger.meter import Meter
-    from pipeline.record.registry import Subject
-
 log = logging.getLogger(__name__)
 KEEP_EVERY_S = 10.0
-"""How often a hold's life is prolonged and the spend is looked at."""
+"""How often a reservation's life is prolonged and the spend is looked at."""
 AHEAD_S = 15.0
-"""A hold is extended when the machine's next seconds would pass it."""
+"""A reservation is extended when the machine's next seconds would pass it."""
 EXTENSION, EXTENSION_S = Decimal("0.25"), 60
-"""What is asked for then: this share of what is held, or so many seconds of the machine, whichever is more."""
+"""What is asked for then: this share of what is reserved, or so many seconds of the machine, whichever is more."""
 
 
-@dataclass(frozen=True)
-class ChargedStore(StageStore):
-    """A stage store whose stages are charged while they are made. A stage inside another one is part of it."""
-
-    account: Account = field(kw_only=True)
-    label: str = field(default="", kw_only=True)
-    """The variant; empty for what all variants need."""
-
-    def run(
-        self,
-        stage: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
-        *,
-        resumable: bool = False,
-    ) -> StageResult:
-        """`StageStore.run`. The charge ends after the result is stored: a ledger that fails then costs no work."""
-        meters: list[Meter | None] = []
-        with ExitStack() as charge:
-
-            def charged(folder: Path) -> Mapping[str, Any]:
-                meters.append(charge.enter_context(self.account.charge(stage, self.label, self.key(stage, inputs))))
-                return make(folder)
-
-            found = super().run(stage, inputs, charged, resumable=resumable)
-            self.account.finished(found, self.label, meters[0] if meters else None)
-        return found
-
-
-class Account:
+class Billing(StageHook):
     """See the module. One run's; not shared with another process."""
 
-    def __init__(self, config: RunConfig, plan: Plan, scenario: LoadScenario) -> None:
-        """Raises `ConfigError` for a purchase option that cannot be charged."""
+    def __init__(self, plan: RunPlan, stages: Sequence[Stage[Any]] | None = None) -> None:
+        """`stages` are those that will run; None: the plan's pending ones.
+
+        Raises:
+            ConfigError: the purchase option cannot be charged.
+
+        """
+        choices, config = plan.choices, plan.config
         self._config, self._plan = config, plan
+        self._ledger_url = ledger_url(config.finops.ledger, config.tracking)
         self.tags = charge_tags(config)
-        self.rate, self.resource = rate_of(plan.price), resource_of(plan.price, plan.machine, socket.gethostname())
-        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.plan_hash[:8]}-{uuid.uuid4().hex[:6]}"
-        self.forecast = Forecast(config, plan, scenario, self._opened)
-        self._usd_per_s = plan.price.usd_per_hour / 3600
+        self.rate = rate_of(choices.price)
+        self.resource = resource_of(choices.price, choices.machine, socket.gethostname())
+        self.run_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{plan.digest[:8]}-{uuid.uuid4().hex[:6]}"
+        pending = plan.pending if stages is None else stages
+        self._stages = {stage.key: stage for stage in pending}
+        self.estimates = Estimates(
+            pending, choices.price, choices.machine, self._ledger_url, self._opened, dry_run=config.dry_run
+        )
+        self._usd_per_s = choices.price.usd_per_hour / 3600
         self._ledger: Ledger | None = None
-        self._hold: Hold | None = None
+        self._hold: Reservation | None = None
         self._held_usd = Decimal(0)
         self._meter: Meter | None = None
         self._meter_started = self._last_tick = 0.0
-        self._charges: dict[Place, list[Charge]] = defaultdict(list)
-        self._wall_s: dict[Place, float] = {}
+        self._charges: dict[VariantStage, list[Charge]] = defaultdict(list)
+        self._wall_s: dict[VariantStage, float] = {}
+        self._keys: dict[VariantStage, list[str]] = defaultdict(list)
         self._failure: UserError | None = None
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
 
-    def _opened(self) -> Ledger:
-        """The ledger; the first look charges what died before."""
-        if self._ledger is None:
-            from finops.ledger.ledger import Ledger
+    def estimate(self) -> None:
+        """Estimate every pending stage, and print what it will take.
 
-            self._ledger = Ledger(ledger_url(self._config), create=not self._config.dry_run)
+        Raises:
+            LedgerUnavailableError: the ledger cannot be used, and this is no dry run.
+
+        """
+        self.estimates.make()
+        self.estimates.show()
+
+    def _opened(self) -> Ledger:
+        """The ledger; the first use charges what died before."""
+        if self._ledger is None:
+            self._ledger = Ledger(self._ledger_url, create=not self._config.dry_run)
             if not self._config.dry_run:
                 _say_recovered(self._ledger.recover())
         return self._ledger
@@ -141,74 +136,98 @@ class Account:
 
     def _require_approval(self) -> None:
         threshold = self._config.finops.approval.threshold_usd
-        if threshold is None or not self.forecast.stages:
+        if threshold is None or not self.estimates.of:
             return
-        from finops.controls.approvals import Approvals, subject_hash
-
         subject = subject_hash(
-            {"plan": self._plan.plan_hash, "tags": self.tags}, self.forecast.terms, self.rate.price_version
+            {"plan": self._plan.digest, "tags": self.tags}, self.estimates.terms, self.rate.price_version
         )
-        variants = " and ".join(dict.fromkeys(work.label for work in self.forecast.works))
+        variants = " and ".join(self.estimates.variants)
         Approvals(self._opened()).require(
             subject=subject,
-            estimate_usd=self.forecast.high_usd,
+            estimate_usd=self.estimates.high_usd,
             threshold_usd=Decimal(str(threshold)),
             summary=f"{variants} of {self._config.model.name} on {self.resource.accelerator}",
         )
 
     def _reserve(self) -> None:
-        from finops.controls.budgets import Budgets
-        from finops.ledger.spend import SCOPES
-
         budgets = Budgets(self._opened())
         covering = [
             one for one in budgets.status() if all(getattr(one, key) in (None, self.tags.get(key)) for key in SCOPES)
         ]
         if not covering:
             return
-        self._held_usd = round_decimals(self.forecast.high_usd, 6)
+        self._held_usd = round_decimals(self.estimates.high_usd, 6)
         self._hold = budgets.reserve(self.run_id, self._held_usd, self.tags)
         self._keeper = threading.Thread(target=self._keep, name="finops-hold", daemon=True)
         self._keeper.start()
 
-    def store(self, store: StageStore) -> ChargedStore:
-        """The store with its stages charged to this account."""
-        return ChargedStore(store.root, store.on_event, account=self)
+    # What the store tells ----------------------------------------------------------------------------------------
 
-    @contextmanager
-    def charge(self, stage: str, label: str, key: str) -> Iterator[Meter | None]:
-        """Charge the machine's time while the block runs; None where a stage around it is charged already.
+    def started(self, ref: StageRef) -> None:
+        """Charge the machine's time from now on.
 
         Raises:
-            LedgerUnavailableError, HoldError, BudgetExceededError, ApprovalRequiredError: the stage must not start.
+            LedgerUnavailableError, ReservationError, BudgetExceededError: the stage must not start.
 
         """
-        if self._meter is not None:
-            yield None
-            return
-        from finops.ledger.meter import Meter
-
         self._check()
-        self._allow_unforeseen((label, stage))
-        about = {"variant": label} if label else {}
-        tags = {**self._tags_of(stage), **about, "stage_key": key}
-        metered = Meter(
+        about = {"variant": ref.label} if ref.label else {}
+        tags = {**self._tags_of(ref.stage), **about, "stage_key": ref.key}
+        meter = Meter(
             self._opened(),
             run_id=self.run_id,
-            stage=stage,
+            stage=ref.stage,
             resource=self.resource,
             rate=self.rate,
             tags=tags,
-            hold=self._hold,
+            reservation=self._hold,
         )
-        with metered as meter:
-            self._meter = meter
-            self._meter_started = self._last_tick = time.monotonic()
+        self._meter = meter.__enter__()
+        self._meter_started = self._last_tick = time.monotonic()
+
+    def progressed(self, ref: StageRef, done: int, total: int) -> None:
+        """The work so far is safe: only what follows can be lost.
+
+        Raises:
+            LedgerUnavailableError, ReservationError, BudgetExceededError: the stage must stop.
+
+        """
+        self._check()
+        if self._meter is not None and time.monotonic() - self._last_tick >= KEEP_EVERY_S:
+            self._last_tick = time.monotonic()
+            self._meter.checkpoint()
+
+    def finished(self, ref: StageRef, found: StageResult) -> None:
+        """The result is stored: end the charge, note what the stage took and yielded."""
+        place, meter = (ref.label, ref.stage), self._meter
+        assert meter is not None, "a stage ends that did not start"
+        if ref.stage == "load":
+            meter.usage(**load_usage(found.result))
+        self._end_meter(place, None)
+        self._wall_s[place] = self._wall_s.get(place, 0.0) + found.wall_s
+        self._keys[place].append(ref.key)
+        stage = self._stages.get(ref.key)
+        if stage is not None and is_representative(found):
             try:
-                yield meter
-            finally:
-                self._meter = None
-        self._charges[label, stage] += meter.charges
+                record_stage(self._opened(), self.run_id, self.estimates.work_of(stage), found.wall_s)
+            except LedgerUnavailableError as error:
+                log.warning("%s", error)  # the charge itself says it again, and stays open until the next start
+
+    def failed(self, ref: StageRef, error: BaseException) -> None:
+        """The work since the last progress is lost, and charged all the same."""
+        self._end_meter((ref.label, ref.stage), error)
+
+    def _end_meter(self, place: VariantStage, error: BaseException | None) -> None:
+        meter, self._meter = self._meter, None
+        if meter is None:
+            return
+        try:
+            if error is None:
+                meter.__exit__(None, None, None)
+            else:
+                meter.__exit__(type(error), error, error.__traceback__)
+        finally:
+            self._charges[place] += meter.charges
 
     def _tags_of(self, stage: str) -> dict[str, str]:
         """The run's cost tags. Training a student is training, also in a run whose purpose is evaluation."""
@@ -220,56 +239,6 @@ class Account:
         ):
             return {**self.tags, "workload_type": "training"}
         return self.tags
-
-    def _allow_unforeseen(self, place: Place) -> None:
-        """A stage that the plan took for done runs after all: it needs room and approval as if it had been foreseen."""
-        work = self.forecast.work(place)
-        if work is None or place in self.forecast.stages:
-            return
-        found = self.forecast.add(work)
-        if self._hold is not None:
-            self._extend(found.high_usd)
-        self._require_approval()
-
-    def finished(self, found: StageResult, label: str, meter: Meter | None) -> None:
-        """A stage's result is stored: note what it took and yielded, and that the same settings find it again."""
-        place = (label, found.stage)
-        work = self.forecast.work(place)
-        if work is not None:
-            self.forecast.found_again_as(work, found.key)
-        if found.reused or meter is None:
-            return
-        self._wall_s[place] = self._wall_s.get(place, 0.0) + found.wall_s
-        if found.stage == "load":
-            meter.usage(**load_usage(found.result))
-        if work is not None:
-            from finops.reports.estimates import record_stage
-
-            try:
-                record_stage(self._opened(), self.run_id, self.forecast.stage_work(work), found.wall_s)
-            except LedgerUnavailableError as error:
-                log.warning("%s", error)  # the charge itself says it again, and stays open until the next start
-
-    def tick(self) -> None:
-        """The work so far is safe. Call it as a stage goes on.
-
-        Raises:
-            LedgerUnavailableError, HoldError, BudgetExceededError: the stage must stop.
-
-        """
-        self._check()
-        if self._meter is not None and time.monotonic() - self._last_tick >= KEEP_EVERY_S:
-            self._last_tick = time.monotonic()
-            self._meter.checkpoint()
-
-    def ticking(self, advance: Callable[[int, int], None]) -> Callable[[int, int], None]:
-        """A progress callback that also says that the work so far is safe."""
-
-        def both(done: int, total: int) -> None:
-            advance(done, total)
-            self.tick()
-
-        return both
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -284,7 +253,7 @@ class Account:
                 self.extend_if_needed()
             except LedgerUnavailableError as error:
                 log.warning("%s", error)  # the meter stops the stage where this lasts
-            except (HoldError, BudgetExceededError) as error:
+            except (ReservationError, BudgetExceededError) as error:
                 self._failure = self._failure or error
 
     def extend_if_needed(self) -> None:
@@ -313,24 +282,26 @@ class Account:
     def outcomes(self, label: str | None = None) -> list[StageOutcome]:
         """The stages that ran, of one variant or of all: estimate against actual."""
         return [
-            self.forecast.outcome(place, wall_s, sum((one.effective_usd for one in self._charges[place]), Decimal(0)))
+            self.estimates.outcome(
+                self._keys[place], place, wall_s, sum((one.effective_usd for one in self._charges[place]), Decimal(0))
+            )
             for place, wall_s in self._wall_s.items()
             if label in (None, place[0])
         ]
+
+    def summary(self, label: str) -> Spend:
+        """What a variant's record says of this account."""
+        return Spend(self.run_id, self.tags, self.outcomes(label))
 
     def deliver_alerts(self, set_tag: Callable[[str, str], None]) -> None:
         """Send the budget alerts that are due; `set_tag(name, value)` puts them on the MLflow run."""
         if self._hold is None:
             return
-        from finops.controls.alerts import CallbackChannel, dispatcher_from_environment
-
         channel = CallbackChannel("mlflow", lambda alert: set_tag("budget_alert", alert.text))
         dispatcher_from_environment(self._opened(), channel).deliver()
 
     def promoted(self, client: MlflowClient, before: ModelVersion | None) -> None:
         """Note a promotion with both models' prices per token; nothing where the champion is still `before`."""
-        from pipeline.billing.promotions import note_promotion
-
         note_promotion(self._opened(), client, self._config, before, self.tags.get("team", ""))
 
     def approver(self, subject: Subject) -> str | None:
@@ -340,8 +311,6 @@ class Account:
             PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
 
         """
-        from pipeline.billing.approvals import approver_of
-
         return approver_of(subject, self._config, self._opened(), self.charged_usd)
 
     def __exit__(
@@ -350,7 +319,7 @@ class Account:
         """Settle the hold (release it after a failure), keep the estimates, show what was spent."""
         try:
             if kind is None and self._wall_s:
-                self.forecast.save(self._opened(), self.run_id, list(self._wall_s))
+                self._keep_estimates()
                 show_outcomes(self.outcomes())
                 owner = self.tags.get("team", "nobody")
                 say(f"Charged  {usd_text(self.charged_usd)} USD to {owner} (run {self.run_id})")
@@ -359,6 +328,14 @@ class Account:
             sys.stderr.write(f"the run's account could not be closed: {failure}\n")
         finally:
             self._close()
+
+    def _keep_estimates(self) -> None:
+        """Keep the estimates of the stages that ran, variants added up, to hold them against what was charged."""
+        by_stage: dict[str, list[StageEstimate]] = defaultdict(list)
+        for (_, stage), keys in self._keys.items():
+            by_stage[stage] += [self.estimates.of[key] for key in keys if key in self.estimates.of]
+        added = tuple(added_up(parts) for parts in by_stage.values() if parts)
+        save_estimate(self._opened(), self.run_id, RunEstimate(added))
 
     def _end_hold(self, *, failed: bool) -> None:
         if self._hold is None:
@@ -370,8 +347,6 @@ class Account:
             self._hold.release()
         else:
             self._hold.settle()
-        from finops.controls.alerts import dispatcher_from_environment
-
         dispatcher_from_environment(self._opened()).deliver()
 
     def _close(self) -> None:
@@ -379,6 +354,11 @@ class Account:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
+
+
+def is_representative(found: StageResult) -> bool:
+    """Whether a stage did all of its work itself, so that later estimates may rest on its duration."""
+    return bool(found.result.get("work_share", 1.0) == 1.0)
 
 
 def _say_recovered(charges: list[Charge]) -> None:

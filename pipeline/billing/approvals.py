@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 from core.errors import UserError
 from core.files import plain
+from finops.controls.approvals import Approvals, subject_hash
 from finops.errors import ApprovalRequiredError
+from finops.ledger.ledger import Ledger
+from pipeline.billing.terms import ledger_url
 from pipeline.config import RunConfig
 from pipeline.record.registry import PromotionRefusedError, Subject
-
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
 
 
 def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd: Decimal) -> str | None:
@@ -28,8 +27,6 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
         PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
 
     """
-    from finops.controls.approvals import Approvals, subject_hash
-
     book, what = Approvals(ledger), f"'{subject.variant}' ({subject.digest[:12]}) of {subject.model}"
     digest = subject_hash(plain(subject), None, "")
     try:
@@ -50,10 +47,7 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
 
 def ledgers_approver(subject: Subject, config: RunConfig) -> str | None:
     """`approver_of` with the configured ledger, which is opened only for this."""
-    from finops.ledger.ledger import Ledger
-    from pipeline.billing.terms import ledger_url
-
-    ledger = Ledger(ledger_url(config))
+    ledger = Ledger(ledger_url(config.finops.ledger, config.tracking))
     try:
         return approver_of(subject, config, ledger, Decimal(0))
     finally:

@@ -1,157 +1,157 @@
-"""What a run is expected to take and cost, and what it then took: the plan's estimate, stage by stage.
+"""What a run is expected to take and cost, and what it then took: the plan's pending stages, one by one.
 
-Recorded stages of similar work give the estimate (`finops.reports.estimates`); before there are any, a rough rule that
-says so. A stage that the same settings led to before, and that the store still has, is not estimated: it will be
-reused.
+Recorded stages of similar work give the estimate (`finops.reports.estimates`). Before there are any, a rough rule does,
+and says so. What the store has is not estimated: it will be reused.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from decimal import Decimal
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from core.console import duration, say, table
-from core.files import write_atomic
-from evals.load.scenario import LoadScenario
+from core.store import StageRef
 from finops.errors import LedgerUnavailableError
+from finops.ledger.ledger import Ledger
 from finops.ledger.rates import priced_rate
-from finops.money import round_decimals, usd_text
-from pipeline.billing.terms import Work, kind_of, ledger_file, ledger_url, planned_works, resource_of
-from pipeline.config import RunConfig
-from pipeline.types import Plan, StageOutcome
+from finops.money import usd_text
+from finops.pricing.prices import Price
+from finops.reports.estimates import estimate_run
+from finops.reports.work import StageEstimate, StageWork, rough_estimate, two_digits_up
+from pipeline.billing.terms import kind_of, ledger_file, resource_of
+from pipeline.stages.graph import Stage
+from pipeline.types import Machine, StageOutcome
 
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
-    from finops.reports.estimates import StageEstimate, StageWork
-
-KNOWN = "known-stages"
-"""Folder of the cache: settings of a stage -> the key under which the store has it."""
 SHARED = "shared"
 """In place of a variant's name: what several of them need."""
-Place = tuple[str, str]
-"""Variant and stage."""
+VariantStage = tuple[str, str]
+"""Variant and stage, as tables show them."""
 
 
-class Forecast:
-    """The stages that a plan foresees. `open_ledger` is called by the first look at what was recorded."""
+class Estimates:
+    """The estimates of a plan's pending stages.
+
+    Args:
+        stages: what must run, in order.
+        price: of the machine.
+        machine: where it will run.
+        ledger: URL of the ledger, where similar stages were recorded.
+        open_ledger: called by its first use.
+        dry_run: then a ledger that is not there is not created, and one that fails is no error.
+
+    """
 
     def __init__(
-        self, config: RunConfig, plan: Plan, scenario: LoadScenario, open_ledger: Callable[[], Ledger]
+        self,
+        stages: Sequence[Stage[Any]],
+        price: Price,
+        machine: Machine,
+        ledger: str,
+        open_ledger: Callable[[], Ledger],
+        *,
+        dry_run: bool,
     ) -> None:
-        self._config, self._plan, self._open_ledger = config, plan, open_ledger
-        self._resource = resource_of(plan.price, plan.machine, "")
-        self.works = planned_works(config, plan, scenario)
-        self.stages: dict[Place, StageEstimate] = {}
-        """The estimates of the stages that are still to run."""
+        self.stages = tuple(stages)
+        self._price, self._machine, self._dry_run = price, machine, dry_run
+        self._resource = resource_of(price, machine, "")
+        self._ledger, self._open_ledger = ledger, open_ledger
+        self.of: dict[str, StageEstimate] = {}
+        """Stage key -> its estimate; filled by `make`."""
 
-    def show(self) -> None:
-        """Print expected time and cost of the stages that are still to run; of a dry run without touching the ledger.
+    def make(self) -> None:
+        """Look up similar stages.
 
         Raises:
             LedgerUnavailableError: the ledger cannot be used, and this is no dry run.
 
         """
-        to_run = [work for work in self.works if not self._is_known(work)]
-        self.stages = dict(zip(map(_place, to_run), self._estimates_of(to_run), strict=True))
-        if not to_run:
+        stage_works = [self.work_of(stage) for stage in self.stages]
+        self.of = dict(zip((stage.key for stage in self.stages), self._estimated(stage_works), strict=True))
+
+    def _estimated(self, stage_works: list[StageWork]) -> list[StageEstimate]:
+        rate = priced_rate(self._price)
+        file = ledger_file(self._ledger)
+        if not stage_works or (self._dry_run and file is not None and not file.exists()):
+            return [rough_estimate(work, rate.usd_per_hour) for work in stage_works]
+        try:
+            return list(estimate_run(self._open_ledger(), stage_works, rate).stages)
+        except LedgerUnavailableError as error:
+            if not self._dry_run:
+                raise
+            say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
+            return [rough_estimate(work, rate.usd_per_hour) for work in stage_works]
+
+    def work_of(self, stage: Stage[Any]) -> StageWork:
+        """A stage's work as recorded stages are compared by."""
+        work = stage.work
+        return StageWork(
+            stage=stage.name,
+            method=work.method,
+            hardware=self._resource.accelerator,
+            kind=kind_of(self._machine),
+            num_parameters=work.num_parameters,
+            num_tokens=work.num_tokens,
+            num_devices=self._resource.num_devices,
+            passes=work.passes,
+            num_bytes=work.num_bytes,
+            fixed_s=stage.fixed_s,
+        )
+
+    def show(self) -> None:
+        """Print expected time and cost of every pending stage."""
+        if not self.stages:
             say("Estimate every stage is in the store: nothing to spend")
             say()
             return
-        rows = [_estimate_row(work, self.stages[_place(work)]) for work in to_run]
-        found = self.stages.values()
-        total = [
-            sum(values) for values in zip(*((one.expected_s, one.low_s, one.high_s) for one in found), strict=True)
+        rows = [_estimate_row(stage, self.of[stage.key]) for stage in self.stages]
+        found = list(self.of.values())
+        times = [
+            sum(one.expected_s for one in found),
+            sum(one.low_s for one in found),
+            sum(one.high_s for one in found),
         ]
-        usd = [sum(values, Decimal(0)) for values in zip(*map(_usd_of, found), strict=True)]
-        rows.append(("all", "", _range(*total), _usd_range(*usd), ""))
+        usd = [
+            sum((one.expected_usd for one in found), Decimal(0)),
+            sum((one.low_usd for one in found), Decimal(0)),
+            self.high_usd,
+        ]
+        rows.append(("all", "", _range(*times), _usd_range(*usd), ""))
         table("Estimate", ("variant", "stage", "time", "USD", "from"), rows)
         say()
 
     @property
     def high_usd(self) -> Decimal:
         """Upper end of the estimate: what is reserved, and what an approval is asked for."""
-        return sum((one.high_usd for one in self.stages.values()), Decimal(0))
-
-    def _estimates_of(self, works: list[Work]) -> list[StageEstimate]:
-        if not works:
-            return []
-        from finops.reports.estimates import estimate_run
-
-        rate = priced_rate(self._plan.price)
-        asked = [self.stage_work(work) for work in works]
-        file = ledger_file(ledger_url(self._config))
-        if self._config.dry_run and file is not None and not file.exists():
-            return _rough(asked, rate.usd_per_hour)
-        try:
-            return list(estimate_run(self._open_ledger(), asked, rate).stages)
-        except LedgerUnavailableError as error:
-            if not self._config.dry_run:
-                raise
-            say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
-            return _rough(asked, rate.usd_per_hour)
-
-    def stage_work(self, work: Work) -> StageWork:
-        """The work as `finops.reports.estimates` compares it."""
-        from finops.reports.estimates import StageWork
-
-        machine = self._plan.machine
-        return StageWork(
-            stage=work.stage,
-            method=work.method,
-            hardware=self._resource.accelerator,
-            kind=kind_of(machine),
-            num_parameters=work.num_parameters,
-            num_tokens=work.num_tokens,
-            num_devices=self._resource.num_devices,
-        )
+        return sum((one.high_usd for one in self.of.values()), Decimal(0))
 
     @property
-    def terms(self) -> dict[str, dict[str, str]]:
-        """Per variant and stage the upper end to two digits: what an approval binds to."""
-        return {"/".join(place): _terms(one) for place, one in self.stages.items()}
+    def terms(self) -> dict[str, str]:
+        """Per stage the upper end to two digits: what an approval binds to."""
+        found: dict[str, Decimal] = defaultdict(Decimal)
+        for stage in self.stages:
+            found[f"{stage.label}/{stage.name}"] += self.of[stage.key].high_usd
+        return {place: str(two_digits_up(usd)) for place, usd in found.items()}
 
-    def work(self, place: Place) -> Work | None:
-        """The planned stage at a place; None where no plan foresees it."""
-        return next((work for work in self.works if _place(work) == place), None)
+    @property
+    def variants(self) -> list[str]:
+        """The variants that pending stages belong to."""
+        return list(dict.fromkeys(stage.label or SHARED for stage in self.stages))
 
-    def add(self, work: Work) -> StageEstimate:
-        """Estimate a stage that was taken for done and runs after all."""
-        self.stages[_place(work)] = found = self._estimates_of([work])[0]
-        return found
+    def expected_s(self, ref: StageRef) -> float | None:
+        """Expected duration of one stage; None where nobody foresaw it."""
+        found = self.of.get(ref.key)
+        return None if found is None else found.expected_s
 
-    def found_again_as(self, work: Work, key: str) -> None:
-        """Remember under which key the store has the stage of these settings."""
-        write_atomic(self._known_file(work), key)
-
-    def outcome(self, place: Place, wall_s: float, charged_usd: Decimal) -> StageOutcome:
-        """A stage that ran, beside its estimate."""
-        guess = self.stages.get(place)
-        expected = (None, None) if guess is None else (guess.expected_s, guess.expected_usd)
-        return StageOutcome(*place, expected[0], wall_s, expected[1], charged_usd)
-
-    def save(self, ledger: Ledger, run_id: str, ran: Sequence[Place]) -> None:
-        """Keep the estimates of the stages that ran, variants added up, to hold them against what was charged."""
-        from finops.reports.estimates import RunEstimate, save_estimate
-
-        by_stage: dict[str, list[StageEstimate]] = defaultdict(list)
-        for place in ran:
-            if place in self.stages:
-                by_stage[place[1]].append(self.stages[place])
-        save_estimate(ledger, run_id, RunEstimate(tuple(map(_added, by_stage.values()))))
-
-    def _known_file(self, work: Work) -> Path:
-        return Path(self._config.home) / KNOWN / work.identity
-
-    def _is_known(self, work: Work) -> bool:
-        """Whether the store has the stage that these settings led to before."""
-        with suppress(OSError):
-            key = self._known_file(work).read_text()
-            return (Path(self._config.home) / "store" / work.stage / key / "stage.json").exists()
-        return False
+    def outcome(self, keys: Sequence[str], place: VariantStage, wall_s: float, charged_usd: Decimal) -> StageOutcome:
+        """Stages of one place that ran, beside their estimates; None where one was not foreseen."""
+        guesses = [self.of.get(key) for key in keys]
+        known = [guess for guess in guesses if guess is not None]
+        if len(known) < len(keys):
+            return StageOutcome(*place, None, wall_s, None, charged_usd)
+        expected_usd = sum((guess.expected_usd for guess in known), Decimal(0))
+        return StageOutcome(*place, sum(guess.expected_s for guess in known), wall_s, expected_usd, charged_usd)
 
 
 def show_outcomes(outcomes: Sequence[StageOutcome]) -> None:
@@ -159,49 +159,6 @@ def show_outcomes(outcomes: Sequence[StageOutcome]) -> None:
     header = ("variant", "stage", "expected", "took", "ratio", "expected USD", "charged USD")
     say()
     table("Estimate against actual", header, [_outcome_row(one) for one in outcomes])
-
-
-def _place(work: Work) -> tuple[str, str]:
-    return work.label, work.stage
-
-
-def _usd_of(one: StageEstimate) -> tuple[Decimal, Decimal, Decimal]:
-    return one.expected_usd, one.low_usd, one.high_usd
-
-
-def _terms(one: StageEstimate) -> dict[str, str]:
-    from finops.reports.estimates import RunEstimate
-
-    return RunEstimate((one,)).approval_terms
-
-
-def _rough(works: list[StageWork], usd_per_hour: Decimal) -> list[StageEstimate]:
-    """The rough rule alone, where there is no ledger to look into."""
-    from finops.reports.estimates import ROUGH_FACTOR, StageEstimate, rough_seconds
-
-    found = []
-    for work in works:
-        expected = rough_seconds(work)
-        times = (expected, expected / ROUGH_FACTOR, expected * ROUGH_FACTOR)
-        per_s = usd_per_hour * work.num_devices / 3600
-        usd = [round_decimals(per_s * Decimal(repr(seconds)), 6) for seconds in times]
-        found.append(StageEstimate(work.stage, *times, usd[0], usd[1], usd[2], f"rough rule for {work.kind}"))
-    return found
-
-
-def _added(parts: list[StageEstimate]) -> StageEstimate:
-    from finops.reports.estimates import StageEstimate
-
-    return StageEstimate(
-        stage=parts[0].stage,
-        expected_s=sum(one.expected_s for one in parts),
-        low_s=sum(one.low_s for one in parts),
-        high_s=sum(one.high_s for one in parts),
-        expected_usd=sum((one.expected_usd for one in parts), Decimal(0)),
-        low_usd=sum((one.low_usd for one in parts), Decimal(0)),
-        high_usd=sum((one.high_usd for one in parts), Decimal(0)),
-        basis="; ".join(dict.fromkeys(one.basis for one in parts)),
-    )
 
 
 def _range(expected: float, low: float, high: float) -> str:
@@ -212,9 +169,10 @@ def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
     return f"{usd_text(expected)} ({usd_text(low)} to {usd_text(high)})"
 
 
-def _estimate_row(work: Work, one: StageEstimate) -> tuple[str, ...]:
-    times, usd = _range(one.expected_s, one.low_s, one.high_s), _usd_range(*_usd_of(one))
-    return work.label or SHARED, work.stage, times, usd, one.basis.partition(":")[0]
+def _estimate_row(stage: Stage[Any], one: StageEstimate) -> tuple[str, ...]:
+    times = _range(one.expected_s, one.low_s, one.high_s)
+    usd = _usd_range(one.expected_usd, one.low_usd, one.high_usd)
+    return stage.label or SHARED, stage.name, times, usd, one.basis.partition(":")[0]
 
 
 def _outcome_row(one: StageOutcome) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from finops.errors import LedgerUnavailableError
+from finops.ledger.ledger import Ledger
 from finops.reports.savings import record_promotion
 from pipeline.billing.terms import ledger_url
 from pipeline.config import RunConfig
@@ -19,8 +20,6 @@ from pipeline.record.registry import champion_version
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-
-    from finops.ledger.ledger import Ledger
 
 log = logging.getLogger(__name__)
 PRICE = "cost/usd_per_1k_tokens"
@@ -53,12 +52,10 @@ def note_promotion(
     )
 
 
-def note_in_ledger(client: MlflowClient, config: RunConfig, before: ModelVersion | None, team: str) -> None:
+def note_in_ledger(client: MlflowClient, before: ModelVersion | None, config: RunConfig, team: str) -> None:
     """`note_promotion` in the configured ledger. One that cannot be reached is a warning: the promotion is done."""
-    from finops.ledger.ledger import Ledger
-
     try:
-        with closing(Ledger(ledger_url(config))) as ledger:
+        with closing(Ledger(ledger_url(config.finops.ledger, config.tracking))) as ledger:
             note_promotion(ledger, client, config, before, team)
     except LedgerUnavailableError as error:
         log.warning("the promotion is not in the ledger: %s", error)

@@ -2,7 +2,7 @@
 model card in the Hugging Face hub's form. Both are pure functions of what the stage knows.
 
 The front matter follows the hub's model card specification (huggingface.co/docs/hub/model-cards). `base_model` must be
-a hub repository: a base that came from elsewhere is described in the text instead.
+a hub repository: a base from another place is described in the text instead.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HUB_LICENSES = {
     "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gemma", "llama2", "llama3", "llama3.1",
     "llama3.2", "llama3.3", "llama4", "gpl-3.0", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "unlicense", "unknown", "other",
 }  # fmt: skip
-"""Licence identifiers of the hub that models of our families carry; any other is written as `other` with its name."""
+"""License identifiers of the hub that models of our families carry; any other is written as `other` with its name."""
 LOADERS = {
     "compressed-tensors": "compressed-tensors",
     "gptq": "gptqmodel",
@@ -53,9 +53,9 @@ def manifest(
     size: SizeReport,
     config: Mapping[str, Any],
     calibration: Mapping[str, Any] | None,
-    plan_hash: str | None,
+    stage_key: str | None,
 ) -> dict[str, Any]:
-    """Everything that an artifact was made from and with, as JSON can hold it. Holds no path of this machine.
+    """Everything that an artifact was made from and with, as JSON. It has no path of this machine.
 
     Args:
         inputs: the compress stage's inputs: `method`, `args`, `seed`, `tools`.
@@ -66,7 +66,7 @@ def manifest(
         size: the artifact's sizes.
         config: the artifact's config.json.
         calibration: the calibration stage's result; None where the method needs no text.
-        plan_hash: hash of the plan under which the artifact was made; another plan may find it in the store later.
+        stage_key: key of the compress stage, which names all that the artifact was made from.
 
     """
     quantization = config.get("quantization_config") or {}
@@ -100,7 +100,7 @@ def manifest(
                 "wall_s": measured.get("wall_s"),
                 "peak_host_bytes": measured.get("peak_host_bytes"),
                 "peak_device_bytes": measured.get("peak_device_bytes"),
-                "plan_hash": plan_hash,
+                "stage_key": stage_key,
             }
         )
     )
@@ -148,7 +148,7 @@ def front_matter(manifest: Mapping[str, Any]) -> str:
 
 
 def license_entries(name: str) -> dict[str, str]:
-    """A licence in the hub's words: its own identifier, or `other` with the name."""
+    """A license in the hub's words: its own identifier, or `other` with the name."""
     known = name.lower()
     return {"license": known} if known in HUB_LICENSES else {"license": "other", "license_name": name}
 
@@ -167,7 +167,7 @@ def _what(manifest: Mapping[str, Any]) -> str:
         lines.append(f"About the base model: {base['note']}")
     if base["weights"] == "random":
         lines.append("**The weights are random.** The model has a real shape and speed, and its answers mean nothing.")
-    lines.append(f"Licence of the base model's weights: {base['license']}. Its terms apply to this model.")
+    lines.append(f"License of the base model's weights: {base['license']}. Its terms apply to this model.")
     return "\n\n".join(lines)
 
 
@@ -181,9 +181,9 @@ def _how(manifest: Mapping[str, Any]) -> str:
         ("wall time", _or_unknown(manifest["wall_s"], lambda value: f"{value:.0f} s")),
         ("peak host memory", _or_unknown(manifest["peak_host_bytes"], _mib)),
         ("peak device memory", _or_unknown(manifest["peak_device_bytes"], _mib)),
-        ("plan", _or_unknown(manifest["plan_hash"], lambda value: f"`{value}`")),
+        ("stage key", _or_unknown(manifest["stage_key"], lambda value: f"`{value}`")),
     ]
-    return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` holds the same in full."
+    return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` has the same in full."
 
 
 def _calibration(calibration: Mapping[str, Any] | None) -> str:
@@ -209,7 +209,7 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
             "## Calibration text",
             f"{calibration['num_samples']} sequences of {calibration['length']} tokens, packed from "
             f"{calibration['num_texts']} texts ({form}), drawn with seed {calibration['seed']}.",
-            _table(("source", "texts", "licence", "digest of all its texts"), sources),
+            _table(("source", "texts", "license", "digest of all its texts"), sources),
             f"Token ids, SHA-256: `{calibration['digest']}`. Texts, digest of their SHA-256 list: "
             f"`{calibration['texts_digest']}`.",
             f"{check} (not compared: {reasons})." if reasons else f"{check}.",

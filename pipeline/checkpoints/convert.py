@@ -72,7 +72,7 @@ def array_reader() -> type:
 
 
 def random_weights(shape: dict[str, Any], seed: int, output: Path) -> None:
-    """Write a model of this shape with seeded random weights (the library's own initialisation)."""
+    """Write a model of this shape with seeded random weights (the library's own initialization)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

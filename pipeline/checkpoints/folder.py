@@ -6,21 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from core.files import digest_file, digest_json, folder_bytes
-from core.store import StageStore
-from pipeline.types import Artifact
 
 NOTES = ("manifest.json", "sensitivity.json")
 
 
-def folder_artifact(folder: Path, store: StageStore) -> Artifact:
-    """A local checkpoint with its digest, remembered until a file's size or time changes."""
-    stamp = {
-        str(path.relative_to(folder)): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(folder.iterdir())
-        if path.is_file()
+def folder_stamp(folder: Path) -> dict[str, list[int]]:
+    """Size and time of change of each file: while they stay, a digest that was computed stands."""
+    return {
+        path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(folder.iterdir()) if path.is_file()
     }
-    found = store.run("digest", {"folder": folder, "files": stamp}, lambda _: {"digest": checkpoint_digest(folder)})
-    return _artifact(folder, str(found.result["digest"]))
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -33,10 +27,6 @@ def checkpoint_digest(folder: Path) -> str:
 def is_weighty(path: Path) -> bool:
     """Whether a file of a checkpoint can change an answer."""
     return path.suffix != ".md" and path.name not in NOTES and not path.name.startswith(".")
-
-
-def _artifact(folder: Path, digest: str) -> Artifact:
-    return Artifact(folder, digest, weight_bytes(folder), "none", None)
 
 
 def weight_bytes(folder: Path) -> int:

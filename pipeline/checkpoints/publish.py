@@ -131,23 +131,6 @@ def listing(folder: Path) -> list[tuple[str, int]]:
     return files
 
 
-def dry_run_lines(folder: Path, repo: str, private: bool = True) -> list[str]:
-    """What a publication would do, in lines for the terminal; asks nothing of the hub.
-
-    Raises:
-        PublishError: a name that cannot be one, or an unfinished folder.
-
-    """
-    check_name(repo)
-    files = listing(folder)
-    total = sum(size for _, size in files)
-    visibility = "private" if private else "public"
-    return [
-        f"publish: would upload {len(files)} files, {total:,} bytes, to the {visibility} repository {repo}",
-        *(f"  {size:>15,}  {name}" for name, size in files),
-    ]
-
-
 def name_problem(repo: str) -> str | None:
     """What is wrong with a repository's name by the hub's rules; None where it is a good one."""
     bad = not NAME.fullmatch(repo) or len(repo) > MAX_NAME or "--" in repo or ".." in repo
@@ -203,12 +186,12 @@ def why_refused(error: Exception, repo: str, endpoint: str) -> str | None:
         return answer_reason(error.response.status_code, error.server_message, repo, endpoint)
     if isinstance(error, (httpx.HTTPError, ConnectionError, TimeoutError)):
         return (
-            f"{endpoint} does not answer ({type(error).__name__}); check the connection and HF_ENDPOINT, then run again"
+            f"{endpoint} does not answer ({type(error).__name__}): check the connection and HF_ENDPOINT, then run again"
         )
     return None
 
 
-def answer_reason(status: int, said: str | None, repo: str, endpoint: str) -> str:
+def answer_reason(status: int, answer: str | None, repo: str, endpoint: str) -> str:
     """What a refusal by the hub means."""
     owner = repo.partition("/")[0]
     server_error = 500
@@ -225,7 +208,7 @@ def answer_reason(status: int, said: str | None, repo: str, endpoint: str) -> st
     meaning = meanings.get(status, "the hub refused")
     if status >= server_error:
         meaning = "the hub has an error of its own\n  -> run again later, finished stages are kept"
-    detail = f"; it said: {first_line(said)}" if said else ""
+    detail = f": {first_line(answer)}" if answer else ""
     first, _, ways_out = meaning.partition("\n")
     return f"{first} (status {status} from {endpoint}{detail})" + (f"\n{ways_out}" if ways_out else "")
 

@@ -31,7 +31,7 @@ GROUPS = ("attention", "mlp", "embeddings", "lm_head", "norms", "other")
 BITS_16 = ("F16", "BF16")
 BITS_32 = ("F32",)
 BITS_8_AND_LESS = ("I8", "U8", "I32", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F6_E2M3", "F6_E3M2", "F4")
-"""Types of quantized weights; I32 holds packed ones."""
+"""Types of quantized weights; I32 has packed ones."""
 PACKED = ("weight_packed", "qweight")
 SIDE = re.compile(
     r"(?:^|\.)(?:weight_(?:scale|zero_point|shape|g_idx|global_scale|scale_inv|scale_2)"

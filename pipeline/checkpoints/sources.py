@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from core.errors import AssetError
@@ -22,27 +24,62 @@ def model_facts(model: ModelConfig) -> ModelFacts:
     return facts_from_shape(model.name, model.shape)
 
 
-def hub_folder(repo: str, revision: str | None) -> Path:
-    """The hub repository's snapshot, from the local hub cache or from the hub.
+def hub_commit(repo: str, revision: str | None, *, is_online: bool) -> str | None:
+    """The commit of a hub repository: what this machine's hub cache has, else what the hub says.
+
+    None where neither is asked (`is_online=False`) or the cache has nothing.
 
     Raises:
-        AssetError: neither has it; names what the hub said and the offline default.
+        AssetError: the hub is needed and does not answer, or refuses.
+
+    """
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        cached = snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, local_files_only=True)
+        return Path(cached).name
+    except LocalEntryNotFoundError:
+        if not is_online:
+            return None
+    require_hub(repo)
+    with hub_refusals(repo):
+        return str(HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT_S).sha)
+
+
+def download(repo: str, commit: str | None) -> Path:
+    """The repository's snapshot in the hub's cache on this machine, downloaded where it is not there.
+
+    Raises:
+        AssetError: the hub does not answer, or refuses; names what it said and the offline default.
 
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with suppress(LocalEntryNotFoundError):
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=HUB_FILES, local_files_only=True))
+    require_hub(repo)
+    with hub_refusals(repo):
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=HUB_FILES))
+
+
+@contextmanager
+def hub_refusals(repo: str) -> Iterator[None]:
+    """The hub's refusals as errors that name the way out.
+
+    Raises:
+        AssetError: the block met one.
+
+    """
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    require_hub(repo)
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES))
+        yield
     except (HfHubHTTPError, OSError) as error:
         raise AssetError(
             f"the hub refused {repo}: {str(error).splitlines()[0]}\n"
-            f"  -> for a gated model accept its licence on the hub, then `hf auth login`\n  -> {OFFLINE_DEFAULT}"
+            f"  -> for a gated model accept its license on the hub, then `hf auth login`\n  -> {OFFLINE_DEFAULT}"
         ) from error
 
 

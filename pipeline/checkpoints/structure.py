@@ -116,7 +116,7 @@ def read_shards(folder: Path) -> tuple[list[Shard], list[Finding]]:
         shards.append(shard)
         absent = [name for name, file in listed.items() if file == path.name and name not in shard.tensors]
         if absent:
-            findings.append(Finding("damaged", path.name, f"lacks what {INDEX} says it holds: {named(absent)}"))
+            findings.append(Finding("damaged", path.name, f"lacks what {INDEX} says it has: {named(absent)}"))
     return shards, findings
 
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 
 from core.command import Verb, as_typed, verb_lines
-from core.environments import ROOT, set_defaults
+from core.environments import CODE, missing_package, set_defaults
 from core.errors import ConfigError, ParsimonyError, closest
 from core.redact import redact_text
 from finops.cli.table import VERBS as LEDGER_VERBS
@@ -98,7 +98,7 @@ def version() -> str:
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 
-    project = ROOT / "pyproject.toml"
+    project = CODE / "pyproject.toml"
     if project.exists():
         return str(tomllib.loads(project.read_text())["project"]["version"])
     try:
@@ -121,8 +121,8 @@ def run_command(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         sys.stderr.write("interrupted; the same command goes on where this one stopped\n")
         return INTERRUPTED
     except Exception as error:
-        if is_hydra_error(error):
-            sys.stderr.write(f"error: {hydra_message(error)}\n")
+        if message := hydra_message(error) if is_hydra_error(error) else missing_package(error):
+            sys.stderr.write(f"error: {message}\n")
             return 2
         traceback.print_exc()
         return 1

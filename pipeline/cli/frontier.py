@@ -1,16 +1,16 @@
-"""All recorded variants of a model on the cost-quality plane.
+"""All recorded variants of a model by cost and quality.
 
     parsimony frontier model=smollm2-135m-q4_1                       the table; frontier.png and frontier.html
     parsimony frontier model=smollm2-135m-q4_1 peak_req_per_s=40     with the machines that such a load needs
-    parsimony frontier model=smollm2-135m-q4_1 --plane 5eeb          of other runs than the newest one's
+    parsimony frontier model=smollm2-135m-q4_1 --group 5eeb          of other runs than the newest one's
     parsimony frontier model=smollm2-135m-q4_1 --out /tmp/pictures   into another folder than mlruns/frontier/<model>
 
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
 price by purchase option (`pipeline.report.curves`).
 
-The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
-a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
-same questions under the same load stand on one plane; those of the newest run's plane are shown, and the others named.
+The page is one file without a network. Its switches for purchase option and utilization re-price in the page. A run
+without a measured price or quality is listed, but never on the frontier: missing is never free. Runs that answered the
+same questions under the same load form one comparison group. The newest run's group is shown, the others are named.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from core.console import say, table
 from core.environments import ROOT
 from core.errors import ConfigError, closest
 from pipeline.cli.options import config_of, parser
-from pipeline.record.comparable import plane_runs
+from pipeline.record.frontier_runs import frontier_runs
 from pipeline.record.store import Recorder
-from pipeline.report.frontier import Shown, by_plane, on_one_plane, plane_text
+from pipeline.report.frontier import Shown, by_group, group_text, in_one_group
 from pipeline.report.frontier_figure import PAGE, PICTURE, draw, draw_curves
 from pipeline.report.text import MISSING, estimate_text, money_text
 
@@ -50,24 +50,26 @@ def main(arguments: list[str]) -> int:
     commands.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the files go (default: mlruns/frontier/MODEL)"
     )
-    commands.add_argument("--plane", default="", metavar="DIGITS", help="show the runs of this group, not the newest's")
+    commands.add_argument(
+        "--group", "--plane", default="", metavar="DIGITS", help="show the runs of this group, not the newest's"
+    )
     options = commands.parse(arguments)
     config = config_of(options)
     recorder = Recorder(config.tracking)
     model = config.model.name
-    runs = plane_runs(recorder, config.tracking, model)
+    runs = frontier_runs(recorder, config.tracking, model)
     if not runs:
         known = recorder.models()
         raise ConfigError(
             f"model={model}: no run is recorded{closest(model, known)}; recorded: {', '.join(known) or 'none'}"
         )
     folder = options.out or ROOT / "mlruns" / "frontier" / model
-    chosen = on_one_plane(runs, options.plane)
+    chosen = in_one_group(runs, options.group)
     shown = draw(model, chosen, folder, recorder.evidence)
     table(f"{model}: {len(shown)} recorded variants", HEADER, [row(one) for one in shown])
-    for others in by_plane(runs).values():
+    for others in by_group(runs).values():
         if others[0] not in chosen:
-            say(f"not shown, on other questions or another load: {plane_text(others)}")
+            say(f"not shown, on other questions or another load: {group_text(others)}")
     curves = draw_curves(model, chosen, folder, recorder.evidence, config.peak_req_per_s)
     for text in curves.sentences:
         say(text)

@@ -21,13 +21,14 @@ import argparse
 
 from core import console
 from core.console import say
-from pipeline.cli.json_output import decision_json, rollback_json
 from pipeline.cli.options import config_of, parser
 from pipeline.config import RunConfig
 from pipeline.promote import promote_winner
-from pipeline.record.candidates import Standing, standing
+from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import rollback
 from pipeline.record.store import Recorder
+from pipeline.report.json_output import decision_json, rollback_json
+from pipeline.report.text import action_text
 
 NOT_PROMOTED = 5
 
@@ -52,27 +53,27 @@ def main(arguments: list[str]) -> int:
     if options.rollback:
         return _go_back(config)
     recorder = Recorder(config.tracking)
-    found = standing(config, recorder)
+    found = recorded_candidates(config, recorder)
     show(found)
     done = promote_winner(found, config, recorder)
     say(done)
-    winner = found.contest.winner
-    for decision in found.contest.decisions if winner is None else [found.contest.decisions[winner]]:
+    winner = found.ranking.winner
+    for decision in found.ranking.decisions if winner is None else [found.ranking.decisions[winner]]:
         console.result(decision_json(decision, model=config.model.name, registry=done))
         break
     return NOT_PROMOTED if winner is None and config.fail_on_hold else 0
 
 
-def show(found: Standing) -> None:
+def show(found: RecordedCandidates) -> None:
     """The decisions on all candidates, with their reasons."""
-    for decision in found.contest.decisions:
-        say(f"{decision.variant}: {decision.action}")
+    for decision in found.ranking.decisions:
+        say(f"{decision.variant}: {action_text(decision.action)}")
         for reason in decision.reasons:
             say(f"  {reason}")
-    for loss in found.contest.losses:
-        for beaten_by in loss.beaten_by:
-            say(f"{loss.variant} was beaten by {beaten_by}")
-    for note in found.contest.notes:
+    for loss in found.ranking.losses:
+        for reason in loss.beaten_by:
+            say(f"{loss.variant} is not promoted: {reason}")
+    for note in found.ranking.notes:
         say(f"note: {note}")
     if found.num_others:
         say(f"not compared: {found.num_others} recorded candidates on other suites, machines or prices")

@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
             say(f"Models in {tracking.uri}: none is recorded yet")
     else:
         say(f"Models in {tracking.uri}: none is recorded yet")
-    show_ledger(options.ledger or ledger_url(config))
+    show_ledger(options.ledger or ledger_url(config.finops.ledger, config.tracking))
     return 0
 
 

@@ -1,12 +1,12 @@
 """Which precision each fused group of layers gets under a budget of bits. Pure: facts and figures in, a choice out.
 
 vLLM computes query, key and value as one product, and gate and up as another, so the projections of such a *fused
-group* must share a scheme. Each group takes one level; the choice minimises the sum of the groups' sensitivities while
+group* must share a scheme. Each group takes one level; the choice minimizes the sum of the groups' sensitivities while
 the stored bits, scales included, stay within the budget. That is a multiple-choice knapsack problem, solved exactly by
 integer linear programming, as HAWQ-V3 does (Yao et al., arXiv 2011.10680).
 
 Assumption: the harm of rounding several groups is the sum of the harms of rounding each alone (HAWQ-V2, Dong et al.,
-arXiv 1911.03852, sums per-layer sensitivities in the same way). It holds for small perturbations and is no bound: the
+arXiv 1911.03852, sums per-layer sensitivities in the same way). It is valid for small perturbations and no bound: the
 finished checkpoint is measured as a whole.
 
 >>> options = {"a": [Option("4", 4, 0.5), Option("8", 8, 0.1)], "b": [Option("4", 4, 0.3), Option("8", 8, 0.1)]}
@@ -39,7 +39,7 @@ class FusedGroup:
     kind: str
     """`qkv`, `o`, `gate_up` or `down`."""
     parent: str
-    """The module inside the decoder layer that holds them: `self_attn` or `mlp`."""
+    """The module inside the decoder layer that has them: `self_attn` or `mlp`."""
     shapes: Mapping[str, tuple[int, int]]
     """Name of each projection -> (rows, columns) of its weight: (output size, input size)."""
 

@@ -32,17 +32,19 @@ COMPRESS = {
     "nf4": "pipeline.compress.methods.nf4",
     "llm-int8": "pipeline.compress.methods.llm_int8",
     "mixed": "pipeline.compress.methods.mixed",
-    "as-is": "pipeline.compress.methods.as_is",
+    "external": "pipeline.compress.methods.external",
 }
-"""Compression method -> the module that holds its `METHOD`."""
+"""Compression method -> the module that has its `METHOD`."""
+ALIASES = {"as-is": "external"}
+"""Former name of a method -> its name. Both give the same plan, the same stages and the same label."""
 METHODS_GROUP = "parsimony.methods"
-"""Entry points of other packages: the method's name -> the module that holds its `METHOD`. Their choice's file, which
+"""Entry points of other packages: the method's name -> the module that has its `METHOD`. Their choice's file, which
 makes the method usable as `quant=NAME`, comes from an entry point of the group `parsimony.conf`."""
 
 
 @cache
 def known_methods() -> dict[str, str]:
-    """Every compression method, those of other packages included -> the module that holds its `METHOD`.
+    """Every compression method, those of other packages included -> the module that has its `METHOD`.
 
     Raises:
         ConfigError: a package brings a method whose name is taken.
@@ -84,7 +86,7 @@ class Method:
     args: type
     """Dataclass of its settings: the keys of `quant=` beside `method`."""
     compress: Callable[[CompressJob], None] | None
-    """Writes the new checkpoint; None where there is nothing to make: the baseline, and checkpoints made elsewhere."""
+    """Writes the new checkpoint; None where there is nothing to make: the baseline, and external checkpoints."""
     needs_calibration: bool = False
     devices: Sequence[str] = ("cpu", "cuda")
     tools: Sequence[str] = ()
@@ -114,11 +116,17 @@ def method(name: str) -> Method:
         ConfigError: there is none; the message lists those there are.
 
     """
-    known = known_methods()
+    name, known = ALIASES.get(name, name), known_methods()
     if name not in known:
         raise ConfigError(f"quant.method={name}: unknown method{closest(name, known)}; known: {', '.join(known)}")
     found: Method = importlib.import_module(known[name]).METHOD
     return found
+
+
+def is_external(quant: Mapping[str, Any]) -> bool:
+    """Whether a `quant=` choice takes an external checkpoint as the candidate."""
+    name = str(quant.get("method", "none"))
+    return ALIASES.get(name, name) == "external"
 
 
 def method_args(name: str, values: Mapping[str, Any]) -> Any:

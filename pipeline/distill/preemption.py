@@ -1,13 +1,14 @@
-"""Machines that may be taken away: the signal, and the books of what each interruption cost.
+"""Preemption: the signal that a machine is taken back, and a record of what each interruption cost.
 
 Training time is counted over all attempts. `useful_s` of a checkpoint is the time that led to it; what an attempt spent
-beyond its last checkpoint, and on starting again, is lost work: charged like the rest, and named.
+beyond its last checkpoint, and on starting again, is lost work. It is charged like the rest, and shown.
 
     attempts.json, beside the checkpoints: one entry per attempt, brought up to date every `heartbeat_s`
 """
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from core.errors import ParsimonyError, Problem
-from pipeline.config import SpotConfig
+from pipeline.config import PreemptionConfig
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.student_size import ADAM_BYTES
 
@@ -27,6 +28,7 @@ INTERRUPTED = 128 + signal.SIGTERM
 """Exit code of a process that SIGTERM ended."""
 PROBE_BYTES = 16 * 2**20
 SPOT = "spot"
+"""The purchase option of machines that the provider may take back."""
 
 
 class InterruptedTrainingError(ParsimonyError):
@@ -84,21 +86,21 @@ class StopSignal:
         self._raise = False
 
 
-def grace_problem(spot: SpotConfig, num_parameters: int, bytes_per_s: float) -> Problem | None:
+def grace_problem(preemption: PreemptionConfig, num_parameters: int, bytes_per_s: float) -> Problem | None:
     """Whether a checkpoint of the student can be written within the grace period.
 
     Args:
-        spot: the settings.
+        preemption: the settings (`distill.spot`, the key's name).
         num_parameters: of the student.
         bytes_per_s: write speed to the place, measured.
 
     """
     needed_s = num_parameters * ADAM_BYTES / bytes_per_s
-    if not spot.save_on_sigterm or needed_s < spot.grace_s:
+    if not preemption.save_on_sigterm or needed_s < preemption.grace_s:
         return None
     mib = num_parameters * ADAM_BYTES / 2**20
     message = (
-        f"{spot.grace_s:.3g} s is shorter than a checkpoint takes: {mib:.0f} MiB at the "
+        f"{preemption.grace_s:.3g} s is shorter than a checkpoint takes: {mib:.0f} MiB at the "
         f"{bytes_per_s / 2**20:.0f} MiB/s that were measured are about {needed_s:.2g} s"
     )
     ways = (
@@ -159,7 +161,7 @@ class Books:
     def open(
         cls,
         store: CheckpointStore,
-        spot: SpotConfig,
+        preemption: PreemptionConfig,
         purchase_option: str,
         usd_per_hour: str | None,
         resumed: tuple[int, Mapping[str, Any]] | None,
@@ -170,7 +172,7 @@ class Books:
         `resumed`: the step and the manifest's `meta` of the checkpoint that this attempt goes on from.
         """
         stored = store.get_json(ATTEMPTS) or []
-        books = cls(store, spot.heartbeat_s, [Attempt(**entry) for entry in stored], started=started)
+        books = cls(store, preemption.heartbeat_s, [Attempt(**entry) for entry in stored], started=started)
         step = 0
         if resumed is not None:
             step, meta = resumed
@@ -223,8 +225,6 @@ class Books:
 
     def _write(self, entries: list[dict[str, Any]]) -> None:
         """A heartbeat that cannot be written loses precision, not work; a checkpoint that cannot will complain."""
-        import contextlib
-
         with contextlib.suppress(OSError):
             self.store.put_json(ATTEMPTS, entries)
 
@@ -259,6 +259,6 @@ def _usd(seconds: float, usd_per_hour: str | None) -> Decimal | None:
     return None if usd_per_hour is None else Decimal(str(seconds)) * Decimal(usd_per_hour) / 3600
 
 
-def _total(amounts: Sequence[Decimal | None]) -> Decimal | None:
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known, Decimal(0)) if len(known) == len(amounts) else None
+def _total(costs: Sequence[Decimal | None]) -> Decimal | None:
+    known = [cost for cost in costs if cost is not None]
+    return sum(known, Decimal(0)) if len(known) == len(costs) else None

@@ -11,7 +11,6 @@ from core.environments import versions
 from core.errors import PlanError, Problem
 from core.files import digest_file, plain
 from pipeline.checkpoints.facts import facts_from_folder
-from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.config import CalibConfig, DistillConfig
 from pipeline.data.wheels import CONTEXTS
 from pipeline.distill.checkpoint import CheckpointStore
@@ -19,13 +18,12 @@ from pipeline.distill.data import check_sources
 from pipeline.distill.preemption import PROBE_BYTES, grace_problem
 from pipeline.distill.student_size import num_dropped, student_parameters
 from pipeline.distill.students import check_given_student
-from pipeline.types import Artifact
 
 TOOLS = ("transformers", "torch", "accelerate")
 """Packages whose versions decide a student's bits."""
 
 
-def what_decides(base: Artifact, config: DistillConfig, calib: CalibConfig, seed: int) -> dict[str, Any]:
+def what_decides(base_key: str, config: DistillConfig, calib: CalibConfig, seed: int) -> dict[str, Any]:
     """All that decides the student's weights; its hash names the run and its checkpoints."""
     settings = {key: value for key, value in plain(config).items() if key not in ("name", "spot")}
     given = config.student.path
@@ -34,10 +32,9 @@ def what_decides(base: Artifact, config: DistillConfig, calib: CalibConfig, seed
         for source in config.data.sources
     ]
     if given is not None:
-        folder = Path(given)
-        settings["student"]["path"] = checkpoint_digest(folder) if folder.is_dir() else given
+        settings["student"]["path"] = None  # the student's own key stands for its content
     return {
-        "base": base.digest,
+        "base": base_key,
         "distill": settings,
         "calib": plain(calib) if needs_calibration(config) else None,
         "seed": seed,
@@ -54,7 +51,7 @@ def needs_calibration(config: DistillConfig) -> bool:
     )
 
 
-def preflight(base: Artifact, config: DistillConfig, plan_hash: str, plan: Mapping[str, Any], own_place: Path) -> None:
+def preflight(base: Path, config: DistillConfig, plan_hash: str, plan: Mapping[str, Any], own_place: Path) -> None:
     """Look at everything that can be wrong outside the configuration itself, before the teacher is loaded.
 
     `own_place` is where checkpoints go without a URL.
@@ -65,13 +62,13 @@ def preflight(base: Artifact, config: DistillConfig, plan_hash: str, plan: Mappi
 
     """
     check_sources(config.data.sources)
-    facts = facts_from_folder("teacher", base.path)
+    facts = facts_from_folder("teacher", base)
     problems = _check_cut(config, facts.num_layers)
     if problems:
         raise PlanError(problems)
     if config.student.path is not None:
         folder = Path(config.student.path)
-        check_given_student(base.path, folder)
+        check_given_student(base, folder)
         num_parameters = facts_from_folder("student", folder).num_parameters
     else:
         num_parameters = student_parameters(config.student, facts)

@@ -34,7 +34,7 @@ WORKER = "pipeline.health.worker:work"
 MEASURED, NOT_CHECKED, DAMAGED = "measured", "not checked", "damaged"
 WAYS_OUT = {
     "damaged": "remove the damaged folder and compress again; if it comes back, check disk and memory",
-    "unloadable": "compress again with the versions that the manifest names; the worker's log holds the whole error",
+    "unloadable": "compress again with the versions that the manifest names; the worker's log has the whole error",
     "quality": "compress again; if the finding stays, take a milder method (more bits, smaller groups, more "
     "calibration text) or raise the limit that it names",
 }
@@ -45,8 +45,8 @@ class HealthLimits:
     """Beyond these a candidate is broken, not merely worse: quality itself is the gate's to judge.
 
     The defaults stand between what healthy 4 and 8 bit checkpoints of a 135M model measure and what damaged ones do;
-    larger models lose less. Measured there (KL, agreement, perplexity, worst layer): int8 0.026, 0.86, 1.03, 0.08;
-    gptq, 4 bit in groups of 64, 0.28, 0.78, 1.2, 0.24; round to nearest, the same bits, 0.49, 0.56, 1.5, 0.31.
+    larger models lose less. Measured there (KL, agreement, perplexity, worst layer): int8 0.026, 0.86, 1.03, 0.08.
+    GPTQ with 4 bit in groups of 64: 0.28, 0.78, 1.2, 0.24. Round to nearest with the same bits: 0.49, 0.56, 1.5, 0.31.
     """
 
     max_mean_kl_nats: float = 2.0
@@ -100,7 +100,7 @@ class HealthReport:
     num_nonfinite_logits: int | None = None
     embedding_error: float | None = None
     head_error: float | None = None
-    """Relative error of the candidate's centred logits on the base's last hidden states."""
+    """Relative error of the candidate's centered logits on the base's last hidden states."""
     layers: tuple[LayerHealth, ...] = ()
     layers_reason: str = ""
     """Why the layers were not compared."""
@@ -347,7 +347,7 @@ def read_tokens(path: Path, base: Path, num_sequences: int, length: int) -> NDAr
     """The first token ids of the first sequences, shape (N, L).
 
     Raises:
-        ConfigError: the file does not hold a matrix of token ids of the base's vocabulary.
+        ConfigError: the file does not contain a matrix of token ids of the base's vocabulary.
 
     """
     try:

@@ -43,10 +43,10 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 """Keys whose value has a range: key, test, and the range in words."""
 
 
-def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:
+def _check_model(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
     problems = []
-    if config.quant.get("method") == "as-is":
-        problems += _check_elsewhere(config, facts, elsewhere)
+    if registry.is_external(config.quant):
+        problems += _check_external(config, facts, external)
     if config.model.weights not in ("real", "random"):
         ways = ("model.weights=real", "model.weights=random")
         problems.append(Problem("model.weights", f"'{config.model.weights}' is not one of real, random", ways))
@@ -55,22 +55,22 @@ def _check_model(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | N
             Problem(
                 "model.path",
                 f"this checkpoint is quantized already (format '{facts.quant_format}')",
-                ("model=NAME model.path=FOLDER quant=as-is, NAME being the model that it was made from",),
+                ("model=NAME model.path=FOLDER quant=external, NAME being the model that it was made from",),
             )
         )
     return problems
 
 
-def _check_elsewhere(config: RunConfig, facts: ModelFacts, elsewhere: ModelFacts | None) -> list[Problem]:
-    """The checkpoint made elsewhere is of the baseline's shape."""
-    if elsewhere is None:
-        way = "model=NAME model.path=FOLDER quant=as-is, NAME being the model that it was made from"
-        return [Problem("model.path", "quant=as-is takes a checkpoint made elsewhere, and none is given", (way,))]
+def _check_external(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
+    """The external checkpoint is of the baseline's shape."""
+    if external is None:
+        way = "model=NAME model.path=FOLDER quant=external, NAME being the model that it was made from"
+        return [Problem("model.path", "quant=external needs the folder of an external checkpoint", (way,))]
     same = ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "vocab_size")
-    differ = [key for key in same if getattr(facts, key) != getattr(elsewhere, key)]
+    differ = [key for key in same if getattr(facts, key) != getattr(external, key)]
     if not differ:
         return []
-    named = ", ".join(f"{key} {getattr(elsewhere, key)} against {getattr(facts, key)}" for key in differ)
+    named = ", ".join(f"{key} {getattr(external, key)} against {getattr(facts, key)}" for key in differ)
     message = f"the checkpoint is not a form of '{config.model.name}': {named}"
     return [Problem("model.path", message, ("model= the model that it was made from",))]
 
@@ -79,8 +79,8 @@ def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
     if machine.device in method.devices:
         return []
     why = method.refused.get(machine.device)
-    works = [name for name in registry.known_methods() if machine.device in registry.method(name).devices]
-    ways = [f"on this machine: {', '.join(f'quant={name}' for name in works)}"]
+    methods = [name for name in registry.known_methods() if machine.device in registry.method(name).devices]
+    ways = [f"on this machine: {', '.join(f'quant={name}' for name in methods)}"]
     if method.nearest:
         ways.insert(0, f"quant={method.nearest} is the nearest that does")
     message = f"'{method.name}' does not run on {machine.device}" + (f": {why}" if why else "")

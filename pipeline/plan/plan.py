@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import PlanError, Problem, closest
-from core.files import digest_json, plain
 from evals.gate.sequential import ORDERS
 from evals.quality.embedded import EMBEDDED_TASKS
 from evals.quality.task_file import task_file_problem
@@ -47,7 +46,7 @@ PRODUCTS_OF_FORMAT = {
     "pack-quantized": ("w4a16",), "gptq": ("w4a16",), "awq": ("w4a16",), "int-quantized": ("w8a8",),
     "mixed-precision": ("w4a16", "w8a8"),
 }  # fmt: skip
-"""A format made elsewhere -> what its layers multiply; those of INT4 hold INT8 weights where the checkpoint says so."""
+"""An external checkpoint's format -> what its layers multiply. Those of INT4 may have INT8 weights (`quant_bits`)."""
 RANDOM_WEIGHTS = "the weights are random: quality is meaningless, and such a run is never promoted"
 
 
@@ -57,7 +56,7 @@ def make_plan(
     machine: Machine,
     price: Price,
     free_disk_bytes: int,
-    elsewhere: ModelFacts | None = None,
+    external: ModelFacts | None = None,
 ) -> Plan:
     """Decide what a run will do.
 
@@ -67,7 +66,7 @@ def make_plan(
         machine: where it will run.
         price: what that costs.
         free_disk_bytes: room for what will be made.
-        elsewhere: facts of a checkpoint that was made elsewhere (`quant=as-is`).
+        external: facts of an external checkpoint (`quant=external`).
 
     Raises:
         PlanError: it cannot run; holds every problem that was found, each with its ways out.
@@ -77,11 +76,12 @@ def make_plan(
     name = str(values.pop("method", "none"))
     method = registry.method(name)
     args = registry.method_args(name, values)
+    name = method.name  # an alias gives the same label and plan
     of_distill = check_distill(config.distill, facts, machine)
     cut = config.distill.enabled and config.distill.student.path is None and not of_distill
     compressed = student_facts(config.distill.student, facts) if cut else facts
     problems = [
-        *_check_model(config, facts, elsewhere),
+        *_check_model(config, facts, external),
         *of_distill,
         *_check_device(method, machine),
         *method.check(args, compressed, machine),
@@ -102,23 +102,10 @@ def make_plan(
         raise PlanError(problems)
     random = config.model.weights == "random"
     baseline = Candidate("baseline", "none", {}, "none")
-    candidate = _candidate(name, method, args, compressed, config, elsewhere)
-    decides = {
-        "model": config.model,
-        "candidate": candidate,
-        "distill": {key: value for key, value in plain(config.distill).items() if key != "spot"},
-        "calib": config.calib if method.needs_calibration else None,
-        "suite": config.suite,
-        "load": config.load,
-        "engine": config.engine,
-        "machine": machine.fingerprint,
-        "price": price,
-        "gate": config.gate,
-        "seed": config.seed,
-    }
+    candidate = _candidate(name, method, args, compressed, config, external)
     notes = [config.model.note] if config.model.note else []
     notes += list(price.warnings)
-    notes += _kernel_notes(method, machine, elsewhere)
+    notes += _kernel_notes(method, machine, external)
     if random:
         notes.append(RANDOM_WEIGHTS)
     return Plan(
@@ -127,19 +114,18 @@ def make_plan(
         price=price,
         baseline=baseline,
         candidate=candidate,
-        meaningless_quality=RANDOM_WEIGHTS if random else "",
+        quality_invalid_reason=RANDOM_WEIGHTS if random else "",
         notes=tuple(notes),
-        plan_hash=digest_json(decides),
     )
 
 
 def _candidate(
-    name: str, method: registry.Method, args: Any, facts: ModelFacts, config: RunConfig, elsewhere: ModelFacts | None
+    name: str, method: registry.Method, args: Any, facts: ModelFacts, config: RunConfig, external: ModelFacts | None
 ) -> Candidate | None:
     """What is compared with the baseline; None where the baseline itself was asked for."""
     suffix = engine_suffix(config.engine)
-    if elsewhere is not None:
-        made = {"format": elsewhere.quant_format or "16 bit"}
+    if external is not None:
+        made = {"format": external.quant_format or "16 bit"}
         return Candidate("candidate", name, made, f"{name}:{made['format']}{suffix}")
     student = config.distill.name if config.distill.enabled else ""
     if name == "none" and not suffix and not student:
@@ -148,15 +134,15 @@ def _candidate(
     return Candidate("candidate", name, vars(method.resolve(args, facts)), label + suffix)
 
 
-def _kernel_notes(method: registry.Method, machine: Machine, elsewhere: ModelFacts | None) -> list[str]:
+def _kernel_notes(method: registry.Method, machine: Machine, external: ModelFacts | None) -> list[str]:
     """What serves the weights where vLLM has no kernel of its own for them."""
     if machine.device != "cpu":
         return []
     lacking = {"w4a16": not machine.has_int4, "w8a16": True, "w8a8": not machine.has_int8}
     products = method.products
-    if elsewhere is not None:
-        products = PRODUCTS_OF_FORMAT.get(elsewhere.quant_format or "", ())
-        if elsewhere.quant_bits == 8:
+    if external is not None:
+        products = PRODUCTS_OF_FORMAT.get(external.quant_format or "", ())
+        if external.quant_bits == 8:
             products = tuple("w8a16" if product == "w4a16" else product for product in products)
     return [NO_KERNEL[product] for product in products if lacking[product]]
 

@@ -5,35 +5,69 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.errors import AssetError
+from core.environments import check_installed, serving_python
+from core.errors import AssetError, ConfigError
+from core.files import digest_json
+from core.store import StageStore
 from evals.load.scenario import LoadScenario, from_config
 from evals.types import Price
 from finops.pricing.prices import hardware_of_device, lookup
 from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.checkpoints.sources import model_facts
+from pipeline.compress import registry
 from pipeline.config import RunConfig
 from pipeline.plan.machine import find_machine
 from pipeline.plan.plan import make_plan
 from pipeline.plan.tags import with_tags
+from pipeline.plan.variants import Variants, variants_of
+from pipeline.stages.graph import Stage, pending, with_needs
 from pipeline.types import Machine, Plan
+
+NOT_BUILT = Path("/not-built/bin/python")
+"""In place of an interpreter whose environment is not built."""
+RUN_PACKAGES = ("lm-eval", "mlflow", "pip", "tokenizers", "torch", "transformers")
+"""What every run needs, whatever its method: recording comes last, and must not be where the first one is missed."""
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What a run will do, and with what."""
+class RunPlan:
+    """What a run will do, and with what: everything that happens later walks `stages`."""
 
     config: RunConfig
     """The configuration with everything automatic made definite."""
-    plan: Plan
+    choices: Plan
     scenario: LoadScenario
-    elsewhere: Path | None
-    """The folder of a checkpoint that was made elsewhere (`quant=as-is`)."""
+    variants: Variants
+    serving_python: Path
+    store: StageStore
+    """Where finished stages are looked up."""
+
+    @property
+    def home(self) -> Path:
+        """The cache folder."""
+        return Path(self.config.home)
+
+    @cached_property
+    def stages(self) -> tuple[Stage[Any], ...]:
+        """Every stage, once, in the order of the run."""
+        return with_needs(self.variants.targets)
+
+    @cached_property
+    def pending(self) -> tuple[Stage[Any], ...]:
+        """The stages that the store does not have."""
+        return pending(self.variants.targets, self.store)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all that the run makes and measures: what an approval binds to."""
+        return digest_json([[stage.label, stage.name, stage.key] for stage in self.stages])
 
 
-def plan_run(config: RunConfig) -> Planned:
+def resolve(config: RunConfig) -> RunPlan:
     """Plan a run on this machine.
 
     Raises:
@@ -43,17 +77,33 @@ def plan_run(config: RunConfig) -> Planned:
     """
     scenario = from_config(config.load)
     machine = planned_machine(config, find_machine())
-    config, elsewhere = without_checkpoint(replace(config, engine=planned_engine(config, machine)))
-    made = None if elsewhere is None else facts_from_folder(elsewhere.name, elsewhere)
+    config, external = without_checkpoint(replace(config, engine=planned_engine(config, machine)))
+    made = None if external is None else facts_from_folder(external.name, external)
     free = free_disk_bytes(Path(config.home))
-    plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free, made)
-    return Planned(with_tags(config), plan, scenario, elsewhere)
+    choices = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free, made)
+    config = with_tags(config)
+    store = StageStore(Path(config.home) / "store")
+    python = planned_serving_python(config)
+    if not config.dry_run:
+        check_installed(*RUN_PACKAGES, *registry.method(str(config.quant["method"])).tools)
+    variants = variants_of(config, choices, scenario, external, python, store)
+    return RunPlan(config, choices, scenario, variants, python, store)
+
+
+def planned_serving_python(config: RunConfig) -> Path:
+    """The serving environment's interpreter; a dry run needs none: nothing was measured with one that is not built."""
+    try:
+        return serving_python()
+    except ConfigError:
+        if not config.dry_run:
+            raise
+        return NOT_BUILT
 
 
 def without_checkpoint(config: RunConfig) -> tuple[RunConfig, Path | None]:
-    """For `quant=as-is`: the baseline's configuration, and the folder of the checkpoint that was made elsewhere."""
+    """For `quant=external`: the baseline's configuration, and the folder of the external checkpoint."""
     model = config.model
-    if config.quant.get("method") != "as-is" or model.path is None or model.source == "path":
+    if not registry.is_external(config.quant) or model.path is None or model.source == "path":
         return config, None
     return replace(config, model=replace(model, path=None)), Path(model.path)
 

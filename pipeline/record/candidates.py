@@ -1,4 +1,4 @@
-"""The recorded candidates that compare with one another."""
+"""The recorded candidates of one comparison group, and the decision on them."""
 
 from __future__ import annotations
 
@@ -7,44 +7,43 @@ from typing import TYPE_CHECKING
 
 from core.command import command
 from core.errors import ConfigError, closest
+from evals.decide.decide import Ranking, rank
+from evals.decide.evidence import Evidence
 from pipeline.config import RunConfig
+from pipeline.record.tags import COMPARISON_GROUP, tag_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
-    from evals.decide.decide import Contest
-    from evals.decide.evidence import Evidence
     from pipeline.record.store import Recorder
 
 
 @dataclass(frozen=True)
-class Standing:
+class RecordedCandidates:
     """The recorded candidates that were measured beside one baseline, decided together."""
 
     baseline: Run
     candidates: tuple[Run, ...]
     baseline_evidence: Evidence
     evidence: tuple[Evidence, ...]
-    contest: Contest
+    ranking: Ranking
     num_others: int
     """Recorded candidates on other suites, machines or prices, which do not compare with these."""
 
     def index_of(self, run: Run) -> int:
-        """The place of a run's candidate; a later record of the same candidate stands for it."""
+        """The place of a run's candidate; a later record of the same candidate replaces it."""
         return [one.data.tags["candidate_key"] for one in self.candidates].index(run.data.tags["candidate_key"])
 
 
-def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> Standing:
-    """Decide on every recorded candidate of a model that compares with this run, under the configured gate.
+def recorded_candidates(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> RecordedCandidates:
+    """Decide on every recorded candidate in this run's comparison group, under the configured gate.
 
-    `run_id` is a candidate's run; None takes the newest that stands beside its baseline.
+    `run_id` is a candidate's run. None takes the newest candidate whose baseline is recorded.
 
     Raises:
         ConfigError: the model has no recorded baseline, or no recorded candidate.
 
     """
-    from evals.decide.decide import contest
-
     runs = recorder.runs(config.model.name)
     if not runs:
         known = recorder.models()
@@ -55,18 +54,22 @@ def standing(config: RunConfig, recorder: Recorder, run_id: str | None = None) -
     baselines: dict[str, Run] = {}
     for run in runs:
         if run.data.tags["role"] == "baseline":
-            baselines.setdefault(run.data.tags["comparable"], run)
+            baselines.setdefault(_group_of(run), run)
     candidates = [run for run in runs if run.data.tags["role"] == "candidate"]
     asked_for = candidates if run_id is None else [recorder.client.get_run(run_id)]
-    groups = [run.data.tags["comparable"] for run in asked_for if run.data.tags["comparable"] in baselines]
+    groups = [group for run in asked_for if (group := _group_of(run)) in baselines]
     if not groups:
         raise ConfigError(
             f"model={config.model.name}: no candidate is recorded beside its baseline\n"
             f"  -> {command(f'model={config.model.name} quant=int8')}"
         )
     baseline = baselines[groups[0]]
-    mine = tuple(run for run in candidates if run.data.tags["comparable"] == groups[0])
+    mine = tuple(run for run in candidates if _group_of(run) == groups[0])
     base = recorder.evidence(baseline.info.run_id)
     evidence = tuple(recorder.evidence(run.info.run_id) for run in mine)
-    decided = contest(evidence, base, config.gate, config.seed)
-    return Standing(baseline, mine, base, evidence, decided, len(candidates) - len(mine))
+    ranked = rank(evidence, base, config.gate, config.seed)
+    return RecordedCandidates(baseline, mine, base, evidence, ranked, len(candidates) - len(mine))
+
+
+def _group_of(run: Run) -> str:
+    return tag_of(run.data.tags, COMPARISON_GROUP)

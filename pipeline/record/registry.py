@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from core.errors import UserError
+from pipeline.checkpoints.folder import checkpoint_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,7 +34,7 @@ class Subject:
     digest: str
     """SHA-256 of the checkpoint."""
     run_id: str
-    """The MLflow run that holds the evidence."""
+    """The MLflow run that has the evidence."""
 
 
 def rollback(recorder: Recorder, model: str, alias: str) -> str:
@@ -71,14 +72,18 @@ def require_stored(client: MlflowClient, version: ModelVersion) -> None:
         folder = Path(unquote(place.path))
         if not folder.is_dir():
             raise PromotionRefusedError(f"{what}: its weights are gone from {folder}; promote a variant anew")
-        _require_digest(folder, version.tags.get("digest", ""), what)
+        require_digest(folder, version.tags.get("digest", ""), what)
     elif not client.list_artifacts(version.run_id, WEIGHTS):
         raise PromotionRefusedError(f"{what}: its weights are gone from {version.source}; promote a variant anew")
 
 
-def _require_digest(folder: Path, digest: str, what: str) -> None:
-    from pipeline.checkpoints.folder import checkpoint_digest
+def require_digest(folder: Path, digest: str, what: str) -> None:
+    """Check that a folder has this digest.
 
+    Raises:
+        PromotionRefusedError: it has another.
+
+    """
     found = checkpoint_digest(folder)
     if found != digest:
         raise PromotionRefusedError(

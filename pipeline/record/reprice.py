@@ -28,9 +28,9 @@ from pipeline.record.cost_rows import Annotation, CostRun
 PREFIX = "reprice"
 ENDS = ("", ".lo", ".hi")
 HEADLINES = tuple(f"cost/usd_per_1k_{what}" for what in ("tokens", "input_tokens", "output_tokens", "requests"))
-"""Amounts at the declared utilisation."""
+"""Amounts at the declared utilization."""
 PEAK = "cost/peak/usd_per_1k_tokens"
-"""At saturation: no utilisation in it."""
+"""At saturation: no utilization in it."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ def reprice_all(runs: Sequence[CostRun], pricing: Pricing) -> list[Repriced]:
 def reprice_metrics(metrics: Mapping[str, float], price: Price, utilisation: Decimal) -> dict[str, float]:
     """A run's `cost/...` amounts under another price: `evals.cost.token_cost.reprice` over recorded metrics.
 
-    An amount is proportional to the machine's price over its utilisation, end by end of the interval. The factors are
-    Decimal; the amounts are what MLflow holds of them, floats.
+    An amount is proportional to the machine's price over its utilization, end by end of the interval. The factors are
+    Decimal; the amounts are floats, as MLflow stores them.
     """
     before = tuple(metrics[f"cost/usd_per_hour{end}"] for end in ENDS)
     headline, peak = factors(before, metrics["cost/utilisation"], price, utilisation)

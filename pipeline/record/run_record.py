@@ -14,12 +14,12 @@ from core.files import digest_json, plain
 from core.redact import redact
 from evals.decide.evidence import Evidence, mean_quality
 from evals.types import Decision
-from pipeline.billing.account import Account
-from pipeline.config import RunConfig
+from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
+from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP, QUALITY_INVALID_REASON
 from pipeline.serve.engine import baseline_engine, engine_settings
-from pipeline.types import Artifact, Measured, Plan
+from pipeline.types import Measured, Spend
 
 
 def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
@@ -32,71 +32,88 @@ def evidence_of(measured: Measured) -> Evidence:
     return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
 
 
-def run_record(
-    measured: Measured, base: Artifact, config: RunConfig, plan: Plan, baseline: Measured | None, account: Account
-) -> RunRecord:
-    """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
-    candidate = measured.candidate
-    settings = {name: result.settings_digest for name, result in measured.quality.tasks.items()}
-    comparable = {
-        "suite": settings,
+def comparison_group(measured: Measured, plan: RunPlan) -> dict[str, Any]:
+    """What two runs must share so that their candidates compare: the model by name and revision, how it was asked and
+    loaded, the machine and its price.
+    """
+    config = plan.config
+    return {
+        "model": [config.model.name, config.model.revision],
+        "suite": {name: result.settings_digest for name, result in measured.quality.tasks.items()},
         "load": config.load,
-        "machine": plan.machine.fingerprint,
-        "price": plan.price,
+        "machine": plan.choices.machine.fingerprint,
+        "price": plan.choices.price,
         "utilisation": config.gate.utilisation,
-        "base": base.digest,
+        "base": plan.variants.base.key,
         "engine": engine_settings(baseline_engine(config.engine)),
     }
+
+
+def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measured | None) -> RunRecord:
+    """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
+    candidate, config, price = measured.candidate, plan.config, plan.choices.price
+    group = comparison_group(measured, plan)
     tags = {
-        **account.tags,
+        **spend.tags,
         "model": config.model.name,
         "method": candidate.method,
         "label": candidate.label,
         "role": candidate.role,
-        "hardware": plan.price.hardware,
+        "hardware": price.hardware,
         "engine": config.engine.name,
-        "purchase_option": plan.price.purchase_option,
-        "plane": digest_json([settings, config.load])[:16],
-        "plan_hash": plan.plan_hash,
+        "purchase_option": price.purchase_option,
+        FRONTIER_GROUP: digest_json([group["suite"], config.load])[:16],
+        "plan_hash": plan.digest,
         "stage_keys": json.dumps(dict(measured.stage_keys)),
-        "stage_key": measured.stage_keys.get("compress", base.digest[:24]),
+        "stage_key": measured.stage_keys.get("compress", plan.variants.base.key),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,
-        "comparable": digest_json(comparable)[:16],
-        "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
-        "ledger_run_id": account.run_id,
+        COMPARISON_GROUP: digest_json(group)[:16],
+        "candidate_key": digest_json([measured.stage_keys, group])[:24],
+        "ledger_run_id": spend.run_id,
         "measured_at": measured.measured_at,
     }
+    if config.model.revision is not None:
+        tags["model_revision"] = config.model.revision
     mean = mean_quality(measured.quality)
     if mean is not None:
         tags["quality_method"] = mean.method
-    if measured.quality.meaningless:
-        tags["quality_meaningless"] = measured.quality.meaningless
+    if measured.quality.quality_invalid_reason:
+        tags[QUALITY_INVALID_REASON] = measured.quality.quality_invalid_reason
     files = {"server/vllm.log": measured.server_log}
     manifest = measured.artifact.path / "manifest.json"
     if manifest.exists():
         files["artifact/manifest.json"] = manifest
     texts = {
         "config.yaml": yaml.safe_dump(redact(plain(config)), sort_keys=False),
-        "plan.yaml": yaml.safe_dump(plain(plan), sort_keys=False),
+        "plan.yaml": yaml.safe_dump(plan_text(plan), sort_keys=False),
         "load.yaml": yaml.safe_dump(plain(measured.load), sort_keys=False),
         "cost.yaml": yaml.safe_dump(plain(measured.cost), sort_keys=False),
     }
     texts.update({f"outcomes/{name}.csv": outcomes_csv(result) for name, result in measured.quality.tasks.items()})
     tools = versions(Path(sys.executable), "lm-eval", "llmcompressor", "mlflow", "transformers", "torch")
     return RunRecord(
-        run_key=digest_json([measured.stage_keys, comparable, config.tags, candidate.role])[:32],
+        run_key=digest_json([measured.stage_keys, group, config.tags, candidate.role])[:32],
         name=f"{config.model.name}/{candidate.label}",
         tags=tags,
         params={**redact(flat_params(config)), **{f"tools.{name}": version for name, version in tools.items()}},
-        metrics=run_metrics(measured, base.num_bytes, baseline, config.finops.energy)
-        | estimate_metrics(account.outcomes(candidate.label)),
+        metrics=run_metrics(measured, (baseline or measured).artifact.num_bytes, baseline, config.finops.energy)
+        | estimate_metrics(spend.outcomes),
         files=files,
         texts=texts,
         stage_wall_s=measured.stage_wall_s,
         evidence=evidence_of(measured),
         curves={"distill/loss": curve} if (curve := measured.artifact.details.get("distill_curve")) else {},
     )
+
+
+def plan_text(plan: RunPlan) -> dict[str, Any]:
+    """The plan as it is recorded: the choices, and every stage with its key and inputs."""
+    stages = [
+        {"variant": stage.label, "stage": stage.name, "key": stage.key, "inputs": plain(stage.inputs)}
+        for stage in plan.stages
+    ]
+    return {**plain(plan.choices), "plan_hash": plan.digest, "stages": stages}
 
 
 def card_rows(measured: list[Measured]) -> list[dict[str, Any]]:

@@ -133,9 +133,9 @@ class Recorder:
             raw = read_json(Path(self.client.download_artifacts(run_id, EVIDENCE, scratch)))
         return Evidence(
             label=raw["label"],
-            quality=revive(QualityReport, raw["quality"]),
-            load=revive(LoadReport, raw["load"]),
-            cost=revive(CostReport, raw["cost"]),
+            quality=from_json(QualityReport, raw["quality"]),
+            load=from_json(LoadReport, raw["load"]),
+            cost=from_json(CostReport, raw["cost"]),
         )
 
     def _by_key(self, run_key: str) -> list[Run]:
@@ -181,11 +181,24 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     return client
 
 
-def revive(kind: type[Any], value: Any) -> Any:
-    """A frozen dataclass from its JSON form."""
+def from_json(kind: type[Any], value: Any) -> Any:
+    """A frozen dataclass from its JSON form, today's or that of older stage results and evidence."""
     from pydantic import TypeAdapter
 
-    return TypeAdapter(kind).validate_python(value)
+    return TypeAdapter(kind).validate_python(_with_present_names(value) if kind is QualityReport else value)
+
+
+def _with_present_names(quality: Mapping[str, Any]) -> dict[str, Any]:
+    """A quality report under today's names. Stored results keep the names of their time: their keys do not change."""
+    found = dict(quality)
+    if "meaningless" in found:
+        found["quality_invalid_reason"] = found.pop("meaningless")
+    tasks = {name: dict(result) for name, result in found["tasks"].items()}
+    for result in tasks.values():
+        if "drawing" in result:
+            order = result.pop("drawing")
+            result["sampling_order"] = order and {**order, "kind": order["order"]}
+    return {**found, "tasks": tasks}
 
 
 @contextmanager

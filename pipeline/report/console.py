@@ -11,26 +11,28 @@ from core.command import command
 from core.console import duration, say, table
 from core.errors import ParsimonyError
 from evals.decide.evidence import mean_quality
-from evals.decide.fleet import fleet_words
-from evals.load.scenario import LoadScenario, load_words
+from evals.decide.fleet import describe_fleet
+from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
 from evals.stats import PairedComparison
 from evals.types import Decision, Estimate
 from pipeline.config import RunConfig
+from pipeline.plan.resolve import RunPlan
+from pipeline.promote import Outcome
 from pipeline.record.run_record import evidence_of
-from pipeline.record.store import Recorder
-from pipeline.report.text import GIB, MIB, at_load, estimate_text, mean_text, money_text
-from pipeline.types import Measured, Plan
+from pipeline.report.text import GIB, MIB, action_text, at_load, estimate_text, mean_text, money_text
+from pipeline.types import Measured
 
 HEADER = ("variant", "size", "quality", "recovery", "tok/s", "TTFT p50", "USD per 1k tokens", "decision")
 
 
-def show_plan(plan: Plan, config: RunConfig, scenario: LoadScenario) -> None:
+def show_plan(plan: RunPlan) -> None:
     """The plan in a few lines, before anything is loaded."""
-    facts, machine, price = plan.facts, plan.machine, plan.price
+    config, choices = plan.config, plan.choices
+    facts, machine, price = choices.facts, choices.machine, choices.price
     size = f"{facts.num_parameters / 1e6:,.0f} M parameters, {facts.num_bytes / GIB:.2f} GiB in 16 bit"
     say(f"Model    {facts.name}: {size}")
-    variants = [candidate.label for candidate in (plan.baseline, plan.candidate) if candidate is not None]
+    variants = [candidate.label for candidate in (choices.baseline, choices.candidate) if candidate is not None]
     say(f"Variants {' (baseline), '.join(variants)}" + (" (baseline)" if len(variants) == 1 else ""))
     memory = machine.device_memory_bytes or machine.host_memory_bytes
     has = "" if memory is None else f", {memory / GIB:.0f} GiB"
@@ -41,14 +43,23 @@ def show_plan(plan: Plan, config: RunConfig, scenario: LoadScenario) -> None:
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
     asked = "all" if config.suite.num_items is None else f"{config.suite.num_items} random"
     say(f"Quality  {', '.join(config.suite.tasks)}: {asked} items each (suite={config.suite.name})")
-    say(f"Load     {load_words(scenario)}")
-    for note in plan.notes:
+    say(f"Load     {describe_load(plan.scenario)}")
+    for note in choices.notes:
         say(f"Note     {note}")
     say()
 
 
 @contextmanager
-def outcome_of(config: RunConfig) -> Iterator[None]:
+def shown(what: str) -> Iterator[None]:
+    """Say that something is done that is no stage, and how long it took."""
+    say(f"{what} ...")
+    started = time.monotonic()
+    yield
+    say(f"{what}: done in {duration(time.monotonic() - started)}")
+
+
+@contextmanager
+def outcome_of() -> Iterator[None]:
     """Say how long the run took, or what is kept of one that failed."""
     started = time.monotonic()
     try:
@@ -60,25 +71,20 @@ def outcome_of(config: RunConfig) -> Iterator[None]:
 
 
 def show_result(
-    measured: list[Measured],
-    decision: Decision,
-    comparison: PairedComparison | None,
-    registry: str,
-    config: RunConfig,
-    recorder: Recorder,
+    measured: list[Measured], outcome: Outcome, comparison: PairedComparison | None, config: RunConfig
 ) -> None:
     """The final table, the decision with its reasons, and where everything is."""
-    recovery = None if comparison is None else comparison.recovery
+    decision, recovery = outcome.decision, None if comparison is None else comparison.recovery
     rows = [result_row(one, decision, recovery) for one in measured]
     say()
     table(f"{config.model.name} on {measured[0].cost.price.hardware}", HEADER, rows)
     say()
-    say(f"Decision on {decision.variant}: {decision.action}")
+    say(f"Decision on {decision.variant}: {action_text(decision.action)}")
     for reason in decision.reasons:
         say(f"  {reason}")
-    say(f"  {registry}")
+    say(f"  {outcome.registry}")
     if len(measured) > 1:
-        fleet = fleet_words(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
+        fleet = describe_fleet(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
         if fleet is not None:
             say(f"Fleet    {fleet}")
     reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})
@@ -91,7 +97,7 @@ def result_row(measured: Measured, decision: Decision, recovery: Estimate | None
     """One line of the final table."""
     is_baseline = measured.candidate.role == "baseline"
     point = headline_point(measured.load)
-    action = "baseline" if is_baseline else decision.action
+    action = "baseline" if is_baseline else action_text(decision.action)
     return (
         measured.candidate.label,
         f"{measured.artifact.num_bytes / MIB:.0f} MiB",

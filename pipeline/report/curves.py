@@ -1,7 +1,7 @@
 """Three pictures of a model's variants: price against load, throughput against latency, price by purchase option.
 
-`parsimony frontier model=...` draws them beside the frontier and puts them into its page. Which variant is
-the cheapest at which load stands there in words too, and so does what is not told apart from the baseline.
+`parsimony frontier model=...` draws them beside the frontier and puts them into its page. Sentences
+beside them say which variant is the cheapest at which load, and which differ significantly from the baseline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from core.files import write_atomic
 from evals.cost.crossings import Curve, cheapest, closed_loop, crossings
 from evals.cost.curves import compare
 from evals.cost.token_cost import reprice
-from evals.decide.fleet import fleet_words
+from evals.decide.fleet import describe_fleet
 from evals.load.summary import figure, mix_of
 from evals.types import Money
 from finops.pricing.prices import lookup, serving_price
@@ -55,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn: files, and what they show in words."""
+    """What was drawn: the files, and sentences about what they show."""
 
     files: tuple[Path, ...]
     sentences: tuple[str, ...] = field(default=())
@@ -97,28 +97,28 @@ def variants_of(runs: Sequence[Any], names: Sequence[str], evidence_of: Callable
 
 
 def sentences(variants: Sequence[Variant], peak_req_per_s: float | None = None) -> list[str]:
-    """At which loads which variant is the cheapest, what is told apart from the baseline, and what a fleet saves."""
+    """Which variant is the cheapest at which load, which differ significantly from the baseline, what a fleet saves."""
     curves = [one.curve for one in variants if one.prices]
     found = []
     for span in cheapest(curves):
         is_point = span.lo == span.hi
         where = f"at {span.lo:.3g}" if is_point else f"from {span.lo:.3g} to {span.hi:.3g}"
-        found.append(f"Cheapest {where} requests in flight, by the means: {span.name}.")
+        found.append(f"Cheapest {where} requests in flight, on average: {span.name}.")
     baseline = next((one for one in variants if one.is_baseline), None)
     for one in variants if baseline is not None else ():
         if one is baseline or baseline is None:
             continue
         ratio = one.evidence.cost.price.usd_per_hour / baseline.evidence.cost.price.usd_per_hour
         rows = compare(baseline.evidence.load, one.evidence.load, float(ratio))
-        said = [
+        parts = [
             f"{row.name} {row.ratio - 1:+.0%}"
             + ("" if row.lo is None or row.hi is None else f" [{row.lo - 1:+.0%}, {row.hi - 1:+.0%}]")
             + f" {row.verdict}"
             for row in rows
         ]
-        if said:
-            found.append(f"{one.name} against {baseline.name}, price of a token: {'; '.join(said)}.")
-        if fleet := fleet_words(baseline.evidence, one.evidence, peak_req_per_s):
+        if parts:
+            found.append(f"{one.name} against {baseline.name}, price of a token: {', '.join(parts)}.")
+        if fleet := describe_fleet(baseline.evidence, one.evidence, peak_req_per_s):
             found.append(f"{one.name}, fleet: {fleet}.")
     return found
 
@@ -190,7 +190,7 @@ def option_figure(variants: Sequence[Variant], model: str) -> Any:
     bars = [(one, prices) for one in variants if (prices := option_prices(one))]
     if not bars:
         return None
-    figure_, axes = _axes(f"{model}: price by purchase option, at the declared utilisation")
+    figure_, axes = _axes(f"{model}: price by purchase option, at the declared utilization")
     names = [option for option in PURCHASE_OPTIONS if any(option in prices for _, prices in bars)]
     width = 0.8 / len(bars)
     for number, (one, prices) in enumerate(bars):
@@ -217,7 +217,7 @@ def option_prices(one: Variant) -> dict[str, Money]:
             price = lookup(cost.price.hardware, option, cost.price.num_devices)
         except PriceError:
             continue
-        money = reprice(cost, serving_price(price, one.evidence.load.machine.get("startup_s"))).usd_per_1k_tokens
+        money = reprice(cost, serving_price(price, one.evidence.load.machine.startup_s)).usd_per_1k_tokens
         if money is not None:
             found[option] = money
     return found
@@ -230,8 +230,8 @@ def section(drawn: Drawn) -> str:
         f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}">'
         for path in drawn.files
     ]
-    said = "".join(f"<li>{html.escape(text)}</li>" for text in drawn.sentences)
-    return f'<section id="curves"><h2>Price over the load</h2><ul>{said}</ul>{"".join(images)}</section>'
+    items = "".join(f"<li>{html.escape(text)}</li>" for text in drawn.sentences)
+    return f'<section id="curves"><h2>Price over the load</h2><ul>{items}</ul>{"".join(images)}</section>'
 
 
 def add_to_page(page: Path, drawn: Drawn) -> None:

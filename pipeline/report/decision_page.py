@@ -1,10 +1,10 @@
 """The decision as a record: `decision.json` for machines, `decision.html` for a manager, `gate.png` for the curious.
 
-    record = make_record(model, contest, index, candidates, baseline, gate)
+    record = make_record(model, ranking, index, candidates, baseline, gate)
     write(record, folder)
 
-The page says what was decided, what it saves, what was lost, how sure that is and whom the others lost to, without a
-word of statistics that is not explained. It is one file without a script, and needs no network.
+The page says what was decided, what it saves, what quality was lost, how sure that is, and why the other variants are
+not promoted. It explains every term of statistics. It is one file without a script, and needs no network.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import numpy as np
 
 from core.files import write_atomic, write_json
 from evals.config import GateConfig
-from evals.decide.decide import Contest, Loss
+from evals.decide.decide import Loss, Ranking
 from evals.decide.evidence import Evidence, mean_quality
-from evals.decide.task_gates import TaskGate, gates_of
+from evals.decide.task_gates import gates_of
 from evals.gate.gate import Gate, best_of_k_level
-from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport
+from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport, TaskGate
+from pipeline.report.text import MISSING, action_text
 
 RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
 NUM_EXAMPLES = 3
 """Flips shown per task and direction."""
-MISSING = "not measured"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class RankedVariant:
     """A line of the page's table of variants."""
 
     variant: str
@@ -57,7 +57,7 @@ class Contestant:
     quality: Estimate | None
     """Mean score over the suite's tasks."""
     outcome: str
-    """`baseline`, `promote`, `hold`, or `passed, but dearer`."""
+    """`baseline`, `promote`, `not promoted`, or `passed, but more expensive`."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class DecisionRecord:
     decided_at: str
     """UTC, ISO 8601."""
     decision: Decision
-    contestants: tuple[Contestant, ...]
+    variants: tuple[RankedVariant, ...]
     losses: tuple[Loss, ...]
     notes: tuple[str, ...]
     not_evaluated: Mapping[str, str]
@@ -80,7 +80,7 @@ class DecisionRecord:
 
 def make_record(
     model: str,
-    contest: Contest,
+    ranking: Ranking,
     index: int,
     candidates: Sequence[Evidence],
     baseline: Evidence,
@@ -90,14 +90,14 @@ def make_record(
     """The record of the decision on `candidates[index]`, among those that competed. `now` None is the clock."""
     candidate = candidates[index]
     evaluation = gates_of(candidate.quality, baseline.quality, gate)
-    tasks = contest.decisions[index].evidence.get("tasks", {})
+    tasks = ranking.decisions[index].evidence.tasks
     return DecisionRecord(
         model=model,
         decided_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
-        decision=contest.decisions[index],
-        contestants=(_contestant(baseline, "baseline"), *_contestants(contest, candidates)),
-        losses=contest.losses,
-        notes=contest.notes,
+        decision=ranking.decisions[index],
+        variants=(_ranked_variant(baseline, "baseline"), *_ranked_variants(ranking, candidates)),
+        losses=ranking.losses,
+        notes=ranking.notes,
         not_evaluated=candidate.quality.not_evaluated,
         guarantee=guarantee(candidate.label, list(tasks.values()), gate),
         examples=tuple(flip_examples(tasks.values(), candidate.quality, baseline.quality)),
@@ -105,29 +105,29 @@ def make_record(
     )
 
 
-def _contestants(contest: Contest, candidates: Sequence[Evidence]) -> Iterable[Contestant]:
-    for index, (one, decision) in enumerate(zip(candidates, contest.decisions, strict=True)):
-        is_second = bool(decision.evidence.get("passed")) and index != contest.winner
-        yield _contestant(one, "passed, but dearer" if is_second else decision.action)
+def _ranked_variants(ranking: Ranking, candidates: Sequence[Evidence]) -> Iterable[RankedVariant]:
+    for index, (one, decision) in enumerate(zip(candidates, ranking.decisions, strict=True)):
+        is_second = decision.evidence.passed and index != ranking.winner
+        yield _ranked_variant(one, "passed, but more expensive" if is_second else action_text(decision.action))
 
 
-def _contestant(evidence: Evidence, outcome: str) -> Contestant:
-    return Contestant(evidence.label, evidence.cost.usd_per_1k_tokens, mean_quality(evidence.quality), outcome)
+def _ranked_variant(evidence: Evidence, outcome: str) -> RankedVariant:
+    return RankedVariant(evidence.label, evidence.cost.usd_per_1k_tokens, mean_quality(evidence.quality), outcome)
 
 
 def guarantee(variant: str, tasks: Sequence[TaskGate], gate: GateConfig) -> str:
-    """What the gate promises, in plain words."""
+    """What the gate guarantees, for readers who know no statistics."""
     if not tasks:
-        return "No gate was run: nothing is promised."
+        return "No gate was run, so nothing is guaranteed."
     margins = sorted({task.delta_points for task in tasks})
     points = f"{margins[0]:g}" if len(margins) == 1 else f"{margins[0]:g} to {margins[-1]:g}"
     asked, total = sum(task.num_items for task in tasks), sum(task.num_items_total for task in tasks)
     level = best_of_k_level(gate.alpha, gate.num_candidates)
     return (
         f"If '{variant}' were worse than the baseline by {points} points or more on any of these tasks, this procedure "
-        f"would promote it with a chance of at most {level:.2g} ({level:.1%}), however often one looks. "
+        f"would promote it with a chance of at most {level:.2g} ({level:.1%}), however often its answers are checked. "
         f"{asked:,} of {total:,} questions were asked of it. The statement is about these {total:,} questions, "
-        "answered by greedy decoding on this engine; it says nothing of other questions."
+        "answered by greedy decoding on this engine. It does not cover other questions."
     )
 
 
@@ -167,13 +167,13 @@ def write(record: DecisionRecord, folder: Path) -> None:
     """Write the JSON, the page and the picture into a folder."""
     values = {name: value for name, value in vars(record).items() if name != "gates"}
     write_json(folder / RECORD, values)
-    picture = course_png(record.gates) if any(gate.state.num_items for gate in record.gates.values()) else None
+    picture = trajectory_png(record.gates) if any(gate.state.num_items for gate in record.gates.values()) else None
     if picture is not None:
         write_atomic(folder / PICTURE, picture)
     write_atomic(folder / PAGE, page(record, picture))
 
 
-def course_png(gates: Mapping[str, Gate]) -> bytes:
+def trajectory_png(gates: Mapping[str, Gate]) -> bytes:
     """The e-processes of all tasks over the items asked: one panel each."""
     import matplotlib as mpl
 
@@ -184,9 +184,9 @@ def course_png(gates: Mapping[str, Gate]) -> bytes:
     figure = Figure(figsize=(7, 0.6 + 2.6 * len(shown)), layout="constrained")
     panels = np.atleast_1d(figure.subplots(len(shown), 1, squeeze=False)[:, 0])
     for axes, (task, gate) in zip(panels, shown.items(), strict=True):
-        course, items = gate.course(), np.arange(1, gate.state.num_items + 1)
-        axes.plot(items, course.log_e_pass / np.log(10), color="#0b6e4f", label="evidence for good enough")
-        axes.plot(items, course.log_e_fail / np.log(10), color="#b3261e", label="evidence for too bad")
+        trajectory, items = gate.trajectory(), np.arange(1, gate.state.num_items + 1)
+        axes.plot(items, trajectory.log_e_pass / np.log(10), color="#0b6e4f", label="evidence for good enough")
+        axes.plot(items, trajectory.log_e_fail / np.log(10), color="#b3261e", label="evidence for too bad")
         axes.axhline(-np.log10(gate.alpha), color="#0b6e4f", linewidth=0.8, linestyle="--")
         if gate.beta != gate.alpha:
             axes.axhline(-np.log10(gate.beta), color="#b3261e", linewidth=0.8, linestyle="--")
@@ -199,40 +199,39 @@ def course_png(gates: Mapping[str, Gate]) -> bytes:
         axes.set_title(title, fontsize=10, loc="left")
         axes.grid(visible=True, alpha=0.25)
     panels[0].legend(fontsize=8, loc="lower left")
-    panels[-1].set_xlabel("questions asked (dashed: the level that decides; dotted: where it fell)")
+    panels[-1].set_xlabel("questions asked (dashed: the level that decides; dotted: where the decision fell)")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def page(record: DecisionRecord, picture: bytes | None) -> str:
-    """The manager's page."""
+    """The page for readers who did not run the evaluation."""
     decision = record.decision
     text = html.escape
     won = decision.action == "promote"
-    head = f"Promote '{decision.variant}'" if won else f"Hold: '{decision.variant}' is not promoted"
+    head = f"Promote '{decision.variant}'" if won else f"Not promoted: '{decision.variant}'"
     parts = [
         f'<p class="verdict {"yes" if won else "no"}">{text(head)}</p>',
         f"<p>{text(record.model)}, decided {text(record.decided_at)}. {text(_saving(decision))}</p>",
         "<h2>Why</h2><ul>" + "".join(f"<li>{text(reason)}</li>" for reason in decision.reasons) + "</ul>",
         "<h2>How sure is this?</h2><p>" + text(record.guarantee) + "</p>",
         *(f"<p>Note: {text(note)}.</p>" for note in record.notes),
-        "<h2>The variants</h2>" + _table(*_contestant_table(record.contestants)),
+        "<h2>The variants</h2>" + _table(*_variant_table(record.variants)),
     ]
     if record.losses:
         losses = "".join(
-            f"<li><b>{text(loss.variant)}</b> was beaten by {text('; by '.join(loss.beaten_by) or 'nobody')}</li>"
+            f"<li><b>{text(loss.variant)}</b>" + "".join(f"<br>{text(reason)}" for reason in loss.beaten_by) + "</li>"
             for loss in record.losses
         )
-        parts.append(f"<h2>Who lost, and to whom</h2><ul>{losses}</ul>")
-    tasks = list(decision.evidence.get("tasks", {}).values())
+        parts.append(f"<h2>Why the other variants are not promoted</h2><ul>{losses}</ul>")
+    tasks = list(decision.evidence.tasks.values())
     if tasks:
         parts.append("<h2>Task by task</h2>" + _table(*_task_table(tasks)))
         parts.append(
             "<p class=small>Difference: candidate minus baseline in points of the score, with a 95% interval that "
-            "stays valid although the questions were stopped as soon as the answer was clear. Flips: share of "
-            "questions on which the two differ. Divergence and perplexity are information; nothing is decided by "
-            "them.</p>"
+            "stays valid although the questions stop as soon as the answer is clear. Flips: share of questions on "
+            "which the two differ. Divergence and perplexity are information. They decide nothing.</p>"
         )
     if record.not_evaluated:
         rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())
@@ -248,9 +247,9 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
 
 
 def _saving(decision: Decision) -> str:
-    ours, theirs = decision.evidence.get("usd_per_1k_tokens"), decision.evidence.get("baseline_usd_per_1k_tokens")
+    ours, theirs = decision.evidence.usd_per_1k_tokens, decision.evidence.baseline_usd_per_1k_tokens
     if ours is None or theirs is None:
-        return "What it saves is unknown: a price was not measured."
+        return "The saving is unknown, because a price was not measured."
     share = 1 - float(ours.value / theirs.value)
     verb = "saves" if share >= 0 else "costs"
     more = "" if share >= 0 else " more"
@@ -266,9 +265,9 @@ def _interval(money: Money) -> str:
     return f"{_per_million(money.value)} [{_per_million(money.lo)}, {_per_million(money.hi)}]"
 
 
-def _contestant_table(contestants: Sequence[Contestant]) -> tuple[Sequence[str], list[list[str]]]:
+def _variant_table(variants: Sequence[RankedVariant]) -> tuple[Sequence[str], list[list[str]]]:
     rows = []
-    for one in contestants:
+    for one in variants:
         money, quality = one.usd_per_1k_tokens, one.quality
         rows.append(
             [

@@ -1,11 +1,11 @@
-"""All recorded variants of a model on the cost-quality plane.
+"""All recorded variants of a model by cost and quality.
 
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
 price by purchase option (`pipeline.report.curves`).
 
-The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
-a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
-same questions under the same load stand on one plane; those of the newest run's plane are shown, and the others named.
+The page is one file without a network. Its switches for purchase option and utilization re-price in the page. A run
+without a measured price or quality is listed, but never on the frontier: missing is never free. Runs that answered the
+same questions under the same load form one comparison group. The newest run's group is shown, the others are named.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.errors import ConfigError
-from evals.decide.frontier import Frontier, Resamples, analyse
+from evals.decide.frontier import Frontier, Resamples, analyze, dominating
+from evals.load.summary import saturating_point
 from evals.types import Estimate, Money, Point
+from pipeline.record.tags import FRONTIER_GROUP, QUALITY_INVALID_REASON, tag_of
+from pipeline.report.text import action_text
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -47,47 +50,47 @@ class Shown:
     probability: float | None
     """Share of bootstrap draws in which it is on the frontier."""
     confident: bool
-    """In the set that holds the true frontier with 95% confidence."""
-    beaten_by: str
+    """In the set that contains the true frontier with 95% confidence."""
+    dominated_by: str
     """A variant that is nearly as good and cheaper; empty where there is none."""
     decision: str
     size_mib: float | None
     output_tok_per_s: float | None
 
 
-def on_one_plane(runs: Sequence[Run], plane: str = "") -> list[Run]:
-    """The runs that answered the same questions under one load: the newest run's, or those of the plane whose name
-    starts with `plane`. Runs are newest first.
+def in_one_group(runs: Sequence[Run], group: str = "") -> list[Run]:
+    """The runs that answered the same questions under one load: the newest run's, or those of the group whose name
+    starts with `group`. Runs are newest first.
 
     Raises:
-        ConfigError: no plane has such a name, or several have.
+        ConfigError: no group has such a name, or several have.
 
     """
-    planes = by_plane(runs)
-    if not planes:
+    groups = by_group(runs)
+    if not groups:
         return []
-    found = [name for name in planes if name.startswith(plane)] if plane else [next(iter(planes))]
+    found = [name for name in groups if name.startswith(group)] if group else [next(iter(groups))]
     if len(found) != 1:
-        told = "several planes start with it" if found else "there is no such plane"
-        raise ConfigError(f"--plane {plane}: {told}; recorded:\n" + "\n".join(map(plane_text, planes.values())))
-    return planes[found[0]]
+        told = "several groups start with it" if found else "there is no such group"
+        raise ConfigError(f"--group {group}: {told}; recorded:\n" + "\n".join(map(group_text, groups.values())))
+    return groups[found[0]]
 
 
-def by_plane(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """The runs of each plane, that of the newest run first."""
-    planes: dict[str, list[Run]] = {}
+def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """The runs of each comparison group, that of the newest run first."""
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        planes.setdefault(run.data.tags.get("plane", ""), []).append(run)
-    return planes
+        groups.setdefault(tag_of(run.data.tags, FRONTIER_GROUP), []).append(run)
+    return groups
 
 
-def plane_text(runs: Sequence[Run]) -> str:
-    """What a plane holds and how it is asked for."""
+def group_text(runs: Sequence[Run]) -> str:
+    """What a comparison group has in it, and the option that asks for it."""
     names = {name.split("/")[1] for run in runs for name in run.data.metrics if THROUGHPUT.fullmatch(name)}
     newest = datetime.fromtimestamp(max(run.info.start_time for run in runs) / 1000, UTC)
     load = f" under load={','.join(sorted(names))}" if names else ""
-    plane = runs[0].data.tags.get("plane", "")
-    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: --plane {plane[:8]}"
+    group = tag_of(runs[0].data.tags, FRONTIER_GROUP)
+    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: --group {group[:8]}"
 
 
 def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:
@@ -96,10 +99,10 @@ def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:
     Without resamples each variant is drawn from its own interval.
     """
     points = unique_points(runs)
-    found = analyse(points, np.random.default_rng(SEED), resamples)
-    beaten = beaten_by(points)
+    found = analyze(points, np.random.default_rng(SEED), resamples)
+    dominated = dominated_by(points)
     shown = [
-        _shown(point, run, found, index, beaten[index])
+        _shown(point, run, found, index, dominated[index])
         for index, (point, run) in enumerate(zip(points, runs, strict=True))
     ]
     return sorted(
@@ -107,15 +110,13 @@ def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:
     )
 
 
-def beaten_by(points: Sequence[Point]) -> list[str]:
+def dominated_by(points: Sequence[Point]) -> list[str]:
     """Per point, the name of the best one that is nearly as good and cheaper; empty where none is."""
-    from evals.decide.frontier import epsilon_beaten_by
-
-    found = epsilon_beaten_by(points, EPS_QUALITY, EPS_COST)
+    found = dominating(points, EPS_QUALITY, EPS_COST)
     return ["" if index is None else points[index].name for index in found]
 
 
-def _shown(point: Point, run: Run, found: Frontier, index: int, beaten: str) -> Shown:
+def _shown(point: Point, run: Run, found: Frontier, index: int, dominated: str) -> Shown:
     metrics = run.data.metrics
     return Shown(
         point=point,
@@ -123,8 +124,8 @@ def _shown(point: Point, run: Run, found: Frontier, index: int, beaten: str) -> 
         on_frontier=found.on_frontier[index],
         probability=found.probability[index],
         confident=found.confident[index],
-        beaten_by=beaten,
-        decision=run.data.tags.get("decision", "baseline" if point.is_baseline else "-"),
+        dominated_by=dominated,
+        decision=action_text(run.data.tags.get("decision", "baseline" if point.is_baseline else "-")),
         size_mib=None if "size/bytes" not in metrics else metrics["size/bytes"] / 2**20,
         output_tok_per_s=next((value for name, value in metrics.items() if is_headline_speed(name)), None),
     )
@@ -150,7 +151,7 @@ def unique_points(runs: Sequence[Run]) -> list[Point]:
 
 
 def point_of(run: Run) -> Point:
-    """A recorded run as a point; what it does not hold is None."""
+    """A recorded run as a point. A figure that it does not have is None."""
     metrics, tags = run.data.metrics, run.data.tags
     quality = None
     if "quality/mean" in metrics:
@@ -159,8 +160,10 @@ def point_of(run: Run) -> Point:
     cost = None
     if "cost/usd_per_1k_tokens" in metrics:
         cost = Money(*(Decimal(repr(metrics[f"cost/usd_per_1k_tokens{suffix}"])) for suffix in ("", ".lo", ".hi")))
-    notes = (tags["quality_meaningless"],) if "quality_meaningless" in tags else ()
-    return Point(tags.get("label", run.info.run_id), quality, cost, tags.get("role") == "baseline", notes)
+    reason = tag_of(tags, QUALITY_INVALID_REASON)
+    return Point(
+        tags.get("label", run.info.run_id), quality, cost, tags.get("role") == "baseline", (reason,) if reason else ()
+    )
 
 
 def resamples_of(runs: Sequence[Run], evidence_of: Callable[[str], Evidence]) -> Resamples:
@@ -196,8 +199,6 @@ def resamples_of(runs: Sequence[Run], evidence_of: Callable[[str], Evidence]) ->
 
 def repeat_costs(evidence: Evidence) -> list[float]:
     """USD per 1k tokens as each repeat at saturation gives it; empty where the price rests on a latency objective."""
-    from evals.load.summary import saturating_point
-
     point, money = saturating_point(evidence.load), evidence.cost.usd_per_1k_tokens
     if point is None or money is None or evidence.load.theta_slo is not None:
         return []

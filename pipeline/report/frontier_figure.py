@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.files import write_atomic
+from evals.decide.evidence import Evidence
 from evals.decide.frontier import Resamples
-from pipeline.report.frontier import Shown, on_one_plane, resamples_of, shown_points, unique_points
+from pipeline.report import curves as curves_page
+from pipeline.report.curves import Drawn
+from pipeline.report.frontier import Shown, in_one_group, resamples_of, shown_points, unique_points
+from pipeline.report.frontier_page import page
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
-
-    from evals.decide.evidence import Evidence
-    from pipeline.report.curves import Drawn
 
 PICTURE, PAGE = "frontier.png", "frontier.html"
 COLOURS = {"frontier": "#0b6e4f", "dominated": "#9a9a9a", "baseline": "#1f4e9c"}
@@ -29,13 +31,9 @@ def draw(
     model: str, runs: Sequence[Run], folder: Path, evidence_of: Callable[[str], Evidence] | None = None
 ) -> list[Shown]:
     """Write the picture and the page into a folder; returns what they show."""
-    from pipeline.report.frontier_page import page
-
-    runs = on_one_plane(runs)
+    runs = in_one_group(runs)
     resamples = Resamples() if evidence_of is None else resamples_of(runs, evidence_of)
     shown = shown_points(runs, resamples)
-    import io
-
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -53,9 +51,7 @@ def draw_curves(
     evidence_of: Callable[[str], Evidence],
     peak_req_per_s: float | None = None,
 ) -> Drawn:
-    """Draw the curves of the runs of one plane, and add them to the page that is there."""
-    from pipeline.report import curves as curves_page
-
+    """Draw the curves of the runs of one comparison group, and add them to the page that is there."""
     variants = curves_page.variants_of(runs, [point.name for point in unique_points(runs)], evidence_of)
     drawn = curves_page.draw(variants, model, folder, peak_req_per_s)
     curves_page.add_to_page(folder / PAGE, drawn)
@@ -105,7 +101,7 @@ def _figure(model: str, shown: Sequence[Shown]) -> Any:
     else:
         axes.text(0.5, 0.5, "no variant has both a quality and a price", ha="center", transform=axes.transAxes)
     axes.set_title(f"{model}: cost and quality (in brackets: share of draws on the frontier)", fontsize=11)
-    axes.set_xlabel("USD per million tokens (log scale; at the declared utilisation)")
+    axes.set_xlabel("USD per million tokens (log scale; at the declared utilization)")
     axes.set_ylabel("mean score, %")
     axes.grid(visible=True, which="both", alpha=0.25)
     return figure

@@ -1,8 +1,8 @@
 """The frontier as one HTML page without a network: `frontier_page.html` with the variants' figures put in as JSON.
 
-The page re-prices by itself: every amount is proportional to the machine's price per hour over its utilisation, end by
+The page re-prices by itself. Every amount is proportional to the machine's price per hour over its utilization, end by
 end of the interval (`evals.cost.token_cost.reprice`). Probabilities change only where variants ran on hardware whose
-prices move differently, so they are computed here for each purchase option; one utilisation for all cancels out of
+prices move differently, so they are computed here for each purchase option; one utilization for all cancels out of
 them.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from core.errors import PriceError
 from evals.cost.token_cost import decimal
-from evals.decide.frontier import Resamples, analyse
+from evals.decide.frontier import Resamples, analyze
 from evals.types import Money
 from finops.pricing.prices import lookup, serving_price
 
@@ -59,7 +59,7 @@ def page_data(shown: Sequence[Shown], resamples: Resamples) -> dict[str, Any]:
                 "utilisation": metrics.get("cost/utilisation"),
                 "prices": prices[index],
                 "probability": {"measured": one.probability, **{o: chances[o][index] for o in OPTIONS}},
-                "beaten_by": one.beaten_by,
+                "dominated_by": one.dominated_by,
                 "size_mib": one.size_mib,
                 "output_tok_per_s": one.output_tok_per_s,
                 "hardware": tags.get("hardware", "unknown"),
@@ -72,10 +72,10 @@ def page_data(shown: Sequence[Shown], resamples: Resamples) -> dict[str, Any]:
 
 
 NOTE = (
-    "On the frontier: no other variant is at least as good and costs no more. The percentage is the share of bootstrap "
-    "draws in which it stays there: the same questions for all variants, other repeats of the load test. A variant "
-    "without a measured price or quality is never on it. The bar of a price holds the load test's repeats and the "
-    "machine's price range. Click a column's head to sort."
+    "A variant is on the frontier when no other variant is at least as good and costs no more. The percentage is the "
+    "share of bootstrap draws in which it stays there. Each draw takes the same questions for all variants, and other "
+    "repeats of the load test. A variant without a measured price or quality is never on the frontier. The bar of a "
+    "price includes run-to-run variation of the load test and the machine's price range. Click a column's head to sort."
 )
 
 
@@ -125,7 +125,7 @@ def _probabilities(shown: Sequence[Shown], prices: Sequence[Triple | None], resa
         for one, price in zip(shown, prices, strict=True)
     }
     if len(moves) == 1 and None not in moves:
-        return [one.probability for one in shown]  # one factor for all: nobody overtakes anybody
+        return [one.probability for one in shown]  # one factor for all prices: the order does not change
     points, repeats = [], {}
     for one, price in zip(shown, prices, strict=True):
         name, money, before = one.point.name, one.point.usd_per_1k_tokens, per_hour_of(one)
@@ -137,7 +137,7 @@ def _probabilities(shown: Sequence[Shown], prices: Sequence[Triple | None], resa
         points.append(replace(one.point, usd_per_1k_tokens=_ordered(*amounts)))
         if name in resamples.usd_per_1k_tokens:
             repeats[name] = [usd * float(shares[0]) for usd in resamples.usd_per_1k_tokens[name]]
-    return list(analyse(points, np.random.default_rng(0), Resamples(resamples.scores, repeats)).probability)
+    return list(analyze(points, np.random.default_rng(0), Resamples(resamples.scores, repeats)).probability)
 
 
 def _ordered(value: Decimal, lo: Decimal, hi: Decimal) -> Money:

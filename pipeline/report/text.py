@@ -10,6 +10,15 @@ MIB = 2**20
 MISSING = "not measured"
 
 
+def action_text(action: str) -> str:
+    """A decision's action as people read it. Tags and JSON keep `hold`, which is recorded data.
+
+    >>> action_text("hold"), action_text("promote")
+    ('not promoted', 'promote')
+    """
+    return "not promoted" if action == "hold" else action
+
+
 def estimate_text(estimate: Estimate | None) -> str:
     """A share with its interval."""
     return MISSING if estimate is None else f"{estimate.value:.1%} [{estimate.lo:.1%}, {estimate.hi:.1%}]"

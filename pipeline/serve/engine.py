@@ -28,7 +28,7 @@ SPEED_ONLY = (
 
 The first six say which tokens are computed in one step and which are remembered: each token is computed from the same
 numbers whichever step it falls into. Speculation keeps a proposed token only where the model itself would have chosen
-it (https://arxiv.org/abs/2211.17192), and lm-eval's requests are greedy. Both hold up to the rounding of sums, whose
+it (https://arxiv.org/abs/2211.17192), and lm-eval's requests are greedy. Both are exact up to rounding of sums, whose
 order depends on the batch: two runs of one engine differ by as much. Everything else counts as able to change an
 answer: dtype and kv_cache_dtype do, and what nobody has proved harmless (extra_args, tensor parallelism, compilation).
 """
@@ -56,33 +56,38 @@ def baseline_engine(engine: EngineConfig) -> EngineConfig:
 
 
 def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
-    """SHA-256 of all that can change an answer of the served model: the quality stage and the answers go by it."""
+    """SHA-256 of all that can change an answer of the served model: the answers go by it."""
+    return digest_json({"artifact": artifact.digest, **answer_inputs(engine, machine, python)})
+
+
+def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, Any]:
+    """All that can change an answer beside the weights: the quality stage goes by it."""
     of_speculation = {key for keys in SPECULATION.values() for key in keys}
     settings = engine_settings(engine)
     changes = {key: value for key, value in settings.items() if key not in (*SPEED_ONLY, *of_speculation)}
-    return digest_json(_identity(artifact, machine, python) | {"engine": changes})
+    return _identity(machine, python) | {"engine": changes}
 
 
 def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
-    """SHA-256 of all that can change the served model's speed: the load stage goes by it."""
+    """SHA-256 of all that can change the served model's speed: load points go by it."""
+    return digest_json({"artifact": artifact.digest, **speed_inputs(engine, machine, python)})
+
+
+def speed_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, Any]:
+    """All that can change the speed beside the weights: the load stage goes by it."""
     draft = None
     if engine.speculative == "draft_model" and engine.draft_model is not None:
         files = sorted(Path(engine.draft_model).glob("*"))
         draft = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    decides = _identity(artifact, machine, python) | {
-        "engine": engine_settings(engine),
-        "draft": draft,
-        "of": "speed",
-    }
+    decides = _identity(machine, python) | {"engine": engine_settings(engine), "draft": draft, "of": "speed"}
     if engine.speculative == "ngram" and machine.device == "cpu":
         decides["numba_threading_layer"] = NUMBA_LAYER
-    return digest_json(decides)
+    return decides
 
 
-def _identity(artifact: Artifact, machine: Machine, python: Path) -> dict[str, Any]:
-    """Weights, tools and device: what both answers and speed depend on."""
+def _identity(machine: Machine, python: Path) -> dict[str, Any]:
+    """Tools and device: what both answers and speed depend on beside the weights."""
     return {
-        "artifact": artifact.digest,
         "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
         "device": [machine.device, machine.device_name],
         "plugin": digest_file(PLUGIN / "parsimony_vllm.py") if machine.device == "cpu" else None,
@@ -126,7 +131,7 @@ def is_eager(engine: EngineConfig, machine: Machine) -> bool:
 
 
 def speculative_config(engine: EngineConfig) -> dict[str, Any]:
-    """What vLLM's `--speculative-config` holds.
+    """What vLLM's `--speculative-config` contains.
 
     >>> speculative_config(EngineConfig(speculative="ngram", num_speculative_tokens=3))
     {'method': 'ngram', 'num_speculative_tokens': 3, 'prompt_lookup_max': 4, 'prompt_lookup_min': 2}

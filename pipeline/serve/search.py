@@ -1,7 +1,7 @@
 """The search behind `pipeline.tune`: which engine makes a token cheapest. It measures through a parameter alone.
 
 Optuna proposes (TPE, seeded), every proposal that differs from earlier ones is one server, and a server whose first
-measured point shows that it cannot win is stopped there. The space holds only settings that cannot change an answer
+measured point shows that it cannot win is stopped there. The space has only settings that cannot change an answer
 (`pipeline.serve.server.SPEED_ONLY`), so that quality is not measured again.
 """
 
@@ -24,16 +24,16 @@ from pipeline.config import EngineConfig
 if TYPE_CHECKING:
     import optuna
 
-MEASURED, STOPPED, INFEASIBLE, FAILED = "measured", "stopped early", "objective not held", "server failed"
+MEASURED, STOPPED, INFEASIBLE, FAILED = "measured", "stopped early", "objective not met", "server failed"
 NOISE = 1.10
-"""A first look is one repeat: within this factor of the best one it is not hopeless yet."""
+"""A probe is one repeat: within this factor of the best one it is not hopeless yet."""
 ASKS_PER_TRIAL = 8
 """Optuna may repeat itself; a search ends when this many proposals for each wanted trial brought nothing new."""
 Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Look:
+class Measurement:
     """What a server was found to cost: by a first point, or by the whole scenario."""
 
     cost: CostReport
@@ -43,10 +43,10 @@ class Look:
 class Server(Protocol):
     """A server that runs with one engine."""
 
-    def first_look(self) -> Look:
+    def probe(self) -> Measurement:
         """One repeat at the highest load."""
 
-    def measure(self) -> Look:
+    def measure(self) -> Measurement:
         """The whole scenario."""
 
 
@@ -65,7 +65,7 @@ class Trial:
     usd_per_1k_tokens: Decimal | None = None
     """The headline; None where the point was not measured whole."""
     bound_usd_per_1k_tokens: Decimal | None = None
-    """What the first look says that it costs at least."""
+    """What the probe says that it costs at least."""
     load: LoadReport | None = None
     basis: str = ""
     reason: str = ""
@@ -137,7 +137,7 @@ def first_scenario(scenario: LoadScenario) -> LoadScenario:
 
 
 def slack(scenario: LoadScenario) -> float:
-    """By how much the whole scenario can turn out cheaper than its first look."""
+    """By how much the whole scenario can turn out cheaper than its probe."""
     return HEADROOM * NOISE if scenario.search is not None else NOISE
 
 
@@ -203,13 +203,13 @@ def _measure(
     serve: Serve, engine: EngineConfig, params: Params, number: int, best: Decimal | None, slack: float
 ) -> Trial:
     with serve(engine) as server:
-        first = server.first_look()
+        first = server.probe()
         headline = first.cost.usd_per_1k_tokens
         bound = None if headline is None else headline.value / Decimal(repr(slack))
         if bound is None:
-            return Trial(number, engine, params, FAILED, reason="no request of the first look succeeded")
+            return Trial(number, engine, params, FAILED, reason="no request of the probe succeeded")
         if best is not None and bound > best:
-            reason = f"at least {bound:.3g} USD per 1k tokens by its first look, the best is {best:.3g}"
+            reason = f"at least {bound:.3g} USD per 1k tokens by its probe, the best is {best:.3g}"
             return Trial(number, engine, params, STOPPED, None, bound, first.load, reason=reason)
         whole = server.measure()
     money = whole.cost.usd_per_1k_tokens
@@ -239,7 +239,7 @@ def winner(trials: Sequence[Trial]) -> Trial | None:
 
 
 def against_base(trials: Sequence[Trial], best: Trial) -> LoadComparison | None:
-    """The winner's price over the base engine's at the load where both are compared; None where it cannot be said."""
+    """The winner's price over the base engine's at the load where both are compared; None where it is not known."""
     base = trials[0]
     if base.load is None or best.load is None or base.usd_per_1k_tokens is None or best is base:
         return None

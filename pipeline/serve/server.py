@@ -8,6 +8,7 @@ in the store never starts one.
 from __future__ import annotations
 
 import http.client
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -149,3 +150,8 @@ def is_healthy(url: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def keep_log(log: Path, folder: Path) -> None:
+    """Keep the server's log so far beside a stage's results."""
+    shutil.copyfile(log, folder / "vllm.log")

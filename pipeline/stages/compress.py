@@ -1,95 +1,122 @@
-"""The compress stage: from a base checkpoint and a method to an Artifact with its manifest."""
+"""The compress stage: from a base checkpoint and a method to a checkpoint with its manifest and model card."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.environments import versions
 from core.errors import StoreError
 from core.files import read_json, write_atomic, write_json
-from core.jobs import LOCAL, Job, Launcher
-from core.store import StageResult, StageStore
-from evals.quality.embedded import EMBEDDED_TASKS
+from core.jobs import Job
+from core.store import StageResult
 from pipeline.checkpoints.card import manifest, model_card
-from pipeline.checkpoints.folder import checkpoint_digest, folder_artifact, weight_bytes
+from pipeline.checkpoints.folder import checkpoint_digest, weight_bytes
 from pipeline.checkpoints.sizes import size_report_of
 from pipeline.compress import registry, worker
-from pipeline.config import ModelConfig, RunConfig
-from pipeline.data.calibration import calibration_tokens
-from pipeline.data.contamination import evaluation_set
-from pipeline.data.wheels import unpack_datasets
-from pipeline.types import Artifact, Candidate
+from pipeline.config import ModelConfig
+from pipeline.stages.data import Calibration
+from pipeline.stages.graph import Effects, Stage, Work
+from pipeline.types import Artifact
+
+PYTHON = Path(sys.executable)
+CALIBRATED_PASSES = 3.0
+"""A method that looks at text runs it through the model about so often: Hessians or scales, and what follows."""
 
 
-def compress(
-    candidate: Candidate,
-    base: Artifact,
-    config: RunConfig,
-    plan_hash: str,
-    store: StageStore,
-    shown: Callable[[str], AbstractContextManager[None]],
-    elsewhere: Path | None = None,
-    launcher: Launcher = LOCAL,
-) -> tuple[Artifact, StageResult | None]:
-    """Make the candidate's checkpoint; the baseline is the base itself, and one made elsewhere is taken as it is.
+@dataclass(frozen=True)
+class Compress(Stage[Artifact]):
+    """Make a cheaper checkpoint by one method, in a process of its own."""
 
-    Returns the artifact, and the stage behind it (None where nothing was made). `shown(name)` is entered while the work
-    runs.
+    method: registry.Method
+    args: Mapping[str, Any]
+    base: Stage[Artifact]
+    calibration: Calibration | None
+    seed: int
+    model: ModelConfig
+    """What the manifest says of the base; no part of the key."""
+    num_parameters: int
+    label: str
+    name = "compress"
+    fixed_s = 15.0
 
-    Raises:
-        ToolError: the method failed; the message ends with its log.
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The base, the recipe and the tools."""
+        return {
+            "base": self.base.key,
+            "method": self.method.name,
+            "args": self.args,
+            "calibration": None if self.calibration is None else self.calibration.key,
+            "seed": self.seed,
+            "tools": versions(PYTHON, *self.method.tools),
+        }
 
-    """
-    method = registry.method(candidate.method)
-    if elsewhere is not None:
-        found_there = folder_artifact(elsewhere.resolve(), store)
-        return replace(found_there, method=candidate.method, base_digest=base.digest), None
-    if method.compress is None:
-        return base, None
-    tokens = calibration(config, base, store) if method.needs_calibration else None
-    inputs = {
-        "base": base.digest,
-        "method": candidate.method,
-        "args": candidate.method_args,
-        "calibration": None if tokens is None else tokens.result["digest"],
-        "seed": config.seed,
-        "tools": versions(Path(sys.executable), *method.tools),
-    }
+    @property
+    def work(self) -> Work:
+        """The calibration text through the model; without one, the weights."""
+        calib = None if self.calibration is None else self.calibration.calib
+        tokens = None if calib is None else calib.num_samples * calib.length
+        return Work(self.method.name, self.num_parameters, tokens, CALIBRATED_PASSES)
 
-    def make(folder: Path) -> Mapping[str, Any]:
+    @property
+    def needs(self) -> tuple[Stage[Any], ...]:
+        """The base and the text."""
+        return (self.base,) if self.calibration is None else (self.base, self.calibration)
+
+    @property
+    def resumable(self) -> bool:  # type: ignore[override]
+        """Whether the method's library goes on from what a killed attempt left."""
+        return self.method.resumable
+
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+        """Compress, then write the manifest and the card.
+
+        Raises:
+            ToolError: the method failed; the message ends with its log.
+
+        """
+        base = effects.result(self.base)
+        tokens = None if self.calibration is None else effects.result(self.calibration)
         job = {
-            "method": candidate.method,
+            "method": self.method.name,
             "base": base.path,
             "output": folder / "model",
-            "args": candidate.method_args,
-            "calibration": None if tokens is None else tokens.folder / "tokens.npy",
-            "seed": config.seed,
-            "scratch": folder / "scratch" if method.resumable else None,
+            "args": self.args,
+            "calibration": None if tokens is None else tokens.path,
+            "seed": self.seed,
+            "scratch": folder / "scratch" if self.method.resumable else None,
         }
         shutil.rmtree(folder / "model", ignore_errors=True)
         environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        with shown("compress"):
-            launcher.run(Job(worker.PROGRAM, job, folder, log="compress.log", environment=environment))
+        effects.launcher.run(Job(worker.PROGRAM, job, folder, log="compress.log", environment=environment))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
-        return finish(folder, inputs, config.model, base, None if tokens is None else dict(tokens.result), plan_hash)
+        calibration = None if tokens is None else tokens.record
+        return finish(folder, self.inputs, self.model, base, calibration, self.key)
 
-    found = store.run("compress", inputs, make, resumable=method.resumable)
-    return artifact_of(found, base), found
+    def load(self, found: StageResult) -> Artifact:
+        """The checkpoint.
 
+        Raises:
+            StoreError: its folder no longer holds the files that were stored.
 
-def calibration(config: RunConfig, base: Artifact, store: StageStore) -> StageResult:
-    """The calibration text. No item of any embedded set is in it, whatever the run's own suite is."""
-    if config.suite.source == "embedded":
-        evaluation = evaluation_set("embedded", list(EMBEDDED_TASKS), unpack_datasets(store))
-    else:
-        evaluation = evaluation_set(config.suite.source, config.suite.tasks, None)
-    return calibration_tokens(config.calib, base, store, evaluation)
+        """
+        folder = found.folder / "model"
+        if not (folder / "config.json").exists() or weight_bytes(folder) != found.result["num_bytes"]:
+            raise StoreError(
+                f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again"
+            )
+        details = {
+            key: found.result[key]
+            for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration", "size_metrics")
+        }
+        result = found.result
+        base_digest = str(result["base"]["digest"])
+        return Artifact(folder, str(result["digest"]), int(result["num_bytes"]), self.method.name, base_digest, details)
 
 
 def finish(
@@ -97,8 +124,8 @@ def finish(
     inputs: Mapping[str, Any],
     model: ModelConfig,
     base: Artifact,
-    calibration: dict[str, Any] | None,
-    plan_hash: str,
+    calibration: Mapping[str, Any] | None,
+    stage_key: str,
 ) -> dict[str, Any]:
     """Write the manifest and the model card beside the weights, and return what the store keeps."""
     size = size_report_of(folder / "model", base.path)
@@ -111,28 +138,8 @@ def finish(
         size=size,
         config=read_json(folder / "model" / "config.json"),
         calibration=calibration,
-        plan_hash=plan_hash,
+        stage_key=stage_key,
     )
     write_json(folder / "model" / "manifest.json", found)
     write_atomic(folder / "model" / "README.md", model_card(found))
     return {**found, "size_metrics": size.metrics()}
-
-
-def artifact_of(found: StageResult, base: Artifact) -> Artifact:
-    """The artifact of a finished compress stage.
-
-    Raises:
-        StoreError: its folder no longer holds the files that were stored.
-
-    """
-    folder = found.folder / "model"
-    if not (folder / "config.json").exists() or weight_bytes(folder) != found.result["num_bytes"]:
-        raise StoreError(
-            f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again"
-        )
-    details = {
-        key: found.result[key]
-        for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration", "size_metrics")
-    }
-    method = str(found.result.get("method", ""))
-    return Artifact(folder, str(found.result["digest"]), int(found.result["num_bytes"]), method, base.digest, details)

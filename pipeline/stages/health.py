@@ -3,57 +3,78 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.environments import versions
 from core.files import plain
-from core.store import StageResult, StageStore
+from core.store import StageResult
 from pipeline.config import CalibConfig
-from pipeline.data.calibration import calibration_tokens
 from pipeline.health.health import NOT_CHECKED, HealthLimits, HealthReport, report_from, require_healthy, run_health
-from pipeline.types import Artifact, Machine
+from pipeline.stages.data import Calibration
+from pipeline.stages.graph import Effects, Stage, Work
+from pipeline.types import Artifact
 
 TEXT = CalibConfig(name="health", sources=["squad", "coqa", "drop", "lambada"], num_samples=2, length=192, seed=1)
 """A few hundred tokens of the passages that methods calibrate on, drawn with another seed."""
 
 
-def check_health(
-    artifact: Artifact,
-    base: Artifact,
-    machine: Machine,
-    store: StageStore,
-    home: Path,
-    shown: Callable[[str], AbstractContextManager[None]],
-    say: Callable[[str], None],
-) -> tuple[HealthReport, StageResult]:
-    """Measure a candidate's health once, and stop a broken one every time.
+@dataclass(frozen=True)
+class Health(Stage[HealthReport]):
+    """Measure a candidate's health once, and stop a broken one every time."""
 
-    Raises:
-        HealthError: it is broken; lists what was found and where.
+    checkpoint: Stage[Artifact]
+    base: Stage[Artifact]
+    device: str
+    """`cpu` or `cuda`."""
+    method: str
+    num_parameters: int
+    label: str
+    name = "health"
+    fixed_s = 15.0
 
-    """
-    text = calibration_tokens(TEXT, base, store)
-    inputs = {
-        "artifact": artifact.digest,
-        "base": base.digest,
-        "tokens": text.result["digest"],
-        "device": machine.device,
-        "tools": versions(Path(sys.executable), "transformers", "compressed-tensors", "torch", "gptqmodel"),
-    }
-    outputs = home / "health" / f"{base.digest[:24]}-{text.result['digest'][:12]}.npz"
+    @property
+    def text(self) -> Calibration:
+        """The text that both models read."""
+        return Calibration(TEXT, self.base, source=None)
 
-    def make(folder: Path) -> Mapping[str, Any]:
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """Both checkpoints, the text, the device and the tools."""
+        tools = versions(Path(sys.executable), "transformers", "compressed-tensors", "torch", "gptqmodel")
+        keys = {"checkpoint": self.checkpoint.key, "base": self.base.key, "tokens": self.text.key}
+        return {**keys, "device": self.device, "tools": tools}
+
+    @property
+    def work(self) -> Work:
+        """The text through both models."""
+        return Work(self.method, self.num_parameters, TEXT.num_samples * TEXT.length, passes=2.0)
+
+    @property
+    def needs(self) -> tuple[Stage[Any], ...]:
+        """Both checkpoints and the text."""
+        return (self.checkpoint, self.base, self.text)
+
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+        """Measure; the base's outputs are kept for the other variants."""
+        checkpoint, base = effects.result(self.checkpoint), effects.result(self.base)
+        text = effects.result(self.text)
+        outputs = effects.home / "health" / f"{base.digest[:24]}-{text.digest[:12]}.npz"
         outputs.parent.mkdir(parents=True, exist_ok=True)
-        with shown("health"):
-            report = run_health(base.path, artifact.path, text.folder / "tokens.npy", folder, outputs)
-        return dict(plain(report))
+        return dict(
+            plain(run_health(base.path, checkpoint.path, text.path, folder, outputs, launcher=effects.launcher))
+        )
 
-    found = store.run("health", inputs, make)
-    report = report_from(found.result)
-    say(f"health: {report.line()}")
-    if report.status != NOT_CHECKED:
-        require_healthy(report, HealthLimits(), artifact.path)
-    return report, found
+    def load(self, found: StageResult) -> HealthReport:
+        """The report.
+
+        Raises:
+            HealthError: the candidate is broken; lists what was found and where.
+
+        """
+        report = report_from(found.result)
+        if report.status != NOT_CHECKED:
+            require_healthy(report, HealthLimits(), found.folder)
+        return report

@@ -13,6 +13,10 @@ from pathlib import Path
 import pytest
 
 from core.environments import home
+from core.store import StageStore
+from pipeline.stages.base import DequantizedBase
+from pipeline.stages.graph import Effects
+from pipeline.types import Artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["suite.num_items=6", "gate.stop_early=false", "calib.num_samples=2", "calib.length=64", "load.num_repeats=2"]
@@ -53,6 +57,11 @@ class Workplace:
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=timeout_s, env=os.environ.copy()
         )
+
+
+def embedded_base(store: StageStore) -> Artifact:
+    """The real 135M model, made in a store or found there."""
+    return Effects(store, store.root.parent, Path(sys.executable)).result(DequantizedBase(134_515_008))
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -19,24 +17,24 @@ from core.environments import ROOT
 from core.errors import PlanError, UserError
 from core.files import digest_file, read_json, write_json
 from core.jobs import command_of, error_file
-from core.store import StageStore
-from pipeline.checkpoints.folder import folder_artifact
-from pipeline.config import CalibConfig, DistillConfig, StudentConfig
-from pipeline.distill import stage
+from core.store import StageResult, StageStore
+from pipeline.checkpoints.facts import facts_from_folder
+from pipeline.checkpoints.folder import weight_bytes
+from pipeline.config import CalibConfig, DistillConfig, EngineConfig, StudentConfig
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.process import job_of
-from pipeline.distill.stage import Bill, Effects, distill_metrics, distill_stage, training_curve
+from pipeline.distill.results import MachinePrice, distill_metrics, training_curve
+from pipeline.stages import distill as stage
+from pipeline.stages.base import LocalCheckpoint, local_checkpoint
+from pipeline.stages.distill import Distill, distill_stage
+from pipeline.stages.graph import Effects
 from pipeline.types import Artifact
 from tests.unit.pipeline.distill import jobs
 from tests.unit.pipeline.distill.tiny_model import WORDS, write_model, write_tokenizer
+from tests.unit.pipeline.shapes import MACHINE
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
-BILL = Bill("spot", Decimal("3.6"))
-
-
-@contextmanager
-def quietly(name: str) -> Iterator[None]:
-    yield
+PRICE = MachinePrice("spot", Decimal("3.6"))
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +58,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StageStore:
 
 
 @pytest.fixture
-def base(teacher: Path, store: StageStore) -> Artifact:
-    return folder_artifact(teacher, store)
+def base(teacher: Path, store: StageStore) -> LocalCheckpoint:
+    return local_checkpoint(teacher, store)
 
 
 def a_config(text: Path, **changes: Any) -> DistillConfig:
@@ -72,17 +70,27 @@ def a_calibration(text: Path) -> CalibConfig:
     return CalibConfig(name="tiny", sources=[str(text)], num_samples=4, length=32)
 
 
-def distill(base: Artifact, config: DistillConfig, text: Path, store: StageStore):
-    return distill_stage(base, config, a_calibration(text), 0, BILL, Effects(store, quietly))
+def stage_of(base: LocalCheckpoint, config: DistillConfig, text: Path, store: StageStore) -> Distill:
+    python, facts = Path(sys.executable), facts_from_folder("teacher", base.path)
+    served = {"engine": EngineConfig(), "machine": MACHINE, "serving_python": python}
+    return distill_stage(base, config, a_calibration(text), 0, facts=facts, price=PRICE, store=store, **served)
 
 
-def test_a_student_is_an_artifact_with_its_evidence(base: Artifact, text: Path, store: StageStore) -> None:
+def distill(
+    base: LocalCheckpoint, config: DistillConfig, text: Path, store: StageStore
+) -> tuple[Artifact, StageResult]:
+    effects = Effects(store, store.root.parent, Path(sys.executable))
+    stage = stage_of(base, config, text, store)
+    return effects.result(stage), effects.found(stage)
+
+
+def test_a_student_is_an_artifact_with_its_evidence(base: LocalCheckpoint, text: Path, store: StageStore) -> None:
     config = a_config(text, objective__cross_entropy_weight=0.2)
     artifact, made = distill(base, config, text, store)
     shape = read_json(artifact.path / "config.json")
     assert (shape["num_hidden_layers"], artifact.method, artifact.base_digest) == (2, "distill", base.digest)
     assert (artifact.path / "tokenizer.json").exists()
-    assert artifact.num_bytes < base.num_bytes
+    assert artifact.num_bytes < weight_bytes(base.path)
     manifest = read_json(artifact.path / "manifest.json")
     assert manifest["digest"] == artifact.digest
     metrics = distill_metrics(made.result)
@@ -99,7 +107,7 @@ def test_a_student_is_an_artifact_with_its_evidence(base: Artifact, text: Path, 
     assert again == artifact
 
 
-def test_a_cached_teacher_gives_nearly_the_same_student(base: Artifact, text: Path, store: StageStore) -> None:
+def test_a_cached_teacher_gives_nearly_the_same_student(base: LocalCheckpoint, text: Path, store: StageStore) -> None:
     live = distill(base, a_config(text), text, store)[1].result
     cached = distill(base, a_config(text, teacher__mode="cached", teacher__top_k=127), text, store)[1].result
     for one, other in zip(live["curve"], cached["curve"], strict=True):
@@ -110,7 +118,9 @@ def test_a_cached_teacher_gives_nearly_the_same_student(base: Artifact, text: Pa
     assert metrics["distill/teacher_wall_s"] > 0
 
 
-def test_a_given_student_and_plain_fine_tuning(base: Artifact, text: Path, store: StageStore, tmp_path: Path) -> None:
+def test_a_given_student_and_plain_fine_tuning(
+    base: LocalCheckpoint, text: Path, store: StageStore, tmp_path: Path
+) -> None:
     student = write_model(tmp_path / "student", num_layers=1, seed=3, hidden_size=32, intermediate_size=64)
     given = {"student__drop_fraction": None, "student__path": str(student)}
     hidden = distill(base, a_config(text, objective__hidden_weight=0.1, **given), text, store)[0]
@@ -172,25 +182,29 @@ def run_train(
 
 PROGRAM = """
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from core.files import read_json
-from core.store import StageStore
-from pipeline.checkpoints.folder import folder_artifact
+from core.store import StageResult, StageStore
+from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.cli.app import run_command
-from pipeline.config import CalibConfig
-from pipeline.distill.stage import Bill, Effects, distill_stage
+from pipeline.config import CalibConfig, EngineConfig
+from pipeline.distill.results import MachinePrice
 from pipeline.distill.student_size import config_from
+from pipeline.stages.base import local_checkpoint
+from pipeline.stages.distill import distill_stage
+from pipeline.stages.graph import Effects
+from tests.unit.pipeline.shapes import MACHINE
 
 def main(arguments):
     given = read_json(Path(arguments[0]))
-    store = StageStore(Path(given["store"]))
-    base = folder_artifact(Path(given["base"]), store)
-    say = lambda line: print(line, flush=True)
-    effects = Effects(store, lambda name: nullcontext(), say)
+    store, python = StageStore(Path(given["store"])), Path(sys.executable)
+    base = local_checkpoint(Path(given["base"]), store)
+    effects = Effects(store, store.root.parent, python, say=lambda line: print(line, flush=True))
     config, calib = config_from(given["config"]), CalibConfig(**given["calib"])
-    artifact, _ = distill_stage(base, config, calib, 0, Bill("spot"), effects)
-    print("digest", artifact.digest, flush=True)
+    served = {"engine": EngineConfig(), "machine": MACHINE, "serving_python": python}
+    facts = facts_from_folder("teacher", base.path)
+    stage = distill_stage(base, config, calib, 0, facts=facts, price=MachinePrice("spot"), store=store, **served)
+    print("digest", effects.result(stage).digest, flush=True)
     return 0
 
 sys.exit(run_command(main, sys.argv[1:]))
@@ -198,7 +212,7 @@ sys.exit(run_command(main, sys.argv[1:]))
 
 
 def test_sigterm_to_the_pipeline_saves_and_the_same_command_goes_on(
-    base: Artifact, text: Path, store: StageStore, tmp_path: Path
+    base: LocalCheckpoint, text: Path, store: StageStore, tmp_path: Path
 ) -> None:
     config = a_config(text, train__num_steps=60, train__log_every_steps=5, spot__every_steps=1000)
     config.spot.url = str(tmp_path / "checkpoints")
@@ -224,12 +238,12 @@ def test_sigterm_to_the_pipeline_saves_and_the_same_command_goes_on(
     assert "going on from step" in done.stdout
     whole = replace(config, spot=replace(config.spot, url=None))
     other = StageStore(tmp_path / "other")
-    artifact, _ = distill(folder_artifact(base.path, other), whole, text, other)
+    artifact, _ = distill(local_checkpoint(base.path, other), whole, text, other)
     assert f"digest {artifact.digest}" in done.stdout
 
 
 def test_bad_inputs_are_refused_before_the_teacher_loads(
-    base: Artifact, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: LocalCheckpoint, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(*args: Any, **kwargs: Any) -> None:
         pytest.fail("the teacher was loaded")
@@ -272,7 +286,9 @@ def test_a_diverging_run_stops_and_names_the_last_good_checkpoint(teacher: Path,
     assert "last good checkpoint: step" in error["message"]
 
 
-def test_a_worker_that_crashes_shows_its_log(base: Artifact, text: Path, store: StageStore, tmp_path: Path) -> None:
+def test_a_worker_that_crashes_shows_its_log(
+    base: LocalCheckpoint, text: Path, store: StageStore, tmp_path: Path
+) -> None:
     from core.errors import ToolError
 
     broken = write_model(tmp_path / "broken", num_layers=1)
@@ -284,14 +300,11 @@ def test_a_worker_that_crashes_shows_its_log(base: Artifact, text: Path, store: 
         distill(base, config, text, store)
 
 
-def test_the_student_stage_is_shared_by_objectives(base: Artifact, text: Path, store: StageStore) -> None:
-    one = stage.make_student_stage(base, a_config(text), a_calibration(text), Effects(store, quietly))[1]
-    other = stage.make_student_stage(
-        base, a_config(text, objective__divergence="reverse_kl"), a_calibration(text), Effects(store, quietly)
-    )[1]
-    assert one is not None
-    assert other is not None
-    assert other.reused
+def test_the_student_stage_is_shared_by_objectives(base: LocalCheckpoint, text: Path, store: StageStore) -> None:
+    one = stage_of(base, a_config(text), text, store)
+    other = stage_of(base, a_config(text, objective__divergence="reverse_kl"), text, store)
+    assert one.student.key == other.student.key
+    assert one.key != other.key
     assert one.key == other.key
     assert len(one.result["block_influence"]) == 4
     assert StudentConfig(**read_json(one.folder / "job.json")["student"]) == a_config(text).student

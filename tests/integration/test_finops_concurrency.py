@@ -26,7 +26,7 @@ import sqlalchemy as sa
 
 from finops.controls.alerts import AlertDispatcher, WebhookChannel, signature
 from finops.controls.budgets import Budgets
-from finops.errors import BudgetExceededError, HoldError
+from finops.errors import BudgetExceededError, ReservationError
 from finops.ledger import schema
 from finops.ledger.charges import Rate, Resource, device_charge
 from finops.ledger.ledger import Ledger
@@ -136,7 +136,7 @@ def test_two_hundred_concurrent_reservations_never_pass_the_limit(url):
     join(start_all(reserve_one, [(url, results, index) for index in range(NUM_PROCESSES)]))
     answers = [results.get() for _ in range(NUM_PROCESSES)]
     assert (answers.count("held"), answers.count("rejected")) == (50, 150)
-    assert {item.name: item.held_usd for item in budgets.status()} == {"team": 50, "everything": 50}
+    assert {item.name: item.reserved_usd for item in budgets.status()} == {"team": 50, "everything": 50}
     ledger.close()
 
 
@@ -150,15 +150,15 @@ def work_until_killed(url, seed):
         number += 1
         usd = Decimal(rng.randint(1, 400)) / 100
         try:
-            hold = budgets.reserve(f"run-{seed}-{number}", usd, TAGS, ttl_s=3)
+            reservation = budgets.reserve(f"run-{seed}-{number}", usd, TAGS, ttl_s=3)
         except BudgetExceededError:
             time.sleep(0.01)
             continue
-        with contextlib.suppress(HoldError):
+        with contextlib.suppress(ReservationError):
             for part in range(rng.randint(0, 3)):
-                hold.heartbeat()
-                ledger.record(charge_of(ledger, f"{seed}-{number}-{part}", usd / 8, hold.id))
-            (hold.release if rng.random() < 0.2 else hold.settle)()
+                reservation.heartbeat()
+                ledger.record(charge_of(ledger, f"{seed}-{number}-{part}", usd / 8, reservation.id))
+            (reservation.release if rng.random() < 0.2 else reservation.settle)()
 
 
 def charge_of(ledger, name, usd, hold_id=None):
@@ -170,7 +170,7 @@ def charge_of(ledger, name, usd, hold_id=None):
 
 
 def test_killed_runs_leave_the_budget_whole(url):
-    """SIGKILL at random moments: the limit holds at every look, and no spend is lost or counted twice."""
+    """SIGKILL at random moments: the limit is kept at every moment, and no spend is lost or counted twice."""
     ledger = Ledger(url)
     budgets = Budgets(ledger)
     budgets.define("everything", limit_usd=Decimal(30), period="total")
@@ -180,7 +180,7 @@ def test_killed_runs_leave_the_budget_whole(url):
     try:
         while time.monotonic() < end:
             (status,) = budgets.status()
-            assert status.spent_usd + status.held_usd <= status.limit_usd
+            assert status.spent_usd + status.reserved_usd <= status.limit_usd
             looks += 1
             alive = [process for process in processes if process.is_alive()]
             if rng.random() < 0.1 and len(alive) > 4:
@@ -192,9 +192,9 @@ def test_killed_runs_leave_the_budget_whole(url):
         join(processes)
     assert looks > 20
     assert sum(process.exitcode == -signal.SIGKILL for process in processes) == len(processes)
-    time.sleep(3.1)  # the killed runs' holds expire
+    time.sleep(3.1)  # the killed runs' reservations expire
     (status,) = budgets.status()
-    assert status.held_usd == 0
+    assert status.reserved_usd == 0
     assert status.spent_usd == ledger.total_usd() > 0
     with ledger.database.read() as connection:
         row = connection.execute(sa.select(schema.budgets)).one()

@@ -24,7 +24,7 @@ def a_run(label: str, quality: float | None, usd: float | None, hardware: str = 
     if usd is not None:
         names = ("", ".lo", ".hi")
         metrics |= {f"cost/usd_per_1k_tokens{name}": usd * f for name, f in zip(names, (1, 0.9, 1.1), strict=True)}
-    tags = {"label": label, "role": role, "hardware": hardware, "purchase_option": "on_demand", "plane": "one"}
+    tags = {"label": label, "role": role, "hardware": hardware, "purchase_option": "on_demand", "frontier_group": "one"}
     return SimpleNamespace(info=SimpleNamespace(run_id=label * 6), data=SimpleNamespace(metrics=metrics, tags=tags))
 
 
@@ -95,7 +95,7 @@ def test_a_click_on_a_column_sorts_and_a_second_one_turns_it(page: Path) -> None
 
 def test_runs_on_other_questions_are_left_out(tmp_path: Path) -> None:
     other = a_run("old", 0.9, 0.0001)
-    other.data.tags["plane"] = "another"
+    other.data.tags["frontier_group"] = "another"
     twin = a_run("int8", 0.58, 0.0031, "h100-80gb")
     shown = draw("tiny", [*RUNS, other, twin], tmp_path)
     names = {one.point.name for one in shown}

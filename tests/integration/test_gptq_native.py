@@ -17,9 +17,7 @@ from core.store import StageStore
 from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
-from pipeline.config import ModelConfig
-from pipeline.stages.base import base_model
-from tests.integration.conftest import Workplace
+from tests.integration.conftest import Workplace, embedded_base
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NUM_BLOCKS = 3 * BLOCKS_BETWEEN_CHECKPOINTS
@@ -32,7 +30,7 @@ def base(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    real = base_model(ModelConfig(name="smollm2-135m-q4_1", source="embedded"), 0, StageStore(workplace.home / "store"))
+    real = embedded_base(StageStore(workplace.home / "store"))
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
     sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": NUM_BLOCKS, "vocab_size": 49152}

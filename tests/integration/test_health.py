@@ -15,8 +15,7 @@ from core.errors import ToolError
 from core.files import plain, read_json, write_json
 from core.store import StageStore
 from pipeline.checkpoints.structure import LAYER, SCALES, files_of_layers, read_shards
-from pipeline.config import CalibConfig, ModelConfig
-from pipeline.data.calibration import calibration_tokens
+from pipeline.config import CalibConfig
 from pipeline.health import worker as health_worker
 from pipeline.health.health import (
     HealthError,
@@ -27,16 +26,16 @@ from pipeline.health.health import (
     require_healthy,
     run_health,
 )
-from pipeline.stages.base import base_model
-from tests.integration.conftest import ROOT, Workplace
+from tests.integration.conftest import ROOT, Workplace, embedded_base
+from tests.unit.pipeline.data_tools import calibration_tokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 MAKE = """
 import sys
 from pathlib import Path
 from llmcompressor.modifiers.quantization import QuantizationModifier
-from pipeline.compress.llmcompressor import one_shot
-from pipeline.registry import CompressJob
+from pipeline.compress.backends.llmcompressor import one_shot
+from pipeline.compress.registry import CompressJob
 weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
 groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
 schemes = {"int4": {"config_groups": groups}, "int8": {"scheme": "W8A8"}}
@@ -82,7 +81,7 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     store = StageStore(workplace.home / "store")
-    base = base_model(ModelConfig(name="smollm2-135m-q4_1", source="embedded"), 0, store)
+    base = embedded_base(store)
     calib = CalibConfig(sources=["squad", "drop"], num_samples=2, length=192, seed=7)
     tokens = calibration_tokens(calib, base, store).folder / "tokens.npy"
     folder = tmp_path_factory.mktemp("health")

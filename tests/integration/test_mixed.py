@@ -15,14 +15,13 @@ from pipeline.checkpoints.facts import facts_from_folder, tensor_headers
 from pipeline.compress.allocate import fused_groups
 from pipeline.compress.methods.mixed import METHOD, Args, stored_bits
 from pipeline.compress.registry import CompressJob
-from pipeline.config import CalibConfig, EngineConfig, ModelConfig, RunConfig
-from pipeline.data.calibration import calibration_tokens
+from pipeline.config import CalibConfig, EngineConfig, RunConfig
 from pipeline.plan.machine import find_machine
 from pipeline.plan.resolve import planned_engine
 from pipeline.serve.server import ServedModel
-from pipeline.stages.base import base_model
 from pipeline.types import Artifact
-from tests.integration.conftest import Workplace
+from tests.integration.conftest import Workplace, embedded_base
+from tests.unit.pipeline.data_tools import calibration_tokens
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 STORED_AS = {"w4a16": "weight_packed", "w8a8": "weight", "16bit": "weight"}
@@ -79,7 +78,7 @@ def store(workplace: Workplace) -> StageStore:
 
 @pytest.fixture(scope="module")
 def base(store: StageStore) -> Artifact:
-    return base_model(ModelConfig(name="smollm2-135m-q4_1", source="embedded"), 0, store)
+    return embedded_base(store)
 
 
 @pytest.fixture(scope="module")

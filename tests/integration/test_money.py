@@ -9,15 +9,13 @@ import sys
 import time
 from decimal import Decimal
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from core.environments import set_defaults
 from core.errors import ToolError
-from core.files import read_json
-from evals.load.scenario import LoadScenario
-from evals.types import LoadPoint, LoadReport, QualityReport, Target
+from core.files import plain, read_json
+from evals.types import LoadPoint, LoadReport, QualityReport
 from finops.controls.approvals import Approvals
 from finops.controls.budgets import Budgets
 from finops.ledger.ledger import Ledger
@@ -26,9 +24,16 @@ from finops.reports.savings import savings
 from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.cli.compose import command_config
 from pipeline.health.health import HealthReport
+from pipeline.plan.resolve import resolve
 from pipeline.record.store import Recorder
 from pipeline.run import run
-from pipeline.types import Artifact
+from pipeline.stages.base import DequantizedBase
+from pipeline.stages.compress import Compress
+from pipeline.stages.data import Calibration, Datasets, Fetch
+from pipeline.stages.graph import Effects
+from pipeline.stages.health import Health
+from pipeline.stages.load import Load
+from pipeline.stages.quality import Quality
 from tests.integration.conftest import ROOT
 from tests.unit.pipeline.test_decide import GOOD, task
 
@@ -37,41 +42,32 @@ set_defaults()
 STAGE_S = 0.3
 STAGES = """
 import sys, time
-from pathlib import Path
-from pipeline.account import Account
+from core.environments import set_defaults
+from core.store import StageRef, StageStore, stage_key
+from pipeline.billing.account import Billing
+from pipeline.cli.app import run_command
 from pipeline.cli.compose import command_config
-from pipeline.environments import set_defaults
-from pipeline.machine import find_machine
-from pipeline.models.resolve import model_facts
-from pipeline.money import with_tags
-from pipeline.plan import make_plan
-from pipeline.planned import find_price, planned_engine
-from pipeline.schema import ModelConfig
-from pipeline.stages import StageStore
-from evals.load.scenario import from_config
+from pipeline.plan.resolve import resolve
 
 def main(arguments):
     set_defaults()
-    config = command_config(arguments[1:])
-    machine = find_machine()
-    plan = make_plan(config, model_facts(config.model), machine, find_price(config, machine), 2**40)
-    config = with_tags(config)
-    account = Account(config, plan, from_config(config.load))
-    account.forecast.show()
-    with account:
-        store = account.store(StageStore(Path(config.home) / "store"))
+    plan = resolve(command_config(arguments[1:]))
+    billing = Billing(plan)
+    billing.estimate()
+    with billing:
+        store, inputs = StageStore(plan.store.root, hooks=(billing,)), {"who": str(time.time())}
+        ref = StageRef("quality", stage_key("quality", inputs))
 
         def make(folder):
-            print(account.run_id, flush=True)
+            print(billing.run_id, flush=True)
             for _ in range(int(float(arguments[0]) / 0.05)):
                 time.sleep(0.05)
-                account.tick()
+                store.progressed(ref)
             return {"done": True}
 
-        store.run("quality", {"who": str(time.time())}, make)
+        store.run("quality", inputs, make)
     return 0
 
-from pipeline.cli.app import run_command
 sys.exit(run_command(main, sys.argv[1:]))
 """
 """A run whose stage only waits, through the real configuration, plan, store and account."""
@@ -209,84 +205,65 @@ def test_of_runs_that_start_together_only_those_start_that_the_budget_carries(pl
 # The main path with fast stages: everything but the tools is real -----------------------------------------------------
 
 
-class Served:
-    """A served model that needs no server."""
-
-    def __init__(self, artifact: Artifact, *_: object) -> None:
-        self.digest, self.method, self.startup_s = f"served-{artifact.digest}", artifact.method, 0.1
-        self.speed_digest = self.digest
-        self.log = artifact.path / "vllm.md"
-        self.log.write_text("started")
-        self.wait = lambda: None
-
-    def __enter__(self) -> "Served":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-    def launch(self) -> Target:
-        return Target("http://127.0.0.1:1", "model", Path(), {"of": self.method}, self.digest)
-
-    target = launch
-
-
-def a_load(target: Target, scenario: LoadScenario, *_: object, on_run, **__: object) -> LoadReport:
-    time.sleep(STAGE_S)
-    on_run(1, 1)
-    speed = 200.0 if target.engine["of"] == "int8" else 100.0
+def a_load(speed: float) -> LoadReport:
     repeat = {
         "output_tok_per_s": speed, "total_tok_per_s": 5 * speed, "req_per_s": speed / 32, "ttft_p50_s": 0.1,
         "num_completed": 8.0, "duration_s": 1.0,
     }  # fmt: skip
-    points = tuple(
-        LoadPoint(spec.name, spec.concurrency, spec.input_tokens, spec.output_tokens, (repeat,) * 3, 0, num_requests=8)
-        for spec in scenario.points
-    )
-    return LoadReport(scenario.name, points, {}, scenario.mix)
+    point = LoadPoint("c8-128x32", 8, 128, 32, (repeat,) * 3, 0, num_requests=8)
+    return LoadReport("quick", (point,), {}, (128, 32))
 
 
-def a_quality(*_: object, **__: object) -> QualityReport:
+def fake_base(self: DequantizedBase, folder: Path, effects: Effects) -> dict[str, object]:
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("none")
+    (folder / "model" / "model.safetensors").write_bytes(bytes(1000))
+    return {"digest": checkpoint_digest(folder / "model")}
+
+
+def fake_compress(self: Compress, folder: Path, effects: Effects) -> dict[str, object]:
     time.sleep(STAGE_S)
-    return QualityReport({"arc_easy": task(GOOD)})
+    model, base = folder / "model", effects.result(self.base)
+    model.mkdir()
+    (model / "config.json").write_text(self.label)
+    (model / "model.safetensors").write_bytes(bytes(500))
+    measured = dict.fromkeys(("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration"))
+    sizes = {"digest": checkpoint_digest(model), "num_bytes": 500, "size_metrics": {}}
+    return {**measured, **sizes, "base": {"digest": base.digest}}
+
+
+def fake_health(self: Health, folder: Path, effects: Effects) -> dict[str, object]:
+    time.sleep(STAGE_S)
+    return dict(plain(HealthReport("not checked", "no tool")))
+
+
+def fake_quality(self: Quality, folder: Path, effects: Effects) -> dict[str, object]:
+    time.sleep(STAGE_S)
+    return dict(plain(QualityReport({"arc_easy": task(GOOD)})))
+
+
+def fake_load(self: Load, folder: Path, effects: Effects) -> dict[str, object]:
+    time.sleep(STAGE_S)
+    effects.progress(self)(1, 1)
+    (folder / "vllm.log").write_text("started")
+    return dict(plain(a_load(200.0 if self.label == "int8" else 100.0)))
 
 
 @pytest.fixture
 def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """`pipeline.run.run` with its tools replaced by waiting; the arguments of the run."""
-
-    def checkpoint(label: str) -> Artifact:
-        folder = tmp_path / f"checkpoint-{label}"
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(label)
-        return Artifact(folder, checkpoint_digest(folder), 1000 if label == "none" else 500, label, None)
-
-    def compress(candidate, base, config, plan_hash, store, shown, elsewhere=None):
-        if candidate.role == "baseline":
-            return base, None
-        found = store.run("compress", {"method": candidate.method}, lambda folder: time.sleep(STAGE_S) or {})
-        return checkpoint(candidate.label), found
-
-    def check_health(artifact, base, machine, store, home, shown, told):
-        found = store.run("health", {"of": artifact.digest}, lambda folder: time.sleep(STAGE_S) or {})
-        return HealthReport("not checked", "no tool"), found
-
-    def a_base(model, seed, store) -> Artifact:
-        store.run("base", {}, lambda _: {})
-        return checkpoint("none")
-
-    for name, fake in {
-        "compress": compress,
-        "check_health": check_health,
-        "ServedModel": Served,
-        "run_suite": a_quality,
-        "run_gated_suite": lambda *_, **__: SimpleNamespace(candidate=a_quality()),
-        "run_load": a_load,
-        "base_model": a_base,
-        "unpack_datasets": lambda _: tmp_path,
-        "serving_python": lambda: Path(sys.executable),
-    }.items():
-        monkeypatch.setattr(f"pipeline.run.{name}", fake)
+    """`pipeline.run.run` with the stages' own work replaced by waiting; the arguments of the run."""
+    fakes = {
+        Fetch: lambda self, folder, effects: {"file": "wheel"},
+        Datasets: lambda self, folder, effects: {},
+        Calibration: lambda self, folder, effects: {"digest": "d"},
+        DequantizedBase: fake_base,
+        Compress: fake_compress,
+        Health: fake_health,
+        Quality: fake_quality,
+        Load: fake_load,
+    }
+    for stage, fake in fakes.items():
+        monkeypatch.setattr(stage, "run", fake)
     monkeypatch.delenv("PARSIMONY_LEDGER_URL", raising=False)
     monkeypatch.setenv("PARSIMONY_USER", "ann")
     return [
@@ -305,11 +282,16 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     config = command_config(fast_path)
     ledger = Ledger(str(tmp_path / "finops.db"))
     Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
-    run(config)
+    foreseen = [(stage.label, stage.name) for stage in resolve(config).pending]
+    assert run(config) == 0
     out = capsys.readouterr().out
     assert "waits for approval, request 1" in out
     charges = ledger.charges()
-    assert [one.stage for one in charges] == ["base", "quality", "load", "compress", "health", "quality", "load"]
+    charged = [(json.loads(one.tags).get("variant", ""), one.stage) for one in charges]
+    assert charged == foreseen, "what is planned is what is charged, in the same order"
+    measured = [(label, name) for label, name in charged if label]
+    assert measured == [("none", "quality"), ("none", "load"),
+                        *(("int8", name) for name in ("compress", "health", "quality", "load"))]  # fmt: skip
     walls = {path.parent.name: read_json(path)["wall_s"] for path in tmp_path.glob("home/store/*/*/stage.json")}
     assert abs(ledger.total_usd() - Decimal(repr(sum(walls.values()))) / 100) < Decimal("0.01")
     for charge in charges:  # a charge ends when the result is stored, a moment after the work
@@ -324,7 +306,9 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     metrics = runs["int8"].data.metrics
     assert metrics["estimate/quality/actual_s"] >= STAGE_S
     assert metrics["estimate/quality/relative_error"] < 0  # the rough rule expects a minute and more
-    assert metrics["cost/charged_usd"] == pytest.approx(float(sum(one.effective_usd for one in charges[3:])))
+    assert metrics["cost/charged_usd"] == pytest.approx(
+        float(sum(one.effective_usd for one in charges if '"variant": "int8"' in one.tags))
+    )
 
     Approvals(ledger).decide(1, approve=True, who="bob")
     run(config)
@@ -340,7 +324,7 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
              (("none", "eval"), ("int8", "eval"), ("int8", "compress"))]  # fmt: skip
     assert float(decision.value) == pytest.approx(sum(spent)), "its evidence was paid for by the run before"
     (budget,) = Budgets(ledger).status()
-    assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())
+    assert (budget.reserved_usd, budget.spent_usd) == (0, ledger.total_usd())
 
 
 def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monkeypatch) -> None:
@@ -348,15 +332,13 @@ def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monk
         time.sleep(STAGE_S)
         raise ToolError("the load client ended")
 
-    monkeypatch.setattr("pipeline.run.run_load", fail)
+    monkeypatch.setattr(Load, "run", fail)
     ledger = Ledger(str(tmp_path / "finops.db"))
     Budgets(ledger).define("research", limit_usd=Decimal(10_000), team="research")
     with pytest.raises(ToolError):
         run(command_config(fast_path))
-    assert [(one.stage, one.status, one.work) for one in ledger.charges()] == [
-        ("base", "completed", "useful"),
-        ("quality", "completed", "useful"),
-        ("load", "failed", "lost"),
-    ]
+    charges = [(one.stage, one.status, one.work) for one in ledger.charges()]
+    assert charges[-2:] == [("quality", "completed", "useful"), ("load", "failed", "lost")]
+    assert {status for _, status, _ in charges[:-1]} == {"completed"}
     (budget,) = Budgets(ledger).status()
-    assert (budget.held_usd, budget.spent_usd) == (0, ledger.total_usd())
+    assert (budget.reserved_usd, budget.spent_usd) == (0, ledger.total_usd())

@@ -22,15 +22,15 @@ from finops.reports.savings import savings
 from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.config import FinopsConfig, LedgerConfig, ModelConfig, PromoteConfig, RunConfig, TrackingConfig
 from pipeline.promote import PromotionRefusedError, Subject, promote, promote_winner, require_artifact
-from pipeline.record.candidates import standing
+from pipeline.record.candidates import recorded_candidates
 from pipeline.record.metrics import cost_metrics, quality_metrics
 from pipeline.record.registry import PREVIOUS, rollback
 from pipeline.record.store import Recorder, RunRecord, connect
 from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
 
 pytestmark = pytest.mark.integration
-PROMOTE = Decision("promote", "int8", ("passed: quality",), {}, {})
-HOLD = Decision("hold", "int8", ("not met: price",), {}, {})
+PROMOTE = Decision("promote", "int8", ("passed: quality",))
+HOLD = Decision("hold", "int8", ("not met: price",))
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_the_registrys_whole_life(recorder: Recorder, tmp_path: Path) -> None:
     with pytest.raises(PromotionRefusedError, match="nothing to go back to: no version is registered"):
         rollback(recorder, "tiny", "champion")
 
-    said = promote(recorder, a_run(recorder), PROMOTE, "tiny", *first, PromoteConfig())
-    assert "version 1 is now 'champion'" in said
+    text = promote(recorder, a_run(recorder), PROMOTE, "tiny", *first, PromoteConfig())
+    assert "version 1 is now 'champion'" in text
     champion = client.get_model_version_by_alias("tiny", "champion")
     assert champion.tags["digest"] == first[1]
     assert champion.tags["decision_page"].endswith("decision.html")
@@ -169,7 +169,15 @@ def test_an_approval_is_needed_where_it_is_asked_for(recorder: Recorder, tmp_pat
     assert recorder.client.get_model_version_by_alias("tiny", "champion").tags["approved_by"] == "maria"
 
 
-def record(recorder: Recorder, tmp_path: Path, label: str, scores: list[float], usd: str, suite: str = "same") -> str:
+def record(
+    recorder: Recorder,
+    tmp_path: Path,
+    label: str,
+    scores: list[float],
+    usd: str,
+    suite: str = "same",
+    group_tag: str = "comparison_group",
+) -> str:
     """A measured run as the pipeline records it."""
     quality = QualityReport({"arc_easy": task(scores, suite)})
     priced = cost(usd)
@@ -178,7 +186,7 @@ def record(recorder: Recorder, tmp_path: Path, label: str, scores: list[float], 
         "model": "tiny",
         "label": label,
         "role": "baseline" if label == "none" else "candidate",
-        "comparable": suite,
+        group_tag: suite,
         "candidate_key": f"{label}-{suite}",
         "artifact_path": str(folder),
         "artifact_digest": digest,
@@ -215,11 +223,11 @@ def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record
     ):
         record(recorder, tmp_path, label, scores, usd)
     config = a_config()
-    found = standing(config, recorder)
+    found = recorded_candidates(config, recorder)
     assert found.num_others == 1
     assert {run.data.tags["label"] for run in found.candidates} == {"int8", "awq", "gptq"}
-    said = promote_winner(found, config, recorder)
-    assert "tiny version 1 is now 'champion'" in said
+    text = promote_winner(found, config, recorder)
+    assert "tiny version 1 is now 'champion'" in text
     champion = recorder.client.get_model_version_by_alias("tiny", "champion")
     assert champion.tags["variant"] == "gptq"
     assert champion.tags["evidence_runs"].split(",") == [champion.run_id, found.baseline.info.run_id]
@@ -230,7 +238,9 @@ def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record
     )
     assert {loss["variant"] for loss in kept["losses"]} == {"int8", "awq"}
     # A stricter gate holds everything and leaves the registry as it is.
-    assert "no candidate passed" in promote_winner(standing(a_config(delta_points=0.0), recorder), config, recorder)
+    assert "no candidate passed" in promote_winner(
+        recorded_candidates(a_config(delta_points=0.0), recorder), config, recorder
+    )
     assert aliases_of(recorder) == ["1"]
 
 
@@ -242,13 +252,13 @@ def test_deciding_again_asks_the_ledger_for_approval_and_says_what_became_of_it(
     run_id = record(recorder, tmp_path, "gptq", GOOD, "0.5")
     config = replace(a_config(), promote=PromoteConfig(require_approval=True))
     with pytest.raises(PromotionRefusedError, match="waits for approval, request 1"):
-        promote_winner(standing(config, recorder), config, recorder)
+        promote_winner(recorded_candidates(config, recorder), config, recorder)
     tags = recorder.client.get_run(run_id).data.tags
     assert tags["decision"] == "hold"
     assert "not met: promotion: promote.require_approval=true" in tags["reasons"]
     with closing(Ledger(where)) as ledger:
         Approvals(ledger).decide(1, approve=True, who="bob")
-    assert "is now 'champion'" in promote_winner(standing(config, recorder), config, recorder)
+    assert "is now 'champion'" in promote_winner(recorded_candidates(config, recorder), config, recorder)
     assert recorder.client.get_run(run_id).data.tags["decision"] == "promote"
     assert recorder.client.get_model_version_by_alias("tiny", "champion").tags["approved_by"] == "bob"
 
@@ -259,7 +269,9 @@ def test_deciding_again_notes_what_the_promotion_saves(
     record(recorder, tmp_path, "none", GOOD, "1")
     for number, (label, usd) in enumerate((("gptq", "0.5"), ("int8", "0.4")), start=1):
         record(recorder, tmp_path, label, GOOD, usd)
-        assert f"version {number} is now" in promote_winner(standing(a_config(), recorder), a_config(), recorder)
+        assert f"version {number} is now" in promote_winner(
+            recorded_candidates(a_config(), recorder), a_config(), recorder
+        )
     with closing(Ledger(where)) as ledger:
         first, second = savings(ledger)
         assert (first.model_id, first.replaced_model_id) == ("tiny:v1", None)
@@ -270,7 +282,7 @@ def test_deciding_again_notes_what_the_promotion_saves(
     unreachable = replace(
         a_config(), finops=FinopsConfig(ledger=LedgerConfig("postgresql://u:topsecret@127.0.0.1:1/x"))
     )
-    assert "version 3 is now" in promote_winner(standing(unreachable, recorder), unreachable, recorder)
+    assert "version 3 is now" in promote_winner(recorded_candidates(unreachable, recorder), unreachable, recorder)
     assert "the promotion is not in the ledger" in caplog.text
     assert "topsecret" not in caplog.text
 
@@ -284,14 +296,23 @@ def test_a_run_stands_beside_its_own_baseline(recorder: Recorder, tmp_path: Path
     old = record(recorder, tmp_path, "fp8", GOOD, "0.1", "older suite")
     record(recorder, tmp_path, "none", GOOD, "1")
     record(recorder, tmp_path, "int8", GOOD, "0.6")
-    found = standing(a_config(), recorder, old)
+    found = recorded_candidates(a_config(), recorder, old)
     assert [run.data.tags["label"] for run in found.candidates] == ["fp8"]
     assert found.index_of(recorder.client.get_run(old)) == 0
 
 
+def test_records_with_the_tags_former_name_are_in_the_same_comparison_group(recorder: Recorder, tmp_path: Path) -> None:
+    record(recorder, tmp_path, "none", GOOD, "1", group_tag="comparable")
+    record(recorder, tmp_path, "int8", GOOD, "0.6", group_tag="comparable")
+    record(recorder, tmp_path, "gptq", GOOD, "0.5")
+    found = recorded_candidates(a_config(), recorder)
+    assert {run.data.tags["label"] for run in found.candidates} == {"int8", "gptq"}
+    assert found.baseline.data.tags["label"] == "none"
+
+
 def test_without_records_the_message_says_what_to_do(recorder: Recorder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run is recorded"):
-        standing(a_config(), recorder)
+        recorded_candidates(a_config(), recorder)
     record(recorder, tmp_path, "none", GOOD, "1")
     with pytest.raises(ConfigError, match="no candidate is recorded beside its baseline; run quant=int8 first"):
-        standing(a_config(), recorder)
+        recorded_candidates(a_config(), recorder)

@@ -12,7 +12,7 @@ from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
 
 MSE_NORM = 2.4
-"""The power of the error that is minimised: the GPTQ authors' own, and llm-compressor's."""
+"""The power of the error that is minimized: the GPTQ authors' own, and llm-compressor's."""
 
 
 def compress(job: CompressJob) -> None:

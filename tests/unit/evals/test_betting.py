@@ -69,7 +69,7 @@ def test_many_runs_at_once_are_the_same_as_one_gate_each():
     for i in range(20):
         gate = Gate(60, 0.05, order_weights=weights[i], ranks=ranks[i], baseline=baseline[i])
         gate.update(d[i])
-        assert np.concatenate(paths, axis=1)[i] == pytest.approx(gate.course().log_e_pass, abs=1e-9)
+        assert np.concatenate(paths, axis=1)[i] == pytest.approx(gate.trajectory().log_e_pass, abs=1e-9)
 
 
 @given(st.floats(-0.99, 0.99), st.floats(1e-4, 1), st.floats(1e-4, 1))
@@ -100,7 +100,7 @@ def test_schedule_scales_bounds_to_one(weights, seed):
         assert schedule.second_moment[t] == pytest.approx(0.1 * (q / (w.size * q * schedule.reach[t]) ** 2).sum())
 
 
-@pytest.mark.parametrize("kind", ["uniform", "guided", "forecast"])
+@pytest.mark.parametrize("kind", ["uniform", "guided", "flip_model"])
 @pytest.mark.parametrize(("num_lost", "num_gained"), [(10, 10), (40, 5), (4, 0), (110, 60)])
 def test_the_interval_holds_the_mean_where_the_gate_stopped(num_lost, num_gained, kind):
     """90% intervals at the gate's own stopping time: at most 10% misses, plus four standard errors."""
@@ -111,7 +111,7 @@ def test_the_interval_holds_the_mean_where_the_gate_stopped(num_lost, num_gained
         weights = np.ones(num_items) if kind == "uniform" else np.where(population < 0, 0.6, 1.3)
         order = np.argsort(rng.exponential(size=num_items) / weights)
         known = {}
-        if kind == "forecast":
+        if kind == "flip_model":
             ranks = np.where(population != 0, rng.random(num_items) / 2, rng.random(num_items))
             baseline = np.where(population == 0, np.arange(num_items) % 2, population < 0)
             known = {"ranks": ranks[order], "baseline": baseline[order]}
@@ -142,8 +142,8 @@ def test_the_interval_narrows_and_closes_at_the_end():
         Gate(5, 0.1).confidence_sequence()
 
 
-@pytest.mark.parametrize("has_forecast", [False, True])
-def test_guided_estimate_is_unbiased(has_forecast):
+@pytest.mark.parametrize("has_flip_model", [False, True])
+def test_guided_estimate_is_unbiased(has_flip_model):
     rng = np.random.default_rng(2)
     population = three_point(200, 30, 10)
     weights = np.where(population < 0, 2.0, 0.8)
@@ -151,10 +151,10 @@ def test_guided_estimate_is_unbiased(has_forecast):
     values = []
     for _ in range(800):
         order = np.argsort(rng.exponential(size=200) / weights)
-        known = {"ranks": ranks[order], "baseline": baseline[order]} if has_forecast else {}
+        known = {"ranks": ranks[order], "baseline": baseline[order]} if has_flip_model else {}
         gate = Gate(200, 0.01, order_weights=weights[order], alpha=1e-9, beta=1e-9, **known)
         gate.update(population[order][:80])
-        values.append(gate.course().mean_difference[-1])
+        values.append(gate.trajectory().mean_difference[-1])
     standard_error = np.std(values) / math.sqrt(len(values))
     assert np.mean(values) == pytest.approx(population.mean(), abs=5 * standard_error)
     assert standard_error < 0.003

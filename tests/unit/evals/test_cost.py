@@ -60,7 +60,7 @@ def linear_point(mix, noise=(1.0, 1.0, 1.0), concurrency=8):
         ("6.98", 6237.6, "0.311"),  # Llama-3.1-8B, one H100, bf16
         ("6.98", 8155.1, "0.238"),  # the same, FP8
         ("3.67", 2906.3, "0.351"),  # one A100, FP16
-        ("3.67", 2488.5, "0.410"),  # the same, FP8: dearer
+        ("3.67", 2488.5, "0.410"),  # the same, FP8: more expensive
     ],
 )
 def test_published_prices_at_saturation(usd_per_hour, tok_per_s, published):
@@ -188,7 +188,7 @@ def test_the_curve_below_saturation_is_within_5_percent_of_the_published_one(off
 
 
 def theta(held, failed):
-    return ThetaSlo(2.0, 0.2, held, failed, 6, "" if held else "no tested rate holds the objective")
+    return ThetaSlo(2.0, 0.2, held, failed, 6, "" if held else "no tested rate meets the objective")
 
 
 def test_the_headline_stands_on_theta_where_there_is_one():
@@ -249,10 +249,14 @@ def test_the_report_names_the_loads_at_which_a_variant_is_cheaper():
 
     baseline, variant = report({1: 1.0, 8: 4.0, 64: 8.0}), report({1: 2.0, 8: 4.02, 64: 6.0, 128: 6.1})
     verdicts = {item.name: item.verdict for item in compare(baseline, variant)}
-    assert verdicts == {"c1-128x64": "cheaper", "c8-128x64": "not told apart", "c64-128x64": "dearer"}
+    assert verdicts == {
+        "c1-128x64": "cheaper",
+        "c8-128x64": "not significantly different",
+        "c64-128x64": "more expensive",
+    }
     assert compare(baseline, variant)[0].ratio == pytest.approx(0.5)
-    dearer_machine = compare(baseline, variant, price_ratio=4.0)
-    assert {item.verdict for item in dearer_machine} == {"dearer"}
+    expensive_machine = compare(baseline, variant, price_ratio=4.0)
+    assert {item.verdict for item in expensive_machine} == {"more expensive"}
 
 
 def test_one_repeat_tells_nothing_apart():
@@ -262,8 +266,8 @@ def test_one_repeat_tells_nothing_apart():
 
 def test_fleet_prices_whole_machines():
     cheap = Price("l4-24gb", Decimal("0.70"), Decimal("0.90"), "on_demand", "", "2026")
-    dear = Price("h100-80gb", Decimal("8.50"), Decimal("12.00"), "on_demand", "", "2026")
-    assert "cheaper machine: l4-24gb instead of h100-80gb" in fleet_view(2.0, (5.0, dear), (3.0, cheap)).verdict
+    expensive = Price("h100-80gb", Decimal("8.50"), Decimal("12.00"), "on_demand", "", "2026")
+    assert "cheaper machine: l4-24gb instead of h100-80gb" in fleet_view(2.0, (5.0, expensive), (3.0, cheap)).verdict
     slower = fleet_view(9.0, (5.0, cheap), (4.0, cheap))
     assert (slower.num_baseline, slower.num_variant) == (2, 3)
     assert slower.verdict.startswith("costs more: 3 instead of 2 machines")

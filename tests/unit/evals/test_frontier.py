@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from evals.decide.frontier import (
     Resamples,
-    analyse,
-    epsilon_beaten_by,
+    analyze,
+    dominating,
     hypervolumes,
     knee,
     non_dominated,
@@ -32,8 +32,8 @@ def direct(cost, quality):
     """The definition, in words of the docstring."""
     on_frontier = []
     for c, q in zip(cost, quality, strict=True):
-        beaten = any(cj <= c and qj >= q and (cj < c or qj > q) for cj, qj in zip(cost, quality, strict=True))
-        on_frontier.append(not (np.isnan(c) or np.isnan(q) or beaten))
+        dominated = any(cj <= c and qj >= q and (cj < c or qj > q) for cj, qj in zip(cost, quality, strict=True))
+        on_frontier.append(not (np.isnan(c) or np.isnan(q) or dominated))
     return on_frontier
 
 
@@ -65,33 +65,33 @@ def measured(name, cost, quality, half=0.0, cost_half=0.0):
 
 def test_without_noise_probability_is_membership():
     points = [measured("a", 1.0, 0.5), measured("b", 2.0, 0.6), measured("c", 3.0, 0.55), point("d", 1.0, np.nan)]
-    found = analyse(points, np.random.default_rng(0))
+    found = analyze(points, np.random.default_rng(0))
     assert found.on_frontier == (True, True, False, False)
     assert found.probability == (1.0, 1.0, 0.0, None)
     assert found.confident == (True, True, False, False)
 
 
-def test_equal_models_are_told_apart_by_pairing():
-    """12 of 400 items lost and none gained: paired draws never see the dear one beaten, unpaired ones often do."""
+def test_pairing_separates_nearly_equal_models():
+    """12 of 400 items lost and none gained: paired draws never dominate the expensive one, unpaired ones often do."""
     rng = np.random.default_rng(0)
     a = rng.integers(0, 2, 400).astype(float)
     worse = a.copy()
     worse[np.flatnonzero(a)[:12]] = 0.0
     points = [
         measured("cheap", 1.0, float(worse.mean()), 0.05),
-        measured("dear", 2.0, float(a.mean()), 0.05),
+        measured("expensive", 2.0, float(a.mean()), 0.05),
     ]
-    scores = {"cheap": {"t": worse.tolist()}, "dear": {"t": a.tolist()}}
-    paired = analyse(points, np.random.default_rng(1), Resamples(scores))
-    unpaired = analyse(points, np.random.default_rng(1))
+    scores = {"cheap": {"t": worse.tolist()}, "expensive": {"t": a.tolist()}}
+    paired = analyze(points, np.random.default_rng(1), Resamples(scores))
+    unpaired = analyze(points, np.random.default_rng(1))
     assert paired.probability[1] > 0.999
     assert unpaired.probability[1] < 0.9
     assert "2 of 2 contenders paired" in paired.method
 
 
 def test_probability_of_two_independent_points_is_the_normal_tail():
-    points = [measured("cheap", 1.0, 0.5, half=0.0196), measured("dear", 2.0, 0.51, half=0.0196)]
-    found = analyse(points, np.random.default_rng(0), num_draws=20_000)
+    points = [measured("cheap", 1.0, 0.5, half=0.0196), measured("expensive", 2.0, 0.51, half=0.0196)]
+    found = analyze(points, np.random.default_rng(0), num_draws=20_000)
     assert found.probability[0] == 1.0
     assert found.probability[1] == pytest.approx(NormalDist().cdf(0.01 / (0.01 * 2**0.5)), abs=0.015)
 
@@ -99,18 +99,18 @@ def test_probability_of_two_independent_points_is_the_normal_tail():
 def test_cost_is_resampled_over_repeats():
     points = [measured("a", 1.0, 0.5), measured("b", 1.05, 0.5)]
     repeats = {"a": [0.9, 1.0, 1.1], "b": [0.95, 1.05, 1.15]}
-    found = analyse(points, np.random.default_rng(0), Resamples(usd_per_1k_tokens=repeats))
+    found = analyze(points, np.random.default_rng(0), Resamples(usd_per_1k_tokens=repeats))
     assert 0.05 < found.probability[1] < 0.5
     assert found.confident == (True, True)
-    assert analyse(points, np.random.default_rng(0)).probability == (1.0, 0.0)
+    assert analyze(points, np.random.default_rng(0)).probability == (1.0, 0.0)
 
 
 def test_pruning_changes_nothing():
-    """Hopeless points are left out of the drawing; the others' draws and figures are as without them."""
+    """Hopeless points are left out of the draws; the others' draws and figures are as without them."""
     near = [measured(str(i), 1.0 + i / 10, 0.5 + i / 100, half=0.02) for i in range(5)]
     hopeless = [measured(f"far {i}", 10.0 + i, 0.1, half=0.01) for i in range(20)]
-    alone = analyse(near, np.random.default_rng(3), reference=(20.0, 0.1))
-    together = analyse(near + hopeless, np.random.default_rng(3), reference=(20.0, 0.1))
+    alone = analyze(near, np.random.default_rng(3), reference=(20.0, 0.1))
+    together = analyze(near + hopeless, np.random.default_rng(3), reference=(20.0, 0.1))
     assert together.probability == alone.probability + (0.0,) * 20
     assert together.hypervolume.lo == alone.hypervolume.lo
 
@@ -124,7 +124,7 @@ def test_the_confident_set_holds_the_true_frontier():
     for _ in range(200):
         seen = truth + rng.normal(0, 0.01, 6)
         points = [measured(str(i), c, q, half=0.0196) for i, (c, q) in enumerate(zip(cost, seen, strict=True))]
-        found = analyse(points, rng, num_draws=400)
+        found = analyze(points, rng, num_draws=400)
         misses += not np.array(found.confident)[true_frontier].all()
     assert misses <= 0.05 * 200 + 4 * (0.05 * 0.95 * 200) ** 0.5
 
@@ -133,19 +133,19 @@ def test_the_confident_set_holds_the_true_frontier():
 @given(st.lists(st.tuples(st.sampled_from([1.0, 1.5, 2.0, 3.0]), st.sampled_from([0.1, 0.2, 0.3])), max_size=10))
 def test_epsilon_dominance_agrees_with_its_definition(pairs):
     points = [measured(str(i), c, q) for i, (c, q) in enumerate(pairs)]
-    beaten = epsilon_beaten_by(points, 0.1, 0.1)
+    dominated = dominating(points, 0.1, 0.1)
     for i, (c, q) in enumerate(pairs):
         rivals = [j for j, (cj, qj) in enumerate(pairs) if qj >= q - 0.1 and cj <= c * 0.9]
-        assert (beaten[i] is None) == (not rivals)
+        assert (dominated[i] is None) == (not rivals)
         if rivals:
-            assert beaten[i] in rivals
-            assert pairs[beaten[i]][1] == max(pairs[j][1] for j in rivals)
+            assert dominated[i] in rivals
+            assert pairs[dominated[i]][1] == max(pairs[j][1] for j in rivals)
 
 
 def test_epsilon_needs_a_saving_that_matters():
     with pytest.raises(ValueError, match="eps_cost"):
-        epsilon_beaten_by([], 0.01, 0.0)
-    assert epsilon_beaten_by([point("gap", np.nan, 0.5), measured("a", 1.0, 0.5)], 0.01, 0.1) == [None, None]
+        dominating([], 0.01, 0.0)
+    assert dominating([point("gap", np.nan, 0.5), measured("a", 1.0, 0.5)], 0.01, 0.1) == [None, None]
 
 
 def test_hypervolume_is_the_area():
@@ -167,15 +167,15 @@ def test_knee_is_the_bend():
 def test_bad_input_is_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match="positive"):
-        analyse([measured("a", 0.0, 0.5)], rng)
+        analyze([measured("a", 0.0, 0.5)], rng)
     with pytest.raises(ValueError, match="unique"):
-        analyse([measured("a", 1.0, 0.5), measured("a", 2.0, 0.5)], rng)
+        analyze([measured("a", 1.0, 0.5), measured("a", 2.0, 0.5)], rng)
     two = [measured("a", 1.0, 0.5), measured("b", 1.1, 0.5, half=0.1)]
     with pytest.raises(ValueError, match="same items"):
-        analyse(two, rng, Resamples({"a": {"t": [1.0]}, "b": {"t": [1.0, 0.0]}}))
+        analyze(two, rng, Resamples({"a": {"t": [1.0]}, "b": {"t": [1.0, 0.0]}}))
     with pytest.raises(ValueError, match="same tasks"):
-        analyse(two, rng, Resamples({"a": {"t": [1.0]}, "b": {"u": [1.0]}}))
-    assert analyse([point("gap", np.nan, 0.5)], rng).hypervolume is None
+        analyze(two, rng, Resamples({"a": {"t": [1.0]}, "b": {"u": [1.0]}}))
+    assert analyze([point("gap", np.nan, 0.5)], rng).hypervolume is None
 
 
 def test_ten_thousand_points_take_less_than_two_seconds():
@@ -186,7 +186,7 @@ def test_ten_thousand_points_take_less_than_two_seconds():
         measured(str(i), round(c, 6), float(q), half=0.01) for i, (c, q) in enumerate(zip(cost, quality, strict=True))
     ]
     begin = time.process_time()
-    found = analyse(points, rng)
+    found = analyze(points, rng)
     assert time.process_time() - begin < 2.0
     assert sum(found.on_frontier) >= 1
     assert all(p is not None for p in found.probability)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from core.errors import ConfigError
-from evals.load.requests import bench_arguments, client_runs, raw_name, run_seed
+from evals.load.arguments import bench_arguments, client_runs, raw_name, run_seed
 from evals.load.scenario import PointSpec, from_config
 from evals.types import Target
 

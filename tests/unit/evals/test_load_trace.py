@@ -39,7 +39,7 @@ def test_the_azure_trace_is_read_whole():
         (["2023-11-16 18:15:46.68,374,44", "2023-11-16 18:15:47,0,5"], "line 3: 0 input and 5 output tokens"),
         (["2023-11-16 18:15:46,1,1", "2023-11-16 18:15:45,1,1"], "line 3: arrives before the line above it"),
         (["2023-11-16 18:15:46,1"], "line 2"),
-        ([], "holds no request"),
+        ([], "has no request"),
     ],
 )
 def test_a_row_that_cannot_be_replayed_is_named_with_its_reason(tmp_path, rows, reason):
@@ -88,7 +88,7 @@ def test_a_replay_hands_the_trace_to_the_client(tmp_path):
     files = [run["arguments"][run["arguments"].index("--dataset-path") + 1] for run in job["runs"] if run["result"]]
     assert len(set(files)) == 3
     assert all(len(Path(file).read_text().splitlines()) == 20 for file in files)
-    assert report.machine["trace_requests_passed_over"] >= 0
+    assert report.machine.trace_requests_passed_over is not None
 
 
 def test_a_trace_without_a_request_that_fits_is_refused(tmp_path):

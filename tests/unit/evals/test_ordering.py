@@ -1,4 +1,4 @@
-"""Orders and guides: the drawing's probabilities, the shape of the weights, and validity under bad guides."""
+"""Orders and guides: the draws' probabilities, the shape of the weights, and validity under bad guides."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.gate.gate import Decision, Gate
+from evals.gate.gate import Gate, Verdict
 from evals.gate.ordering import FLOOR, guide_weights, guided_order, margin, margin_ranks, uniform_order
 
 
@@ -87,7 +87,7 @@ def run_to_decision(d, delta, rng, guide=None, baseline=None):
         known |= {"ranks": guide.ranks[order], "baseline": baseline[order]}
     gate = Gate(len(d), delta, **known)
     for begin in range(0, len(d), 100):
-        if gate.update(d[order[begin : begin + 100]]).decision is not Decision.UNDECIDED:
+        if gate.update(d[order[begin : begin + 100]]).decision is not Verdict.UNDECIDED:
             break
     return gate.state
 
@@ -116,7 +116,7 @@ def test_alpha_holds_under_a_useless_or_adversarial_guide(kind, foretold):
         known = {} if ranks is None else {"ranks": ranks[order], "baseline": baseline[order]}
         gate = Gate(d.size, 0.05, alpha=0.1, order_weights=weights[order], **known)
         gate.update(d[order])
-        false_passes += gate.course().log_e_pass.max() >= math.log(10)
+        false_passes += gate.trajectory().log_e_pass.max() >= math.log(10)
     assert false_passes <= 60
 
 
@@ -127,8 +127,8 @@ def test_a_good_guide_needs_fewer_items():
     d = np.where(is_flip, rng.choice([-1.0, 1.0], 2000), 0.0)
     guide = guide_weights(margins.tolist())
     baseline = np.where(d == 0, rng.integers(0, 2, d.size), d < 0)
-    kinds = {"uniform": (), "order": (guide,), "order and forecast": (guide, baseline)}
+    kinds = {"uniform": (), "order": (guide,), "order and flip model": (guide, baseline)}
     used = {kind: [run_to_decision(d, 0.02, rng, *known).num_items for _ in range(60)] for kind, known in kinds.items()}
     median = {kind: np.median(items) for kind, items in used.items()}
     assert median["order"] < 0.9 * median["uniform"]
-    assert median["order and forecast"] < 0.9 * median["order"]
+    assert median["order and flip model"] < 0.9 * median["order"]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
@@ -16,14 +16,14 @@ from evals.gate.sequential import (
     estimate_after_stopping,
     replay,
     scores_of,
-    uniform_drawing,
+    uniform_sampling_order,
 )
-from evals.quality.selection import Interview, make_interview
+from evals.quality.selection import ItemSelection, make_selection
 from evals.stats import mean_estimate
-from evals.types import Drawing, ItemOutcome, TaskResult
+from evals.types import ItemOutcome, SamplingOrder, TaskResult
 
 
-def result(scores, drawing: Drawing | None = None, *, ids=None, margins=None, tokens=None) -> TaskResult:
+def result(scores, order: SamplingOrder | None = None, *, ids=None, margins=None, tokens=None) -> TaskResult:
     ids = range(len(scores)) if ids is None else ids
     items = tuple(
         ItemOutcome(
@@ -34,7 +34,7 @@ def result(scores, drawing: Drawing | None = None, *, ids=None, margins=None, to
         )
         for item_id, score in zip(ids, scores, strict=True)
     )
-    return TaskResult("t", "acc", mean_estimate(list(scores)), items, 1000, "same", drawing)
+    return TaskResult("t", "acc", mean_estimate(list(scores)), items, 1000, "same", order)
 
 
 def ask_all(evaluation: SequentialEvaluation, answers: dict[str, dict[int, float | None]]) -> list[str]:
@@ -65,64 +65,64 @@ def test_tasks_take_turns_until_all_are_decided(order: str) -> None:
     baseline, candidate, margins = world(600, 0.05, 0)
     tasks = {t: result(list(baseline[t].values()), margins=margins[t]) for t in "ab"}
     rule = GateRule({"a": 0.05, "b": 0.05}, order=order, block_items=20)
-    drawings = draw_orders(tasks, rule, seed=3)
-    assert {drawn.order for drawn in drawings.values()} == {order}
-    assert drawings["a"].item_ids != drawings["b"].item_ids
-    assert drawings == draw_orders(tasks, rule, seed=3)
-    evaluation = SequentialEvaluation(drawings, baseline, rule)
+    orders = draw_orders(tasks, rule, seed=3)
+    assert {drawn.kind for drawn in orders.values()} == {order}
+    assert orders["a"].item_ids != orders["b"].item_ids
+    assert orders == draw_orders(tasks, rule, seed=3)
+    evaluation = SequentialEvaluation(orders, baseline, rule)
     turns = ask_all(evaluation, candidate)
     assert turns[:4] == ["a", "b", "a", "b"]
-    assert evaluation.combined.decision is Decision.PASS
+    assert evaluation.combined.decision is Verdict.PASS
     assert all(20 <= gate.state.num_items < 600 for gate in evaluation.gates.values())
 
 
 def test_the_first_failed_task_ends_it() -> None:
     baseline, candidate, _ = world(600, 0.02, 1, shift=0.5)
     rule = GateRule({"a": 0.02, "b": 0.02}, order="uniform", block_items=20)
-    drawings = {t: uniform_drawing(t, range(600), 0) for t in "ab"}
-    evaluation = SequentialEvaluation(drawings, baseline, rule)
+    orders = {t: uniform_sampling_order(t, range(600), 0) for t in "ab"}
+    evaluation = SequentialEvaluation(orders, baseline, rule)
     turns = ask_all(evaluation, candidate)
     assert evaluation.combined.because == "b"
-    assert evaluation.gates["a"].state.decision is Decision.UNDECIDED
+    assert evaluation.gates["a"].state.decision is Verdict.UNDECIDED
     assert len(turns) < 12
     assert not evaluation.items_needed
 
 
 def test_nothing_stops_early_when_told_so_and_the_budget_is_kept() -> None:
     baseline, candidate, _ = world(90, 0.0, 2)
-    drawings = {t: uniform_drawing(t, range(90), 0) for t in "ab"}
-    full = SequentialEvaluation(drawings, baseline, GateRule({"a": 0.1, "b": 0.1}, stop_early=False))
+    orders = {t: uniform_sampling_order(t, range(90), 0) for t in "ab"}
+    full = SequentialEvaluation(orders, baseline, GateRule({"a": 0.1, "b": 0.1}, stop_early=False))
     ask_all(full, candidate)
     assert [gate.state.num_items for gate in full.gates.values()] == [90, 90]
-    assert full.combined.decision is Decision.PASS
-    small = SequentialEvaluation(drawings, baseline, GateRule({"a": 0.01, "b": 0.01}, max_items=25, block_items=10))
+    assert full.combined.decision is Verdict.PASS
+    small = SequentialEvaluation(orders, baseline, GateRule({"a": 0.01, "b": 0.01}, max_items=25, block_items=10))
     ask_all(small, candidate)
-    assert small.combined.decision is Decision.FUTILE
+    assert small.combined.decision is Verdict.FUTILE
     assert max(gate.state.num_items for gate in small.gates.values()) <= 25
 
 
 def test_it_waits_for_the_baseline() -> None:
     baseline, candidate, _ = world(400, 0.05, 3)
     rule = GateRule({"a": 0.1, "b": 0.1}, order="uniform", block_items=16)
-    drawings = {t: uniform_drawing(t, range(400), 0) for t in "ab"}
-    part = {t: {i: baseline[t][i] for i in drawings[t].item_ids[:16]} for t in "ab"}
-    evaluation = SequentialEvaluation(drawings, part, rule)
+    orders = {t: uniform_sampling_order(t, range(400), 0) for t in "ab"}
+    part = {t: {i: baseline[t][i] for i in orders[t].item_ids[:16]} for t in "ab"}
+    evaluation = SequentialEvaluation(orders, part, rule)
     assert ask_all(evaluation, candidate) == ["a", "b"]
     assert evaluation.items_needed == {"a": 32, "b": 32}
 
 
 def test_a_partly_asked_baseline_keeps_its_order() -> None:
-    drawing = uniform_drawing("a", range(100), 0)
-    part = result([1.0] * 30, drawing, ids=drawing.item_ids[:30], margins=[0.5] * 100)
-    assert draw_orders({"a": part}, GateRule({"a": 0.05}), seed=9) == {"a": drawing}
+    order = uniform_sampling_order("a", range(100), 0)
+    part = result([1.0] * 30, order, ids=order.item_ids[:30], margins=[0.5] * 100)
+    assert draw_orders({"a": part}, GateRule({"a": 0.05}), seed=9) == {"a": order}
 
 
 def test_without_margins_token_costs_guide_and_without_both_nothing_does() -> None:
     plain, dear = result([1.0] * 50), result([1.0] * 50, tokens=[10] * 25 + [1000] * 25)
     rule = GateRule({"a": 0.05})
-    assert draw_orders({"a": plain}, rule, seed=0)["a"].order == "uniform"
+    assert draw_orders({"a": plain}, rule, seed=0)["a"].kind == "uniform"
     drawn = draw_orders({"a": dear}, rule, seed=0)["a"]
-    assert drawn.order == "guided"
+    assert drawn.kind == "guided"
     weights = dict(zip(drawn.item_ids, drawn.weights, strict=True))
     assert weights[0] > weights[49]
 
@@ -144,14 +144,14 @@ def test_a_replay_of_the_records_says_what_the_evaluation_said(
     baseline, candidate, margins = world(num_items, flips, seed, shift)
     base = {t: result(list(baseline[t].values()), margins=margins[t]) for t in "ab"}
     rule = GateRule({"a": 0.05, "b": 0.05}, order="guided" if is_guided else "uniform", block_items=7)
-    drawings = draw_orders(base, rule, seed)
-    evaluation = SequentialEvaluation(drawings, baseline, rule)
+    orders = draw_orders(base, rule, seed)
+    evaluation = SequentialEvaluation(orders, baseline, rule)
     ask_all(evaluation, candidate)
     recorded = {}
     for task, gate in evaluation.gates.items():
-        ids = drawings[task].item_ids[: gate.state.num_items]
+        ids = orders[task].item_ids[: gate.state.num_items]
         if ids:
-            recorded[task] = result([candidate[task][i] for i in ids], drawings[task], ids=ids)
+            recorded[task] = result([candidate[task][i] for i in ids], orders[task], ids=ids)
     again = replay(recorded, base, rule)
     assert again.combined.decision is evaluation.combined.decision
     assert again.combined.because == evaluation.combined.because
@@ -172,7 +172,7 @@ def test_items_in_no_random_order_count_only_all_together() -> None:
     base = result([1.0] * 1000)
     worse = result([1.0] * 900 + [0.0] * 100)
     states = replay({"a": worse}, {"a": base}, GateRule({"a": 0.05}))
-    assert states.gates["a"].state.decision is Decision.FAIL
+    assert states.gates["a"].state.decision is Verdict.FAIL
     assert states.gates["a"].state.reason == "exact"
     some = result([1.0] * 900)
     assert replay({"a": some}, {"a": base}, GateRule({"a": 0.05})).gates["a"].state.num_items == 900
@@ -185,11 +185,11 @@ def test_the_interval_after_stopping_holds_the_score_of_all_items(seed: int) -> 
     baseline, candidate, margins = world(300, 0.1, seed)
     base = {"a": result(list(baseline["a"].values()), margins=margins["a"])}
     rule = GateRule({"a": 0.1}, block_items=10)
-    drawings = draw_orders(base, rule, seed)
-    evaluation = SequentialEvaluation(drawings, baseline, rule)
+    orders = draw_orders(base, rule, seed)
+    evaluation = SequentialEvaluation(orders, baseline, rule)
     ask_all(evaluation, candidate)
-    ids = drawings["a"].item_ids[: evaluation.gates["a"].state.num_items]
-    stopped = result([candidate["a"][i] for i in ids], drawings["a"], ids=ids)
+    ids = orders["a"].item_ids[: evaluation.gates["a"].state.num_items]
+    stopped = result([candidate["a"][i] for i in ids], orders["a"], ids=ids)
     estimate = estimate_after_stopping(stopped, base["a"], evaluation.gates["a"])
     truth = float(np.mean(list(candidate["a"].values())))
     slack = 0.5 * (estimate.hi - estimate.lo)
@@ -199,27 +199,27 @@ def test_the_interval_after_stopping_holds_the_score_of_all_items(seed: int) -> 
 def test_an_interview_asks_tasks_outside_the_gate_in_full_unless_it_fails() -> None:
     baseline, candidate, _ = world(120, 0.0, 5)
     items = {t: list(range(120)) for t in "abc"}
-    drawings = {t: uniform_drawing(t, items[t], 0) for t in "ab"}
+    orders = {t: uniform_sampling_order(t, items[t], 0) for t in "ab"}
     job = {
         "seed": 0,
         "gate": {
             "rule": {"deltas": {"a": 0.1, "b": 0.1}, "block_items": 20},
-            "drawings": {t: vars(drawn) for t, drawn in drawings.items()},
+            "orders": {t: vars(drawn) for t, drawn in orders.items()},
             "baseline": {t: {str(i): score for i, score in baseline[t].items()} for t in "ab"},
         },
     }
 
-    def conduct(answers) -> Interview:
-        interview = make_interview(job, items)
-        while (block := interview.next_block("abc")) is not None:
-            if interview.is_gated(block.task):
-                interview.feed(block, [answers[block.task][i] for i in block.item_ids])
-        return interview
+    def conduct(answers) -> ItemSelection:
+        selection = make_selection(job, items)
+        while (block := selection.next_block("abc")) is not None:
+            if selection.is_gated(block.task):
+                selection.feed(block, [answers[block.task][i] for i in block.item_ids])
+        return selection
 
     done = conduct(candidate)
     assert len(done.asked("c")) == 120
     assert len(done.asked("a")) < 120
-    assert done.drawing("c") is None
+    assert done.sampling_order("c") is None
     bad = conduct({t: dict.fromkeys(range(120), 0.0) for t in "ab"})
     assert not bad.asked("c")
     assert bad.num_asked < bad.num_items
@@ -227,23 +227,23 @@ def test_an_interview_asks_tasks_outside_the_gate_in_full_unless_it_fails() -> N
 
 def test_a_plain_interview_asks_everything_and_a_partial_one_the_first_of_a_random_order() -> None:
     items = {"a": list(range(200)), "b": [3, 5]}
-    plain = make_interview({"seed": 0}, items)
+    plain = make_selection({"seed": 0}, items)
     while plain.next_block(["a", "b"]) is not None:
         pass
     assert list(plain.asked("a")) == items["a"]
     assert list(plain.asked("b")) == [3, 5]
-    part = make_interview({"seed": 0, "first_items": 50}, items)
+    part = make_selection({"seed": 0, "first_items": 50}, items)
     while part.next_block(["a", "b"]) is not None:
         pass
-    assert tuple(part.asked("a")) == part.drawing("a").item_ids[:50]
-    more = make_interview({"seed": 0, "first_items": 80}, items)
-    assert more.drawing("a") == part.drawing("a")
+    assert tuple(part.asked("a")) == part.sampling_order("a").item_ids[:50]
+    more = make_selection({"seed": 0, "first_items": 80}, items)
+    assert more.sampling_order("a") == part.sampling_order("a")
 
 
 def test_unscored_items_count_against_the_candidate() -> None:
     base = {"a": result([1.0] * 40)}
     recorded = {"a": result([None] * 4 + [1.0] * 36)}
     gate = replay(recorded, base, GateRule({"a": 0.05})).gates["a"]
-    assert gate.state.decision is Decision.FAIL
+    assert gate.state.decision is Verdict.FAIL
     assert scores_of(recorded)["a"][0] is None
     assert math.isinf(gate.state.log_e_fail)

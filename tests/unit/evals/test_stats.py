@@ -1,13 +1,11 @@
 """Error bars: against known values, exact enumeration and coverage by simulation."""
 
-import math
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.stats import align, flips, mcnemar_p_value, mean_estimate, paired_bootstrap
+from evals.stats import align, flips, mean_estimate, paired_bootstrap
 from evals.types import ItemOutcome
 
 score_lists = st.lists(st.one_of(st.none(), st.sampled_from([0.0, 1.0]), st.floats(0, 1)), min_size=1, max_size=60)
@@ -59,13 +57,6 @@ def test_flips_lists_what_changed():
     assert changed.num_paired == 4
     assert changed.rate == pytest.approx(0.5)
     assert flips([None], [1.0]).rate is None
-
-
-@given(st.integers(0, 25), st.integers(0, 25))
-def test_mcnemar_is_the_binomial_tail(gained, lost):
-    n, k = gained + lost, min(gained, lost)
-    two_sided = sum(math.comb(n, i) * 0.5**n for i in range(n + 1) if i <= k or i >= n - k)
-    assert mcnemar_p_value(gained, lost) == pytest.approx(min(1.0, two_sided))
 
 
 def test_align_pairs_by_item_id_not_by_position():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.errors import ConfigError, UserError
 from finops.controls.alerts import AlertDispatcher, CallbackChannel
 from finops.controls.budgets import Budgets
-from finops.errors import BudgetExceededError, HoldError, LedgerUnavailableError
+from finops.errors import BudgetExceededError, LedgerUnavailableError, ReservationError
 from finops.ledger import schema
 from finops.ledger.charges import Rate, Resource, device_charge
 from finops.ledger.ledger import Ledger
@@ -22,12 +22,12 @@ ONE_USD = Rate(Decimal(1), "v1")
 amounts = st.integers(0, 6000).map(lambda cents: Decimal(cents) / 100)
 
 
-def spend(ledger, tags, usd, *, index, hold=None):
+def spend(ledger, tags, usd, *, index, reservation=None):
     """A charge of exactly `usd` dollars on a resource of its own, now."""
     now = ledger.clock()
     charge = device_charge(
         run_id="r", stage="s", resource=Resource(f"host-{index}", "cpu"), rate=ONE_USD, tags=tags, start=now, end=now,
-        quantity_micro=int(usd * 10**6), hold_id=hold and hold.id,
+        quantity_micro=int(usd * 10**6), hold_id=reservation and reservation.id,
     )  # fmt: skip
     ledger.record(charge)
 
@@ -36,16 +36,16 @@ def test_a_reservation_that_would_pass_a_limit_is_rejected_whole(ledger, tags):
     budgets = Budgets(ledger)
     budgets.define("team", limit_usd=Decimal(100), team="research")
     budgets.define("all", limit_usd=Decimal(50))
-    hold = budgets.reserve("r1", Decimal(30), tags)
+    reservation = budgets.reserve("r1", Decimal(30), tags)
     with pytest.raises(
         BudgetExceededError, match=r"all \(month from 2026-11-01\): limit 50.00 USD.*wanted 21.00"
     ) as caught:
         budgets.reserve("r2", Decimal(21), tags)
     assert caught.value.exit_code == 4
     assert "team (" not in str(caught.value), "only the budget that it would pass is named"
-    assert [item.held_usd for item in budgets.status()] == [30, 30], "a rejected run holds nothing anywhere"
+    assert [item.reserved_usd for item in budgets.status()] == [30, 30], "a rejected run reserves nothing anywhere"
     budgets.reserve("r3", Decimal(20), tags)
-    hold.release()
+    reservation.release()
     assert {item.name: item.left_usd for item in budgets.status()} == {"all": 30, "team": 80}
 
 
@@ -62,54 +62,59 @@ def test_a_budget_covers_the_charges_with_its_tags(ledger, tags):
         budgets.reserve("r", Decimal(1), {"team": "nobody"}, require_budget=True)
 
 
-def test_charges_draw_on_their_hold_and_settling_is_single_use(ledger, tags):
+def test_charges_draw_on_their_reservation_and_settling_is_single_use(ledger, tags):
     budgets = Budgets(ledger)
     budgets.define("b", limit_usd=Decimal(10))
-    hold = budgets.reserve("r", Decimal(8), tags)
-    spend(ledger, tags, Decimal(5), index=0, hold=hold)
+    reservation = budgets.reserve("r", Decimal(8), tags)
+    spend(ledger, tags, Decimal(5), index=0, reservation=reservation)
     (status,) = budgets.status()
-    assert (status.spent_usd, status.held_usd) == (5, 3)
-    assert hold.settle() == 5
+    assert (status.spent_usd, status.reserved_usd) == (5, 3)
+    assert reservation.settle() == 5
     (status,) = budgets.status()
-    assert (status.spent_usd, status.held_usd) == (5, 0)
-    for again in (hold.settle, hold.release, hold.heartbeat, lambda: hold.extend(Decimal(1))):
-        with pytest.raises(HoldError, match="settled"):
+    assert (status.spent_usd, status.reserved_usd) == (5, 0)
+    for again in (
+        reservation.settle,
+        reservation.release,
+        reservation.heartbeat,
+        lambda: reservation.extend(Decimal(1)),
+    ):
+        with pytest.raises(ReservationError, match="settled"):
             again()
 
 
-def test_a_hold_without_heartbeat_expires_and_can_not_be_used(ledger, tags, clock):
+def test_a_reservation_without_heartbeat_expires_and_can_not_be_used(ledger, tags, clock):
     budgets = Budgets(ledger)
     budgets.define("b", limit_usd=Decimal(10))
-    hold = budgets.reserve("r", Decimal(8), tags, ttl_s=60)
+    reservation = budgets.reserve("r", Decimal(8), tags, ttl_s=60)
     clock.advance(59)
-    hold.heartbeat()
+    reservation.heartbeat()
     clock.advance(59)
     with pytest.raises(BudgetExceededError):
         budgets.reserve("other", Decimal(8), tags)
     clock.advance(2)
     budgets.reserve("other", Decimal(8), tags)
-    with pytest.raises(HoldError, match="expired"):
-        hold.heartbeat()
+    with pytest.raises(ReservationError, match="expired"):
+        reservation.heartbeat()
 
 
 def test_extending_asks_for_room_or_is_rejected(ledger, tags):
     budgets = Budgets(ledger)
     budgets.define("b", limit_usd=Decimal(10))
-    hold = budgets.reserve("r", Decimal(5), tags)
-    hold.extend(Decimal(4))
+    reservation = budgets.reserve("r", Decimal(5), tags)
+    reservation.extend(Decimal(4))
     with pytest.raises(BudgetExceededError):
-        hold.extend(Decimal(2))
-    assert budgets.status()[0].held_usd == 9
+        reservation.extend(Decimal(2))
+    assert budgets.status()[0].reserved_usd == 9
 
 
-def test_a_live_hold_counts_in_the_next_period_too(ledger, tags, clock):
+def test_a_live_reservation_counts_in_the_next_period_too(ledger, tags, clock):
     budgets = Budgets(ledger)
     budgets.define("b", limit_usd=Decimal(10), period="day")
-    hold = budgets.reserve("r", Decimal(8), tags, ttl_s=7 * 86400)
-    spend(ledger, tags, Decimal(1), index=0, hold=hold)
+    reservation = budgets.reserve("r", Decimal(8), tags, ttl_s=7 * 86400)
+    spend(ledger, tags, Decimal(1), index=0, reservation=reservation)
     clock.advance(86400)
     (status,) = budgets.status()
-    assert (status.spent_usd, status.held_usd) == (0, 7)
+    assert (status.spent_usd, status.reserved_usd) == (0, 7)
 
 
 def test_reserving_fails_closed(ledger, tags, fast_folder):
@@ -156,36 +161,36 @@ steps = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps)
-def test_spend_and_live_holds_never_pass_a_limit(make_ledger, tags, steps):
-    """Any history of runs that spend no more than they hold: at every step committed + live holds <= limit."""
+def test_spend_and_live_reservations_never_pass_a_limit(make_ledger, tags, steps):
+    """Any history of runs that spend no more than they reserve: at every step spend + live reservations <= limit."""
     ledger: Ledger = make_ledger()
     budgets = Budgets(ledger)
     budgets.define("all", limit_usd=Decimal(100), period="day")
     budgets.define("prod", limit_usd=Decimal(40), period="day", environment="prod")
-    holds = []
+    reservations = []
     for index, (action, usd, pick, environment) in enumerate(steps):
-        with contextlib.suppress(BudgetExceededError, HoldError):
+        with contextlib.suppress(BudgetExceededError, ReservationError):
             if action == "reserve":
                 scope = tags | {"environment": environment}
-                holds.append([budgets.reserve(f"r{index}", usd, scope, ttl_s=100), usd, scope])
+                reservations.append([budgets.reserve(f"r{index}", usd, scope, ttl_s=100), usd, scope])
             elif action == "wait":
                 ledger.clock.advance(30)
-            elif holds:
-                run = holds[pick % len(holds)]
-                hold, left, scope = run
+            elif reservations:
+                run = reservations[pick % len(reservations)]
+                reservation, left, scope = run
                 if action == "spend":
-                    hold.heartbeat()  # a run whose hold has died must stop
+                    reservation.heartbeat()  # a run whose reservation has died must stop
                     part = min(usd, left)
-                    spend(ledger, scope, part, index=index, hold=hold)
+                    spend(ledger, scope, part, index=index, reservation=reservation)
                     run[1] -= part
                 elif action == "extend":
-                    hold.extend(usd)
+                    reservation.extend(usd)
                     run[1] += usd
                 else:
-                    getattr(hold, action)()
+                    getattr(reservation, action)()
                     run[1] = run[1] if action == "heartbeat" else Decimal(0)
         for status in budgets.status():
-            assert 0 <= status.spent_usd + status.held_usd <= status.limit_usd, (status, index)
+            assert 0 <= status.spent_usd + status.reserved_usd <= status.limit_usd, (status, index)
     total = {item.name: item.spent_usd for item in budgets.status()}
     assert total["all"] == sum(row.effective_usd for row in ledger.charges())
 

@@ -22,12 +22,10 @@ from finops.controls.budgets import Budgets
 from finops.ledger.charges import Rate, device_charge
 from finops.ledger.ledger import Ledger
 from finops.reports.estimates import (
-    StageWork,
     estimate_errors,
     estimate_run,
     mean_absolute_relative_error,
     record_stage,
-    rough_seconds,
     save_estimate,
 )
 from finops.reports.html import as_html
@@ -36,6 +34,7 @@ from finops.reports.prometheus import collect, exposition, render, server
 from finops.reports.report import as_csv, as_text, gather
 from finops.reports.savings import record_promotion, right_size, savings
 from finops.reports.showback import cube, showback
+from finops.reports.work import StageWork, rough_seconds, two_digits_up
 
 ONE = Rate(Decimal(1), "v1")
 
@@ -111,7 +110,7 @@ def test_before_any_run_the_rough_rule_is_named(ledger):
 
 
 def test_estimates_scale_similar_runs_and_grow_sure(ledger, clock):
-    work = StageWork("quantize", "awq", "NVIDIA L4", "GPU", 100, 1000)
+    work = StageWork("quantize", "awq", "NVIDIA L4", "GPU", 100, 1000, fixed_s=0.0)
     widths = []
     for index, seconds in enumerate([100.0, 110.0, 90.0, 100.0, 105.0]):
         record_stage(ledger, f"r{index}", work, seconds)
@@ -131,14 +130,34 @@ def test_estimates_scale_similar_runs_and_grow_sure(ledger, clock):
     assert "other methods" in other.basis
 
 
+def test_what_a_stage_takes_whatever_its_size_does_not_scale(ledger):
+    small = StageWork("quality", "none", "NVIDIA L4", "GPU", 100, 1000, fixed_s=30.0)
+    record_stage(ledger, "r", small, 40.0)
+    (large,) = estimate_run(ledger, [replace(small, num_tokens=10_000)], ONE).stages
+    assert large.expected_s == pytest.approx(30 + 10 * 10)
+
+
+@given(seconds=st.floats(0.1, 1e5), scale=st.floats(1e-3, 1e3), runs=st.integers(1, 4))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_range_is_wider_than_the_rough_rules_and_one_similar_run_narrows_it(make_ledger, seconds, scale, runs):
+    ledger, work = make_ledger(), StageWork("load", "none", "NVIDIA L4", "GPU", 100, 1_000_000, fixed_s=15.0)
+    for index in range(runs):
+        record_stage(ledger, f"r{index}", work, seconds * (1 + index))
+    (similar,) = estimate_run(ledger, [work], ONE).stages
+    (far,) = estimate_run(ledger, [replace(work, num_tokens=round(1_000_000 * scale))], ONE).stages
+    assert similar.high_s <= 4 * similar.expected_s * (1 + 1e-9)
+    assert far.high_s <= 4 * far.expected_s * (1 + 1e-9)
+    ledger.close()
+
+
 def test_an_approval_binds_to_two_digits_rounded_up(ledger):
     work = StageWork("serve", "bf16", "NVIDIA L4", "GPU")
     record_stage(ledger, "r", work, 1000.0)
     run = estimate_run(ledger, [work], ONE)
-    terms = Decimal(run.approval_terms["serve"])
+    terms = two_digits_up(run.high_usd)
     assert run.high_usd <= terms <= run.high_usd * Decimal("1.1")
     assert len(terms.as_tuple().digits) == 2
-    assert estimate_run(ledger, [work], Rate(Decimal(0), "free")).approval_terms == {"serve": "0"}
+    assert two_digits_up(estimate_run(ledger, [work], Rate(Decimal(0), "free")).high_usd) == 0
 
 
 def test_estimate_is_held_against_actual(ledger):
@@ -248,7 +267,7 @@ def test_csv_cells_are_no_formulas(ledger):
         stacked_bars([], {}, "USD"),
         stacked_bars(["a"], {"t": [0.0]}, "USD"),
         bars([("a & b", 3.0), ("c", -2.0), ("d", 0.0)], "USD"),
-        gauge("over", [("spent", 120.0), ("held", 5.0)], 100.0, "USD"),
+        gauge("over", [("spent", 120.0), ("reserved", 5.0)], 100.0, "USD"),
         gauge("zero", [("spent", 0.0)], 0.0, "USD"),
         scatter([(1.0, 1.0, "x"), (1000.0, 0.02, "y")], "a", "b"),
         scatter([(1.0, 1.0, "one")], "a", "b"),

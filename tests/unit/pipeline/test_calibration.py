@@ -10,9 +10,10 @@ from core.errors import ConfigError
 from core.files import read_json
 from core.store import StageStore
 from pipeline.config import CalibConfig
-from pipeline.data.calibration import calibration_tokens, end_token, pack, sha256
+from pipeline.data.calibration import end_token, pack, sha256
 from pipeline.data.contamination import EvaluationSet, evaluation_set
 from pipeline.types import Artifact
+from tests.unit.pipeline.data_tools import calibration_tokens
 
 END = 1
 
@@ -32,7 +33,7 @@ TEXTS = st.lists(st.lists(st.integers(2, 99), min_size=1, max_size=12).map(lambd
 def test_packing_cuts_the_drawn_texts_and_pads_nothing(texts: list[str], samples: int, length: int, seed: int) -> None:
     available = sum(len(encode(text)) for text in texts)
     if available < samples * length:
-        with pytest.raises(ConfigError, match=f"the sources hold {available}"):
+        with pytest.raises(ConfigError, match=f"the sources have {available}"):
             pack(texts, encode, calib(samples, length, seed), EvaluationSet())
         return
     packed = pack(texts, encode, calib(samples, length, seed), EvaluationSet())

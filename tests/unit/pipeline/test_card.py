@@ -65,7 +65,7 @@ def a_manifest(model: ModelConfig = HUB_MODEL, calibration=CALIBRATION, folder: 
         "size": size_report(own, 15100, base, 21100, tied=True),
         "config": CONFIG,
         "calibration": calibration,
-        "plan_hash": "c" * 64,
+        "stage_key": "c" * 24,
         **more,
     }
     return manifest(**values)
@@ -91,7 +91,7 @@ def test_the_manifest_holds_all_that_went_in() -> None:
     assert found["size"]["groups"][0]["bits_per_weight"] == 8 * 2176 / 4096
     assert found["wall_s"] == 76.4
     assert found["peak_device_bytes"] is None
-    assert found["plan_hash"] == "c" * 64
+    assert found["stage_key"] == "c" * 24
     assert (found["format"], found["quant_method"]) == ("pack-quantized", "compressed-tensors")
 
 

@@ -32,7 +32,7 @@ from benchmarks.claims import (
     verdict,
 )
 from core.errors import ConfigError
-from evals.types import LoadPoint, LoadReport, ThetaSlo
+from evals.types import LoadConditions, LoadPoint, LoadReport, ThetaSlo
 from pipeline.config import TrackingConfig
 from pipeline.plan.plan import make_plan
 from tests.unit.pipeline.shapes import FACTS, MACHINE
@@ -51,7 +51,7 @@ def a_load(rates: dict[int, tuple[float, ...]], engine: dict[str, Any] = ENGINE)
         )
         for load, found in rates.items()
     )  # fmt: skip
-    machine = {"device": "cpu", "device_name": "test CPU", "num_cpus": 2, "engine": engine}
+    machine = LoadConditions("cpu", "test CPU", num_cpus=2, engine=engine)
     return LoadReport("quick", points, machine, mix=(128, 32))
 
 
@@ -105,7 +105,7 @@ def test_the_verdict_is_where_the_interval_lies(lo: float, width: float, claim_l
     found = verdict(claim, measured)
     touches = max(lo, span[0]) <= min(lo + width, span[1])
     assert (found == "agrees") == (span[0] <= lo <= span[1])
-    assert (found in ("agrees", "not told apart")) == touches
+    assert (found in ("agrees", "not significantly different")) == touches
     if not touches:
         assert found == ("optimistic" if lo < span[0] else "pessimistic")
 
@@ -158,7 +158,7 @@ def test_a_slower_variant_has_a_negative_cut_and_the_claim_is_optimistic() -> No
 def test_only_the_same_machine_load_questions_and_engine_are_compared() -> None:
     run = a_run("int8", a_load(scaled(2)))
     assert baseline_of(run, [BASELINE]) is BASELINE
-    assert baseline_of(run, [replace(BASELINE, comparable="other")]) is None
+    assert baseline_of(run, [replace(BASELINE, comparison_group="other")]) is None
     assert baseline_of(run, [replace(BASELINE, model="other")]) is None
     assert baseline_of(run, [replace(BASELINE, load=a_load(SLOW, ENGINE | {"max_num_seqs": 16}))]) is None
     newer = replace(BASELINE, run_id="newer")

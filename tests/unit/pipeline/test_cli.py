@@ -19,9 +19,9 @@ from evals.types import Decision
 from pipeline.checkpoints.facts import facts_from_shape
 from pipeline.cli.app import VERBS, dispatch, run_command, version
 from pipeline.cli.compose import CONF, choices, command_config
-from pipeline.cli.json_output import decision_json, rollback_json
 from pipeline.compress import registry
 from pipeline.plan.resolve import without_checkpoint
+from pipeline.report.json_output import decision_json, rollback_json
 
 ROOT = Path(__file__).resolve().parents[3]
 set_defaults()
@@ -66,9 +66,10 @@ def test_every_choice_composes_and_fits_the_schema(group: str, name: str) -> Non
         assert from_config(config.load).name == name
 
 
-def test_a_checkpoint_made_elsewhere_leaves_the_baseline_as_it_was_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("choice", ["external", "as-is"])
+def test_an_external_checkpoint_leaves_the_baseline_as_it_was_named(choice: str, tmp_path: Path) -> None:
     path = f"model.path={tmp_path}"
-    config = command_config(["model=smollm2-135m-q4_1", path, "quant=as-is"])
+    config = command_config(["model=smollm2-135m-q4_1", path, f"quant={choice}"])
     assert (config.model.name, config.model.source, config.model.path) == (
         "smollm2-135m-q4_1",
         "embedded",

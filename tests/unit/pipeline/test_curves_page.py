@@ -39,20 +39,20 @@ VARIANT = a_variant("int4", INT4)
 
 
 def test_it_says_which_variant_is_cheapest_where_and_what_is_told_apart() -> None:
-    said = sentences([BASE, VARIANT])
-    assert said[0].startswith("Cheapest from 1 to ")
-    assert said[0].endswith("requests in flight, by the means: int4.")
-    assert said[1].endswith("to 16 requests in flight, by the means: none.")
-    assert "c1-128x32 -60% [-61%, -59%] cheaper" in said[2]
-    assert "c16-128x32 +50% [+48%, +52%] dearer" in said[2]
+    texts = sentences([BASE, VARIANT])
+    assert texts[0].startswith("Cheapest from 1 to ")
+    assert texts[0].endswith("requests in flight, on average: int4.")
+    assert texts[1].endswith("to 16 requests in flight, on average: none.")
+    assert "c1-128x32 -60% [-61%, -59%] cheaper" in texts[2]
+    assert "c16-128x32 +50% [+48%, +52%] more expensive" in texts[2]
 
 
-def test_a_dearer_machine_counts() -> None:
-    dear = lookup("h100-80gb")
-    said = sentences([BASE, a_variant("far", INT4, price=dear)])
-    assert said[0] == "Cheapest from 1 to 16 requests in flight, by the means: none."
-    assert "dearer" in said[1]
-    assert "cheaper" not in said[1]
+def test_a_more_expensive_machine_counts() -> None:
+    expensive = lookup("h100-80gb")
+    texts = sentences([BASE, a_variant("far", INT4, price=expensive)])
+    assert texts[0] == "Cheapest from 1 to 16 requests in flight, on average: none."
+    assert "more expensive" in texts[1]
+    assert "cheaper" not in texts[1]
 
 
 def test_three_pictures_are_drawn_and_put_into_the_page(tmp_path: Path) -> None:

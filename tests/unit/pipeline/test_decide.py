@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 
 from core.files import plain
 from evals.config import GateConfig
-from evals.decide.decide import contest, decide
+from evals.decide.decide import decide, rank
 from evals.decide.evidence import Evidence, mean_quality, measured_apart, price_doubt
 from evals.decide.task_gates import gates_of, rule_of
-from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_drawing
+from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_sampling_order
 from evals.stats import mean_estimate
 from evals.types import (
     CostReport,
     Decision,
     ItemOutcome,
+    LoadConditions,
     LoadPoint,
     LoadReport,
     Money,
@@ -33,7 +34,7 @@ from evals.types import (
     ThetaSlo,
 )
 from pipeline.record.metrics import comparison_metrics, gate_metrics
-from pipeline.record.store import revive
+from pipeline.record.store import from_json
 from pipeline.report.decision_page import make_record, write
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")
@@ -50,8 +51,8 @@ def task(scores: list[float | None], digest: str = "same") -> TaskResult:
     return TaskResult("arc_easy", "acc", mean_estimate(scores), items, len(items), digest)
 
 
-def quality(scores: list[float | None], meaningless: str = "", digest: str = "same") -> QualityReport:
-    return QualityReport({"arc_easy": task(scores, digest)}, meaningless)
+def quality(scores: list[float | None], quality_invalid_reason: str = "", digest: str = "same") -> QualityReport:
+    return QualityReport({"arc_easy": task(scores, digest)}, quality_invalid_reason)
 
 
 def cost(usd: str | None) -> CostReport:
@@ -81,7 +82,7 @@ def test_as_good_and_cheaper_is_promoted() -> None:
     assert comparison.recovery.value == 1
     assert all(reason.startswith("passed") for reason in decision.reasons)
     assert "not worse by 2 points or more (by all items)" in decision.reasons[0]
-    assert decision.evidence["beaten_by"] == []
+    assert decision.evidence.beaten_by == ()
 
 
 def test_much_worse_is_held_with_its_figures() -> None:
@@ -89,7 +90,7 @@ def test_much_worse_is_held_with_its_figures() -> None:
     assert decision.action == "hold"
     assert "arc_easy: -15.0 points" in decision.reasons[0]
     assert "800 of 800 items: worse by 2 points or more" in decision.reasons[0]
-    assert "the baseline on arc_easy: -15.0 points" in decision.evidence["beaten_by"][0]
+    assert "arc_easy: -15.0 points" in decision.evidence.beaten_by[0]
 
 
 def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
@@ -101,12 +102,14 @@ def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
     assert decide(evidence(tie, "0.5"), evidence(baseline), wider, seed=0)[0].action == "promote"
 
 
-def test_dearer_is_held() -> None:
+def test_a_more_expensive_one_is_not_promoted() -> None:
     decision, _ = decide(evidence(GOOD, "1.2"), evidence(GOOD, "1"), GATE, seed=0)
     assert decision.action == "hold"
     assert "not cheaper" in decision.reasons[1]
     assert "+20.0%" in decision.reasons[1]
-    assert decision.evidence["beaten_by"] == ["the baseline on price: 1.2 against 1 USD per 1k tokens (+20.0%)"]
+    assert decision.evidence.beaten_by == (
+        "it is not cheaper than the baseline: 1.2 against 1 USD per 1k tokens (+20.0%)",
+    )
 
 
 def test_a_missing_price_is_never_free() -> None:
@@ -115,8 +118,10 @@ def test_a_missing_price_is_never_free() -> None:
     assert "no load was measured" in decision.reasons[1]
 
 
-def test_meaningless_quality_is_never_promoted() -> None:
-    decision, _ = decide(evidence(GOOD, "0.5", meaningless="random weights"), evidence(GOOD, "1"), GATE, seed=0)
+def test_quality_invalid_reason_is_never_promoted() -> None:
+    decision, _ = decide(
+        evidence(GOOD, "0.5", quality_invalid_reason="random weights"), evidence(GOOD, "1"), GATE, seed=0
+    )
     assert decision.action == "hold"
 
 
@@ -145,11 +150,11 @@ def test_the_slo_must_hold_where_one_is_given(ttft: float | None, action: str) -
 @pytest.mark.parametrize(
     ("theta", "action", "words"),
     [
-        (ThetaSlo(0.5, None, 2.0, 2.2, 6), "promote", "holds at 2 requests/s (theta_slo)"),
-        (ThetaSlo(0.4, 0.1, 2.0, None, 6), "promote", "ttft_p99_s <= 0.4 s holds"),
+        (ThetaSlo(0.5, None, 2.0, 2.2, 6), "promote", "is met at 2 requests/s (theta_slo)"),
+        (ThetaSlo(0.4, 0.1, 2.0, None, 6), "promote", "ttft_p99_s <= 0.4 s is met"),
         (ThetaSlo(2.0, None, 2.0, 2.2, 6), "hold", "load.search.slo_ttft_p99_s=0.5 searches with it"),
         (ThetaSlo(None, 0.1, 2.0, 2.2, 6), "hold", "searched with no limit"),
-        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate holds"), "hold", "no tested rate holds"),
+        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate meets it"), "hold", "no tested rate meets it"),
     ],
 )
 def test_where_the_load_looked_for_theta_the_slo_is_told_by_it(theta: ThetaSlo, action: str, words: str) -> None:
@@ -184,23 +189,25 @@ def test_the_cheapest_that_passed_wins_and_the_others_say_to_whom() -> None:
         evidence(GOOD, "0.3", "slow", ttft=0.9),
     ]
     gate = replace(GATE, slo_ttft_p99_s=0.5)
-    found = contest(candidates, evidence(GOOD, "1", "none"), gate, seed=0)
+    found = rank(candidates, evidence(GOOD, "1", "none"), gate, seed=0)
     assert found.winner == 2
     assert [decision.action for decision in found.decisions] == ["hold", "hold", "promote", "hold"]
     losses = {loss.variant: loss.beaten_by for loss in found.losses}
-    assert losses["int8"] == ("'gptq', which passed too, on price: 0.5 against 0.6 USD per 1k tokens: 20.0% dearer",)
-    assert losses["awq"][0].startswith("the baseline on arc_easy: -15.0 points")
-    assert losses["slow"] == ("the SLO: ttft_p99_s 0.9 s breaks the limit of 0.5 s, 80% over it",)
+    assert losses["int8"] == (
+        "'gptq' passed too and is cheaper: 0.5 against 0.6 USD per 1k tokens (20.0% more expensive)",
+    )
+    assert losses["awq"][0].startswith("arc_easy: -15.0 points")
+    assert losses["slow"] == ("it misses the SLO: ttft_p99_s 0.9 s exceeds the limit of 0.5 s by 80%",)
     assert "4 candidates competed, gate.num_candidates=1" in found.notes[0]
     assert "up to 20%" in found.notes[0]
-    assert found.notes[1].endswith("(e-BH): int8, gptq, slow")
-    declared = contest(candidates, evidence(GOOD, "1", "none"), replace(gate, num_candidates=4), seed=0)
+    assert found.notes[1].endswith("5% and selects: int8, gptq, slow")
+    declared = rank(candidates, evidence(GOOD, "1", "none"), replace(gate, num_candidates=4), seed=0)
     assert declared.notes == ()
     assert rule_of(replace(gate, num_candidates=4), ["arc_easy"]).alpha == gate.alpha / 4
 
 
 def test_nobody_wins_where_nobody_passed() -> None:
-    found = contest([evidence(WORSE, "0.2")], evidence(GOOD, "1"), GATE, seed=0)
+    found = rank([evidence(WORSE, "0.2")], evidence(GOOD, "1"), GATE, seed=0)
     assert found.winner is None
     assert len(found.losses) == 1
 
@@ -210,9 +217,9 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
     base = {name: task(GOOD) for name in ("arc_easy", "piqa")}
     gate = replace(GATE, delta_points=5.0, order="uniform")
     rule = rule_of(gate, list(base))
-    drawings = {name: uniform_drawing(name, range(800), 0) for name in base}
+    orders = {name: uniform_sampling_order(name, range(800), 0) for name in base}
     known = {name: {item.item_id: item.score for item in result.items} for name, result in base.items()}
-    evaluation = SequentialEvaluation(drawings, known, rule)
+    evaluation = SequentialEvaluation(orders, known, rule)
 
     def answer(name: str, item_id: int) -> float:
         right = known[name][item_id]
@@ -223,14 +230,14 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
     while (block := evaluation.next_block()) is not None:
         evaluation.feed(block.task, [answer(block.task, item_id) for item_id in block.item_ids])
     tasks = {}
-    for name, drawing in drawings.items():
-        ids = drawing.item_ids[: evaluation.gates[name].state.num_items]
+    for name, order in orders.items():
+        ids = order.item_ids[: evaluation.gates[name].state.num_items]
         if not ids:
             continue
         by_id = {item.item_id: item for item in base[name].items}
         items = tuple(replace(by_id[item_id], score=answer(name, item_id)) for item_id in ids)
         estimate = mean_estimate([item.score for item in items])
-        stopped = TaskResult(name, "acc", estimate, items, 800, "same", drawing)
+        stopped = TaskResult(name, "acc", estimate, items, 800, "same", order)
         tasks[name] = replace(stopped, estimate=estimate_after_stopping(stopped, base[name], evaluation.gates[name]))
     missing = {name: "not evaluated" for name in base if name not in tasks}
     candidate = Evidence("int8", QualityReport(tasks, "", missing), load(), cost("0.5"))
@@ -246,7 +253,7 @@ def test_a_stopped_evaluation_decides_and_says_how_much_it_asked() -> None:
     assert comparison is not None
     assert "confidence sequences" in comparison.recovery.method
     assert comparison.recovery.lo <= 0.73 / 0.75 <= comparison.recovery.hi, "the recovery over all 800 items"
-    metrics = gate_metrics(decision.evidence["tasks"].values()) | comparison_metrics(comparison)
+    metrics = gate_metrics(decision.evidence.tasks.values()) | comparison_metrics(comparison)
     assert metrics["gate/piqa/num_items"] < metrics["gate/piqa/num_items_total"] == 800
     assert metrics["gate/piqa/log_e_pass"] >= np.log(20)
     assert metrics["gate/piqa/difference_points.lo"] > -10
@@ -265,51 +272,70 @@ def test_a_task_that_was_never_asked_is_named_and_has_no_figures() -> None:
     assert comparison is None
     assert mean_quality(cut.quality) is None
     assert "not met: quality: arc_easy: not evaluated, because piqa had ended the evaluation" in decision.reasons
-    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence["tasks"].values()))
+    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence.tasks.values()))
 
 
 def test_the_evidence_survives_its_json_form() -> None:
     candidate, baseline = stopped_evidence(flip_every=50)
-    back = replace(candidate, quality=revive(QualityReport, json.loads(json.dumps(plain(candidate.quality)))))
+    back = replace(candidate, quality=from_json(QualityReport, json.loads(json.dumps(plain(candidate.quality)))))
     assert back.quality == candidate.quality
     gate = replace(GATE, delta_points=5.0)
     assert plain(decide(back, baseline, gate, 0)[0]) == plain(decide(candidate, baseline, gate, 0)[0])
 
 
+def test_evidence_under_the_former_names_of_its_fields_is_read() -> None:
+    """Stored quality stages and MLflow's evidence keep the names of their time."""
+    report = replace(stopped_evidence(flip_every=50)[0].quality, quality_invalid_reason="random weights")
+    raw = json.loads(json.dumps(plain(report)))
+    raw["meaningless"] = raw.pop("quality_invalid_reason")
+    for result in raw["tasks"].values():
+        order = result.pop("sampling_order")
+        result["drawing"] = {"order": order.pop("kind"), **order}
+    raw["tasks"]["whole"] = {**next(iter(raw["tasks"].values())), "drawing": None}
+    found = from_json(QualityReport, raw)
+    assert found.tasks.pop("whole").sampling_order is None
+    assert found == report
+    assert "meaningless" in raw, "what is read is not changed"
+
+
 def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> None:
     candidate, baseline = stopped_evidence(flip_every=50)
-    dear = replace(candidate, label="<dear>", cost=cost("0.9"))
+    costly = replace(candidate, label="<costly>", cost=cost("0.9"))
     gate = replace(GATE, delta_points=5.0)
-    found = contest([candidate, dear], baseline, gate, seed=0)
+    found = rank([candidate, costly], baseline, gate, seed=0)
     now = datetime(2026, 11, 1, tzinfo=UTC)
-    write(make_record("tiny", found, 0, [candidate, dear], baseline, gate, now), tmp_path)
+    write(make_record("tiny", found, 0, [candidate, costly], baseline, gate, now), tmp_path)
     record = json.loads((tmp_path / "decision.json").read_text())
     assert record["decision"]["action"] == "promote"
     assert record["decision"]["rule"]["delta_points"] == 5.0
-    assert record["losses"][0]["variant"] == "<dear>"
-    assert "'int8', which passed too" in record["losses"][0]["beaten_by"][0]
+    assert set(record["decision"]) == {"action", "variant", "reasons", "rule", "evidence"}
+    money = {"usd_per_1k_tokens", "baseline_usd_per_1k_tokens"}
+    assert set(record["decision"]["evidence"]) == {"tasks", "recovery", "passed", "beaten_by", *money}
+    assert set(record["decision"]["rule"]) == set(vars(gate))
+    assert record["losses"][0]["variant"] == "<costly>"
+    assert "'int8' passed too" in record["losses"][0]["beaten_by"][0]
     assert record["decided_at"] == "2026-11-01T00:00:00+00:00"
     page = (tmp_path / "decision.html").read_text()
     for words in (
         "Promote &#x27;int8&#x27;",
         "saves 50%",
         "with a chance of at most 0.05",
-        "&lt;dear&gt;</b> was beaten by",
-        "passed, but dearer",
+        "&lt;costly&gt;</b>",
+        "passed, but more expensive",
         "data:image/png;base64,",
         "Why?",
     ):
         assert words in page, words
-    assert "<dear>" not in page
+    assert "<costly>" not in page
     assert "http" not in page.replace("http-equiv", ""), "the page must need no network"
     assert (tmp_path / "gate.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_record_of_random_weights_promises_nothing(tmp_path: Path) -> None:
-    candidate, baseline = evidence(GOOD, "0.5", meaningless="random weights"), evidence(GOOD, "1")
-    found = contest([candidate], baseline, GATE, seed=0)
+    candidate, baseline = evidence(GOOD, "0.5", quality_invalid_reason="random weights"), evidence(GOOD, "1")
+    found = rank([candidate], baseline, GATE, seed=0)
     write(make_record("tiny", found, 0, [candidate], baseline, GATE), tmp_path)
-    assert "Hold: &#x27;variant&#x27; is not promoted" in (tmp_path / "decision.html").read_text()
+    assert "Not promoted: &#x27;variant&#x27;" in (tmp_path / "decision.html").read_text()
 
 
 def test_gates_of_other_suites_are_none() -> None:
@@ -318,7 +344,7 @@ def test_gates_of_other_suites_are_none() -> None:
 
 
 def test_mean_quality_is_missing_where_scores_mean_nothing() -> None:
-    assert mean_quality(quality(GOOD, meaningless="random weights")) is None
+    assert mean_quality(quality(GOOD, quality_invalid_reason="random weights")) is None
     mean = mean_quality(quality(GOOD))
     assert mean is not None
     assert mean.value == 0.75
@@ -337,8 +363,8 @@ def decided(ours: LoadReport, theirs: LoadReport, usd: str = "0.9") -> Decision:
 def test_a_lower_price_within_the_noise_of_the_repeats_promotes_nothing() -> None:
     held = decided(a_loop([100, 120, 110]), a_loop([95, 115, 100]))
     assert held.action == "hold"
-    assert "not met: price: 0.9 against 1 USD per 1k tokens (-10.0%): not told apart" in held.reasons[-1]
-    assert "over 3 repeats; load.num_repeats=9" in held.reasons[-1]
+    assert "not met: price: 0.9 against 1 USD per 1k tokens (-10.0%): not significantly different" in held.reasons[-1]
+    assert "over 3 repeats (load.num_repeats=9" in held.reasons[-1]
     assert decided(a_loop([110, 111, 109]), a_loop([100, 101, 99])).action == "promote"
     assert decided(a_loop([110]), a_loop([100])).action == "promote", "a single repeat has no noise to tell"
 
@@ -355,7 +381,7 @@ def test_each_price_stands_on_its_own_best_load() -> None:
 
 def test_a_price_says_when_the_speeds_are_hours_apart() -> None:
     def at(time: str) -> LoadReport:
-        return replace(a_loop([100]), machine={"oldest_result_at": time})
+        return replace(a_loop([100]), machine=LoadConditions(oldest_result_at=time))
 
     noon = at("2026-11-01T12:00:00+00:00")
     assert measured_apart(noon, at("2026-11-01T12:59:00+00:00")) == measured_apart(noon, a_loop([100])) == ""
@@ -370,5 +396,5 @@ def test_a_rate_that_held_must_reach_one_that_failed_the_baseline() -> None:
 
     assert decided(theta(2.2, 2.4), theta(2.0, 2.2)).action == "promote"
     within = decided(theta(2.1, 2.3), theta(2.0, 2.2))
-    assert "theta_slo is 2.1 requests/s, and the baseline fails from 2.2 on only" in within.reasons[-1]
-    assert "no rate failed the baseline" in decided(theta(2.1, None), theta(2.0, None)).reasons[-1]
+    assert "theta_slo is 2.1 requests/s, and the baseline fails only from 2.2 on" in within.reasons[-1]
+    assert "the baseline failed at no rate" in decided(theta(2.1, None), theta(2.0, None)).reasons[-1]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from evals.decide.evidence import Evidence
-from evals.decide.fleet import fleet_words, machine_rate
+from evals.decide.fleet import describe_fleet, machine_rate
 from evals.types import LoadReport, ThetaSlo
 from tests.unit.pipeline.test_decide import GOOD, a_loop, evidence
 
@@ -19,7 +19,7 @@ def serving(load: LoadReport) -> Evidence:
 
 
 def test_a_faster_variant_saves_only_where_one_machine_is_not_enough() -> None:
-    words = fleet_words(serving(a_loop(SLOW)), serving(a_loop(FAST)))
+    words = describe_fleet(serving(a_loop(SLOW)), serving(a_loop(FAST)))
     assert words is not None
     assert words.startswith("one machine carries 2 requests/s at saturation, the baseline's 1: it saves nothing while")
     assert "at most 50% of a large fleet" in words
@@ -33,27 +33,27 @@ def test_a_faster_variant_saves_only_where_one_machine_is_not_enough() -> None:
     ],
 )
 def test_at_a_declared_peak_it_counts_machines(peak: float, meaning: str) -> None:
-    words = fleet_words(serving(a_loop(SLOW)), serving(a_loop(FAST)), peak)
+    words = describe_fleet(serving(a_loop(SLOW)), serving(a_loop(FAST)), peak)
     assert words is not None
     assert meaning in words
 
 
 def test_a_slower_one_costs_more_and_an_equal_one_nothing() -> None:
-    assert "it saves nothing at any load" in (fleet_words(serving(a_loop(FAST)), serving(a_loop(SLOW))) or "")
+    assert "it saves nothing at any load" in (describe_fleet(serving(a_loop(FAST)), serving(a_loop(SLOW))) or "")
     assert "costs more: 4 instead of 2 machines" in (
-        fleet_words(serving(a_loop(FAST)), serving(a_loop(SLOW)), 3.9) or ""
+        describe_fleet(serving(a_loop(FAST)), serving(a_loop(SLOW)), 3.9) or ""
     )
-    assert "it saves nothing at any load" in (fleet_words(serving(a_loop(SLOW)), serving(a_loop(SLOW))) or "")
+    assert "it saves nothing at any load" in (describe_fleet(serving(a_loop(SLOW)), serving(a_loop(SLOW))) or "")
 
 
 def test_noise_is_named_and_what_was_not_measured_gives_no_words() -> None:
-    noisy = fleet_words(serving(a_loop((100, 120, 110))), serving(a_loop((105, 125, 112))))
+    noisy = describe_fleet(serving(a_loop((100, 120, 110))), serving(a_loop((105, 125, 112))))
     assert noisy is not None
-    assert noisy.endswith("(the two rates are not told apart)")
+    assert noisy.endswith("(the two rates are not significantly different)")
     searched = a_loop(SLOW, ThetaSlo(2.0, 0.2, 1.5, 1.6, 6))
     assert machine_rate(searched) == 1.5
-    assert fleet_words(serving(a_loop(SLOW)), serving(searched)) is None, "two kinds of rate"
+    assert describe_fleet(serving(a_loop(SLOW)), serving(searched)) is None, "two kinds of rate"
     paced = a_loop(SLOW)
     assert machine_rate(replace(paced, points=(replace(paced.points[0], trace="azure"),))) is None
     unheld = a_loop(SLOW, ThetaSlo(2.0, 0.2, None, 0.2, 6))
-    assert fleet_words(serving(searched), serving(unheld)) is None
+    assert describe_fleet(serving(searched), serving(unheld)) is None

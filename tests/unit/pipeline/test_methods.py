@@ -53,14 +53,18 @@ def test_every_method_has_a_choice_file_with_exactly_its_settings(name: str) -> 
 
 
 def test_every_choice_file_is_a_method() -> None:
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(registry.COMPRESS)
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*registry.COMPRESS, *registry.ALIASES}
 
 
-@pytest.mark.parametrize("name", sorted(set(registry.COMPRESS) - {"none", "as-is"}))
+@pytest.mark.parametrize("name", sorted(set(registry.COMPRESS) - {"none", "external"}))
 def test_every_method_plans_on_an_h100(name: str) -> None:
     plan = planned(name, H100, LLAMA)
     assert plan.candidate is not None
     assert plan.candidate.method == name
+
+
+def test_every_method_is_tried_on_a_cpu() -> None:
+    assert set(registry.COMPRESS) - CPU_METHODS - WITHOUT_CPU <= {"as-is", "external"}
 
 
 @pytest.mark.parametrize("name", sorted(CPU_METHODS - {"none"}))
@@ -182,12 +186,16 @@ def test_a_plan_for_another_machine_does_not_guess_its_host_memory() -> None:
     assert planned("gptq", elsewhere, LLAMA).candidate is not None
 
 
-def test_a_checkpoint_made_elsewhere_needs_its_baselines_shape() -> None:
-    config = a_config(quant={"method": "as-is"})
+@pytest.mark.parametrize("name", ["external", "as-is"])
+def test_an_external_checkpoint_needs_its_baselines_shape(name: str) -> None:
+    config = a_config(quant={"method": name})
     made = replace(FACTS, quant_format="gptq")
     plan = make_plan(config, FACTS, MACHINE, PRICE, FREE, made)
     assert plan.candidate is not None
-    assert plan.candidate.label == "as-is:gptq"
+    assert plan.candidate.label == "external:gptq"
+    assert (
+        plan.plan_hash == make_plan(a_config(quant={"method": "external"}), FACTS, MACHINE, PRICE, FREE, made).plan_hash
+    )
     with pytest.raises(PlanError, match="num_layers 12 against 30"):
         make_plan(config, FACTS, MACHINE, PRICE, FREE, replace(made, num_layers=12))
     with pytest.raises(PlanError, match=r"model\.path=FOLDER"):

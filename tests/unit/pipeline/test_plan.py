@@ -46,7 +46,7 @@ def test_a_bad_name_on_the_hub_is_one_of_the_problems() -> None:
 def test_a_good_plan_has_baseline_and_candidate() -> None:
     plan = make_plan(a_config(), FACTS, MACHINE, PRICE, FREE)
     assert (plan.baseline.method, plan.candidate and plan.candidate.method) == ("none", "int8")
-    assert plan.meaningless_quality == ""
+    assert plan.quality_invalid_reason == ""
 
 
 def test_the_baseline_alone_is_a_plan() -> None:
@@ -81,7 +81,7 @@ def test_a_gpu_too_small_for_the_baseline_is_refused_with_ways_out() -> None:
 def test_random_weights_make_quality_meaningless() -> None:
     config = a_config(model=ModelConfig(name="tiny", weights="random"))
     plan = make_plan(config, FACTS, MACHINE, PRICE, FREE)
-    assert "never promoted" in plan.meaningless_quality
+    assert "never promoted" in plan.quality_invalid_reason
 
 
 def test_an_unknown_method_names_the_closest() -> None:
@@ -103,13 +103,6 @@ def test_every_method_is_documented_and_named_alike(name: str) -> None:
     method = registry.method(name)
     assert method.name == name
     assert method.args.__doc__
-
-
-def test_what_decides_changes_the_plans_hash() -> None:
-    one = make_plan(a_config(), FACTS, MACHINE, PRICE, FREE).plan_hash
-    assert one == make_plan(a_config(), FACTS, MACHINE, PRICE, FREE).plan_hash
-    assert one != make_plan(a_config(seed=1), FACTS, MACHINE, PRICE, FREE).plan_hash
-    assert one != make_plan(a_config(), FACTS, MACHINE, replace(PRICE, usd_per_hour_hi=Decimal(9)), FREE).plan_hash
 
 
 @pytest.mark.parametrize(
@@ -193,14 +186,14 @@ def test_a_gate_without_a_task_is_refused() -> None:
         ("int8", {"has_int8": False, "device": "cuda", "device_memory_bytes": 80 * 2**30}, []),
     ],
 )
-def test_what_a_processor_cannot_multiply_is_said(method: str, machine: dict, starts: list[str]) -> None:
+def test_what_a_processor_cannot_multiply_is_notes(method: str, machine: dict, starts: list[str]) -> None:
     plan = make_plan(a_config(quant={"method": method}), FACTS, replace(MACHINE, **machine), PRICE, FREE)
-    said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
-    assert all(note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(said, starts, strict=True))
+    notes = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
+    assert all(note.startswith(f"vLLM has no kernel for {what}") for note, what in zip(notes, starts, strict=True))
 
 
-def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> None:
-    config, machine = a_config(quant={"method": "as-is"}), replace(MACHINE, has_int4=False, has_int8=False)
+def test_the_format_of_an_external_checkpoint_says_what_it_multiplies() -> None:
+    config, machine = a_config(quant={"method": "external"}), replace(MACHINE, has_int4=False, has_int8=False)
     for made, bits, what in [
         ("gptq", 4, "INT4 weights"),
         ("gptq", None, "INT4 weights"),
@@ -210,5 +203,5 @@ def test_the_format_of_a_checkpoint_made_elsewhere_says_what_it_multiplies() -> 
     ]:
         facts = replace(FACTS, quant_format=made, quant_bits=bits)
         plan = make_plan(config, FACTS, machine, PRICE, FREE, elsewhere=facts)
-        said = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
-        assert [note.partition(" for ")[2].startswith(what or "") for note in said] == ([True] if what else [])
+        notes = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
+        assert [note.partition(" for ")[2].startswith(what or "") for note in notes] == ([True] if what else [])

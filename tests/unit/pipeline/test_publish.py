@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.checkpoints.publish import PublishError, dry_run_lines, listing, name_problem, publish
+from pipeline.checkpoints.publish import PublishError, listing, name_problem, publish
 
 TOKEN = "hf_notarealtoken"
 FILES = {"config.json": "{}", "README.md": "card", "manifest.json": "{}", "model.safetensors": "weights"}
@@ -115,16 +115,9 @@ def test_an_unfinished_folder_is_refused(missing: str, artifact: Path) -> None:
         listing(artifact / "nowhere")
 
 
-def test_a_dry_run_lists_and_asks_nothing(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    lines = dry_run_lines(artifact, "owner/name")
-    assert lines[0] == "publish: would upload 4 files, 15 bytes, to the private repository owner/name"
-    assert [line.split() for line in lines[1:]] == [
-        ["4", "README.md"],
-        ["2", "config.json"],
-        ["2", "manifest.json"],
-        ["7", "model.safetensors"],
-    ]
+def test_the_listing_has_every_file_with_its_bytes(artifact: Path) -> None:
+    (artifact / ".hidden").write_text("x")
+    assert listing(artifact) == [("README.md", 4), ("config.json", 2), ("manifest.json", 2), ("model.safetensors", 7)]
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])

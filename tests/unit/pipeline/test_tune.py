@@ -24,7 +24,7 @@ from pipeline.serve.search import (
     MEASURED,
     NOISE,
     STOPPED,
-    Look,
+    Measurement,
     Space,
     Trial,
     against_base,
@@ -43,10 +43,10 @@ SPACE = space_for("cuda", 64)
 POINT = PointSpec(128, 32, 16, concurrency=8)
 
 
-def a_look(rate: float, num_repeats: int = 3) -> Look:
+def a_measurement(rate: float, num_repeats: int = 3) -> Measurement:
     repeats = tuple({"req_per_s": rate * f, "total_tok_per_s": 160 * rate * f} for f in (1.0, 1.01, 0.99)[:num_repeats])
     load = LoadReport("test", (LoadPoint("c8-128x32", 8, 128, 32, repeats, 0),))
-    return Look(cost_report(load, PRICE), load)
+    return Measurement(cost_report(load, PRICE), load)
 
 
 @dataclass
@@ -78,12 +78,12 @@ class FakeServer:
     servers: FakeServers
     engine: EngineConfig
 
-    def first_look(self) -> Look:
-        return a_look(self.servers.rate(self.engine), num_repeats=1)
+    def probe(self) -> Measurement:
+        return a_measurement(self.servers.rate(self.engine), num_repeats=1)
 
-    def measure(self) -> Look:
+    def measure(self) -> Measurement:
         self.servers.measured.append(self.engine)
-        return a_look(self.servers.rate(self.engine))
+        return a_measurement(self.servers.rate(self.engine))
 
 
 def speed(engine: EngineConfig) -> float:
@@ -114,7 +114,7 @@ def test_every_engine_is_served_once_and_the_base_first() -> None:
     assert len(set(keys)) == len(keys)
 
 
-def test_hopeless_engines_are_stopped_after_the_first_look() -> None:
+def test_hopeless_engines_are_stopped_after_the_probe() -> None:
     servers = FakeServers(speed)
     trials = servers.search(num_trials=20)
     stopped = [trial for trial in trials if trial.outcome == STOPPED]
@@ -130,7 +130,7 @@ def test_hopeless_engines_are_stopped_after_the_first_look() -> None:
     assert not any(speed(trial.engine) > speed(best.engine) for trial in stopped)
 
 
-def test_a_first_look_within_the_noise_of_the_best_is_measured_whole() -> None:
+def test_a_probe_within_the_noise_of_the_best_is_measured_whole() -> None:
     servers = FakeServers(lambda engine: 10.0 if engine.max_num_seqs == 256 else 9.5)
     trials = servers.search(num_trials=8)
     assert {trial.outcome for trial in trials} == {MEASURED}
@@ -174,13 +174,13 @@ def test_when_no_server_starts_the_last_error_is_raised() -> None:
 
 
 def test_an_engine_that_misses_the_objective_never_wins() -> None:
-    theta = ThetaSlo(2.0, 0.2, None, 1.0, 3, "no tested rate holds the objective")
+    theta = ThetaSlo(2.0, 0.2, None, 1.0, 3, "no tested rate meets the objective")
 
     class Missing(FakeServer):
-        def measure(self) -> Look:
-            look = a_look(100.0)
-            load = replace(look.load, theta_slo=theta)
-            return Look(cost_report(load, PRICE), load) if self.engine.speculative else super().measure()
+        def measure(self) -> Measurement:
+            found = a_measurement(100.0)
+            load = replace(found.load, theta_slo=theta)
+            return Measurement(cost_report(load, PRICE), load) if self.engine.speculative else super().measure()
 
     servers = FakeServers(speed)
 
@@ -190,7 +190,7 @@ def test_an_engine_that_misses_the_objective_never_wins() -> None:
 
     trials = search(serve, EngineConfig(speculative="ngram"), SPACE, [], num_trials=10, seed=0, slack=NOISE)
     assert trials[0].outcome == INFEASIBLE
-    assert "no tested rate holds" in trials[0].reason
+    assert "no tested rate meets" in trials[0].reason
     best = winner(trials)
     assert best is not None
     assert best.engine.speculative is None
@@ -223,7 +223,7 @@ def test_every_point_of_the_space_is_an_engine_that_vllm_takes() -> None:
     assert "gpu_memory_utilization" not in space_for("cpu", 8).values
 
 
-def test_the_first_look_is_one_repeat_of_the_highest_load() -> None:
+def test_the_probe_is_one_repeat_of_the_highest_load() -> None:
     points = LoadScenario(
         "points", (replace(POINT, concurrency=1), POINT, replace(POINT, input_tokens=9)), mix=(128, 32)
     )

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import AssetError, ConfigError
-from core.store import StageStore
-from pipeline.config import DistillDataConfig
+from pipeline.config import DistillConfig, DistillDataConfig
 from pipeline.distill import data
 from pipeline.distill.losses import IGNORED
+from pipeline.stages.base import LocalCheckpoint
+from pipeline.stages.distill import TrainingRows
 from pipeline.types import Artifact
 
 
@@ -78,17 +79,18 @@ def test_files_of_every_kind_are_read(tmp_path: Path, base: Artifact) -> None:
     pq.write_table(table, tmp_path / "a.parquet")
     with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    store = StageStore(tmp_path / "store")
-    found = [data.source_texts(str(tmp_path / f"a{suffix}"), store) for suffix in data.SUFFIXES]
+    found = [data.source_texts(str(tmp_path / f"a{suffix}"), None) for suffix in data.SUFFIXES]
     assert found == [texts] * 4
-    made = data.training_rows(DistillDataConfig(sources=[str(tmp_path / "a.txt")], length=4), base, store)
-    rows = np.load(made.folder / "rows.npy", allow_pickle=False)
-    assert rows.shape == (made.result["num_rows"], 5)
-    again = data.training_rows(DistillDataConfig(sources=[str(tmp_path / "a.txt")], length=4), base, store)
-    assert again.reused
+    one = DistillDataConfig(sources=[str(tmp_path / "a.txt")], length=4)
+    made = data.make_rows(one, base.path, None, tmp_path)
+    rows = np.load(tmp_path / "rows.npy", allow_pickle=False)
+    assert rows.shape == (made["num_rows"], 5)
+    assert data.make_rows(one, base.path, None, tmp_path)["digest"] == made["digest"]
+    given = LocalCheckpoint(base.path, base.digest)
+    before = TrainingRows(given, DistillConfig(data=one)).key
     (tmp_path / "a.txt").write_text("the dog runs " * 5)
-    changed = data.training_rows(DistillDataConfig(sources=[str(tmp_path / "a.txt")], length=4), base, store)
-    assert changed.key != made.key
+    assert data.make_rows(one, base.path, None, tmp_path)["digest"] != made["digest"]
+    assert TrainingRows(given, DistillConfig(data=one)).key != before
 
 
 def test_bad_sources_are_refused_by_name(tmp_path: Path) -> None:
@@ -99,4 +101,4 @@ def test_bad_sources_are_refused_by_name(tmp_path: Path) -> None:
         data.check_sources([str(tmp_path / "a.doc")])
     (tmp_path / "b.jsonl").write_text('{"text": "a"}\n{"words": "b"}\n')
     with pytest.raises(AssetError, match="line 2 has no 'text'"):
-        data.source_texts(str(tmp_path / "b.jsonl"), StageStore(tmp_path))
+        data.source_texts(str(tmp_path / "b.jsonl"), None)

@@ -46,7 +46,7 @@ def target():
 def test_the_opening_stays_and_the_teacher_writes_the_rest(target: Target) -> None:
     row = np.array([5, 6, 7, 90, 91, 92], dtype=np.int32)
     config = a_config(data__prompt_tokens=3, data__sampling_temperature=0.8)
-    found = generate.continued(target, row, config, seed=4)
+    found = generate.continued(target, row, config.data, seed=4)
     assert found.tolist() == [5, 6, 7, 8, 9, 10]
     asked = Counting.seen[0]
     assert (asked["seed"], asked["temperature"], asked["ignore_eos"], asked["max_tokens"]) == (4, 0.8, True, 3)
@@ -55,7 +55,7 @@ def test_the_opening_stays_and_the_teacher_writes_the_rest(target: Target) -> No
 def test_a_short_answer_is_an_error(target: Target) -> None:
     Counting.short = True
     with pytest.raises(ToolError, match="wrote 2 tokens instead of 3"):
-        generate.continued(target, np.arange(6, dtype=np.int32), a_config(data__prompt_tokens=3), 0)
+        generate.continued(target, np.arange(6, dtype=np.int32), a_config(data__prompt_tokens=3).data, 0)
 
 
 def test_parts_that_are_there_are_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from evals.decide.frontier import Resamples
 from pipeline.config import TrackingConfig
-from pipeline.record.comparable import plane_runs
+from pipeline.record.frontier_runs import frontier_runs
 from pipeline.record.store import Recorder
 from pipeline.report.frontier import shown_points
 
@@ -20,7 +20,7 @@ NUM_RUNS = 10_000
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
-    folder = tmp_path_factory.mktemp("plane")
+    folder = tmp_path_factory.mktemp("runs")
     return TrackingConfig(f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts")
 
 
@@ -44,11 +44,11 @@ def test_it_reads_what_mlflow_reads(recorder: Recorder, tracking: TrackingConfig
     gone = client.create_run(recorder.experiment_id, tags={"model": "tiny's", "role": "candidate", "label": "gone"})
     client.set_terminated(gone.info.run_id)
     client.delete_run(gone.info.run_id)
-    ours, theirs = plane_runs(recorder, tracking, "tiny's"), recorder.runs("tiny's")
+    ours, theirs = frontier_runs(recorder, tracking, "tiny's"), recorder.runs("tiny's")
     assert [run.info.run_id for run in ours] == [run.info.run_id for run in theirs]
     assert [run.data.tags["label"] for run in ours] == ["int8", "none"]
     assert ours[0].data.metrics == {"quality/mean": 0.52}
-    assert plane_runs(recorder, tracking, "nobody") == []
+    assert frontier_runs(recorder, tracking, "nobody") == []
 
 
 def fill(path: Path, experiment_id: int) -> None:
@@ -83,10 +83,10 @@ def fill(path: Path, experiment_id: int) -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_runs_take_two_seconds(recorder: Recorder, tracking: TrackingConfig) -> None:
-    """Processor time, so that a busy machine does not decide; `analyse` and the reading have one thread."""
+    """Processor time, so that a busy machine does not decide; `analyze` and the reading have one thread."""
     fill(Path(tracking.uri.removeprefix("sqlite:///")), int(recorder.experiment_id))
     began = time.process_time()
-    runs = plane_runs(recorder, tracking, "many")
+    runs = frontier_runs(recorder, tracking, "many")
     read_s = time.process_time() - began
     shown = shown_points(runs, Resamples())
     took_s = time.process_time() - began

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import SpotConfig
+from pipeline.config import PreemptionConfig
 from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.preemption import Attempt, Books, InterruptedTrainingError, StopSignal, grace_problem, summary
 
@@ -43,13 +43,13 @@ def test_inside_a_step_the_signal_raises_once(stop: StopSignal) -> None:
 
 
 def test_a_grace_shorter_than_a_checkpoint_is_a_problem() -> None:
-    spot = SpotConfig(grace_s=10)
+    spot = PreemptionConfig(grace_s=10)
     assert grace_problem(spot, 1_000_000, 12_000_000.0) is None  # 1 s
     problem = grace_problem(spot, 100_000_000, 100_000_000.0)  # 12 s
     assert problem is not None
     assert "shorter than a checkpoint takes" in problem.message
     assert "12 s" in problem.message
-    assert grace_problem(SpotConfig(grace_s=10, save_on_sigterm=False), 100_000_000, 100_000_000.0) is None
+    assert grace_problem(PreemptionConfig(grace_s=10, save_on_sigterm=False), 100_000_000, 100_000_000.0) is None
 
 
 class Clock:
@@ -66,7 +66,7 @@ def test_lost_work_is_what_lies_beyond_the_checkpoint_and_the_next_start(
 ) -> None:
     clock = Clock(monkeypatch)
     store = CheckpointStore(str(tmp_path))
-    spot = SpotConfig(heartbeat_s=0)
+    spot = PreemptionConfig(heartbeat_s=0)
 
     first = Books.open(store, spot, "spot", "36", None, started=clock.now)
     clock.now += 10  # loading counts as useful the first time
@@ -101,11 +101,11 @@ def test_an_attempt_without_any_checkpoint_is_lost_whole(tmp_path: Path, monkeyp
     clock = Clock(monkeypatch)
     store = CheckpointStore(str(tmp_path))
     for _ in range(2):
-        books = Books.open(store, SpotConfig(heartbeat_s=0), "spot", None, None, started=clock.now)
+        books = Books.open(store, PreemptionConfig(heartbeat_s=0), "spot", None, None, started=clock.now)
         books.begin()
         clock.now += 5
         books.beat(1, wait=True)
-    third = Books.open(store, SpotConfig(), "spot", None, None, started=clock.now)
+    third = Books.open(store, PreemptionConfig(), "spot", None, None, started=clock.now)
     assert [attempt.lost_s for attempt in third.attempts] == [5, 5, 0]
     found = summary(third.attempts)
     assert (found["lost_s"], found["lost_steps"], found["lost_usd"], found["train_usd"]) == (10, 2, None, None)
@@ -116,7 +116,7 @@ def test_heartbeats_are_as_frequent_as_asked(tmp_path: Path, monkeypatch: pytest
     store = CheckpointStore(str(tmp_path))
     writes: list[int] = []
     monkeypatch.setattr(store, "put_json", lambda name, value: writes.append(value[-1]["step"]))
-    books = Books.open(store, SpotConfig(heartbeat_s=10), "spot", None, None, started=clock.now)
+    books = Books.open(store, PreemptionConfig(heartbeat_s=10), "spot", None, None, started=clock.now)
     books.begin()
     for step in range(1, 31):
         clock.now += 1

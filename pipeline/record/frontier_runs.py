@@ -1,4 +1,4 @@
-"""What a cost-quality plane needs of recorded runs, read in three queries: 10,000 runs in about a second.
+"""What the frontier needs of recorded runs, read in three queries: 10,000 runs in about a second.
 
 MLflow's own search builds every run with all its metrics and params, one object each, which takes minutes at that size.
 A SQLite store is therefore read directly (tables `runs`, `latest_metrics` and `tags`, read only); any other store goes
@@ -11,17 +11,16 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
-
-if TYPE_CHECKING:
-    from pipeline.config import TrackingConfig
+from pipeline.record.tags import FORMER
 
 SQLITE = "sqlite:///"
 TAGS = (
-    "candidate_key", "comparable", "decision", "hardware", "label", "model", "plane", "purchase_option",
-    "quality_meaningless", "quality_method", "role",
+    "candidate_key", "decision", "hardware", "label", "model", "purchase_option", "quality_method", "role",
+    *FORMER.keys(), *FORMER.values(),
 )  # fmt: skip
 METRICS = ("quality/mean%", "quality/num_items", "cost/%", "size/bytes", "load/%/output_tok_per_s")
 """SQL patterns of the metrics that are read."""
@@ -52,7 +51,7 @@ class RecordedRun:
     data: RunData
 
 
-def plane_runs(recorder: Recorder, tracking: TrackingConfig, model: str) -> list[Any]:
+def frontier_runs(recorder: Recorder, tracking: TrackingConfig, model: str) -> list[Any]:
     """The newest finished run of each candidate of a model, newest first."""
     if not tracking.uri.startswith(SQLITE):
         return list(recorder.runs(model))

@@ -1,0 +1,75 @@
+"""One variant's stages, and what they say together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+from core.console import say
+from core.store import StageResult
+from evals.cost.token_cost import cost_report
+from evals.types import Price
+from finops.pricing.prices import serving_price
+from pipeline.distill.results import distill_metrics, training_curve
+from pipeline.plan.variants import Variant
+from pipeline.stages.distill import Distill
+from pipeline.stages.graph import Effects
+from pipeline.types import Artifact, Measured
+
+
+def measure(variant: Variant, effects: Effects, price: Price, utilisation: float) -> Measured:
+    """One candidate's checkpoint, health, quality and speed, and its price from them.
+
+    Args:
+        variant: what to measure.
+        effects: store, machine and servers.
+        price: of the machine.
+        utilisation: declared share of time at which the machine is busy.
+
+    Raises:
+        HealthError: the checkpoint is broken.
+        ToolError: a tool failed; the message ends with its log.
+
+    """
+    label = variant.candidate.label
+    with effects.serving():
+        artifact = effects.result(variant.checkpoint)
+        if variant.health is not None:
+            health = effects.result(variant.health)
+            say(f"{variant.quality.served.name}: health: {health.line()}")
+            artifact = replace(artifact, details={**artifact.details, "health": health.metrics()})
+        quality, load = effects.result(variant.quality), effects.result(variant.load)
+    found: dict[str, StageResult] = {
+        stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
+    }
+    made: dict[str, StageResult] = distilled(variant, effects) | found
+    speed_price = serving_price(price, load.machine.startup_s)
+    return Measured(
+        candidate=variant.candidate,
+        artifact=with_student(artifact, made),
+        quality=quality,
+        load=load,
+        cost=cost_report(load, speed_price, Decimal(str(utilisation))),
+        server_log=made["load"].folder / "vllm.log",
+        stage_keys={name: stage.key for name, stage in made.items()},
+        stage_wall_s={name: stage.wall_s for name, stage in made.items()},
+        reused=tuple(name for name, stage in found.items() if stage.reused and name != "digest"),
+        measured_at=min(made["quality"].started_at, load.machine.oldest_result_at or made["load"].started_at),
+    )
+
+
+def distilled(variant: Variant, effects: Effects) -> dict[str, StageResult]:
+    """The stage that made the student behind a variant's checkpoint, where there is one."""
+    for stage in (variant.checkpoint, *variant.checkpoint.needs):
+        if isinstance(stage, Distill):
+            return {"distill": effects.found(stage)}
+    return {}
+
+
+def with_student(artifact: Artifact, made: dict[str, StageResult]) -> Artifact:
+    """A student's checkpoint with the figures of its training, also where it was compressed after that."""
+    if "distill" not in made:
+        return artifact
+    result = made["distill"].result
+    details = {"distill": distill_metrics(result), "distill_curve": training_curve(result)}
+    return replace(artifact, details={**artifact.details, **details})
