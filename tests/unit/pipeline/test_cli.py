@@ -14,6 +14,7 @@ import yaml
 
 from core import console
 from core.environments import set_defaults
+from core.store import StageRef, StageResult
 from evals.load.scenario import from_config
 from evals.types import Decision
 from pipeline.checkpoints.facts import facts_from_shape
@@ -409,8 +410,9 @@ def test_with_json_only_the_result_is_on_standard_output(
 ) -> None:
     console.say("for people")
     console.table("title", ("a",), [("b",)])
-    with console.Console("x").stage("quality"):
-        pass
+    ref, bars = StageRef("quality", "key", "int8"), console.ProgressBars("x")
+    bars.started(ref)
+    bars.finished(ref, StageResult("quality", "key", Path(), {}, 1.0, reused=False, started_at=""))
     console.result('{"action": "hold"}')
     said = capsys.readouterr()
     assert said.out == '{"action": "hold"}\n'
