@@ -16,19 +16,20 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from core.console import say, table
 from core.errors import ConfigError
 from core.files import write_atomic
 from evals.cost.curves import LoadComparison, compare, compare_points
+from evals.decide.evidence import Evidence
 from evals.load.summary import headline_point, mix_of
 from evals.types import LoadPoint, LoadReport, ThetaSlo
+from pipeline.cli.app import run_command
+from pipeline.cli.compose import command_config
+from pipeline.config import TrackingConfig
+from pipeline.record.store import Recorder
 from pipeline.record.tags import COMPARISON_GROUP, tag_of
-
-if TYPE_CHECKING:
-    from evals.decide.evidence import Evidence
-    from pipeline.config import TrackingConfig
-    from pipeline.record.store import Recorder
 
 SOURCE = "an article on FinOps for AI workloads (2026)"
 FACTOR, PERCENT, POINTS = "x", "%", "points"
@@ -401,8 +402,6 @@ def recorded_runs(tracking: TrackingConfig) -> list[Recorded]:
         raise ConfigError(
             f"tracking.uri={tracking.uri}: there is no such store\n  -> record runs first: scripts/pipeline"
         )
-    from pipeline.record.store import Recorder
-
     recorder = Recorder(tracking)
     runs = [(model, run) for model in recorder.models() for run in recorder.runs(model)]
     runs.sort(key=lambda pair: pair[1].info.start_time, reverse=True)
@@ -440,9 +439,6 @@ def _recorded(model: str, run: Any, evidence: Evidence, notes: Sequence[str]) ->
 
 def main(arguments: list[str]) -> int:
     """Print the table, or write the page."""
-    from core.console import say, table
-    from pipeline.cli.compose import command_config
-
     out = None
     rest = list(arguments)
     if "--out" in rest:
@@ -461,6 +457,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    from pipeline.cli.app import run_command
-
     sys.exit(run_command(main, sys.argv[1:]))

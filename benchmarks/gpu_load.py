@@ -37,6 +37,7 @@ from evals.load.scenario import LoadScenario, PointSpec, from_config
 from evals.load.summary import figure
 from evals.types import LoadConditions, LoadReport, Target
 from finops.pricing.prices import lookup
+from pipeline.record.store import from_json
 from pipeline.serve.server import free_port, wait_until_ready
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -205,8 +206,6 @@ def gpu_names() -> list[str]:
 
 def table(options: argparse.Namespace) -> None:
     """Write OUT/table.md from the records in OUT: figures per load, ratios to bf16, and prices."""
-    from pipeline.record.store import from_json
-
     records = {path.stem: read_json(path) for path in sorted(options.out.glob("*.json"))}
     reports = {label: from_json(LoadReport, record["report"]) for label, record in records.items()}
     if not reports:

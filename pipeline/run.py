@@ -1,5 +1,5 @@
-"""The main path of a run: a model, a compression choice and a price become a point on the cost-quality plane, and a
-decision. What it does is the plan's list of stages; each is found in the store if it has been made.
+"""The main path of a run: a model, a compression choice and a price become a measured variant and a decision.
+What it does is the plan's list of stages; each is found in the store if it has been made.
 """
 
 from __future__ import annotations

@@ -6,15 +6,10 @@ fewer machines.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from evals.cost.curves import fleet_view
-from evals.decide.evidence import price_doubt
+from evals.decide.evidence import Evidence, price_doubt
 from evals.load.summary import figure, saturating_point
 from evals.types import LoadReport
-
-if TYPE_CHECKING:
-    from evals.decide.evidence import Evidence
 
 
 def machine_rate(load: LoadReport) -> float | None:

@@ -4,11 +4,10 @@
     parsimony budgets list
     parsimony budgets alerts                 # send what is due: log, webhook, e-mail
 
-A run reserves its estimate's upper end before it starts, in one transaction over all budgets it falls under; a
-reservation that would pass a limit is rejected, never cut to the rest. Charges draw on the hold as they are recorded,
-so committed spend + live holds <= limit at every instant while runs stay within what they reserved; one that needs more
-asks with `extend` and must stop on a no. A hold without heartbeat expires. (Reserving in one step answers the race of
-litellm#34732 and #40095, where concurrent requests pass a budget that each alone respects.)
+A run reserves its estimate's upper end before it starts, in one transaction over all budgets that it falls under. A
+reservation that would pass a limit is rejected, never reduced to the rest. Charges draw on the reservation as they are
+recorded, so spend + live reservations <= limit at every instant while runs stay within what they reserved. A run that
+needs more asks for it, and stops if that is refused. A reservation without heartbeat expires.
 """
 
 from __future__ import annotations

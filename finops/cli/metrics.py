@@ -1,4 +1,4 @@
-"""The money as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
+"""Spend as Prometheus metrics (text exposition format 0.0.4), names under `parsimony_` (OpenCost has others).
 
     parsimony metrics serve --port 9464          # http://127.0.0.1:9464/metrics
     parsimony metrics print                      # once, to standard output

@@ -1,4 +1,4 @@
-"""The money on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
+"""Spend on a page: showback, unit costs, success metrics, budgets, estimates, savings, right-sizing.
 
     parsimony report --from 2026-10-01 --to 2026-11-01
     parsimony report --team research --format csv --output october.csv

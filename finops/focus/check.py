@@ -80,8 +80,8 @@ class FocusReport:
         """A few lines for people."""
         lines = [
             f"{self.num_rules} rules: {len(self.failed)} failed, {len(self.waived)} waived, "
-            f"{self.num_skipped} not testable by the validator; {self.num_blind} that it is blind for were evaluated "
-            f"here: {len(self.breaches)} failed",
+            f"{self.num_skipped} not testable by the validator",
+            f"{self.num_blind} rules that the validator does not apply, evaluated here: {len(self.breaches)} failed",
             *(f"  FAILED {name}" for name in self.failed),
             *(f"  FAILED {one.rule}: {one.says} ({one.num_rows} rows, first {one.first})" for one in self.breaches),
             *(f"  waived {name}: {WAIVERS[name]}" for name in self.waived),

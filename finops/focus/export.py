@@ -10,7 +10,9 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import sqlalchemy as sa
 
 from core.errors import ConfigError, UserError, closest
 from finops.focus.columns import (
@@ -25,10 +27,9 @@ from finops.focus.columns import (
     pico_text,
     time_text,
 )
+from finops.ledger import schema
+from finops.ledger.ledger import Ledger
 from finops.money import MICRO, PICO, to_us
-
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
 
 VERSIONS = ("1.2",)
 FORMATS = ("csv", "parquet")
@@ -66,10 +67,6 @@ def export(
 
 def _batches(ledger: Ledger, start: datetime | None, end: datetime | None, issuer: Issuer) -> Iterator[Batch]:
     """The charges that began in [start, end), in the order of recording."""
-    import sqlalchemy as sa
-
-    from finops.ledger import schema
-
     table = schema.charges
     query = sa.select(*[table.c[name] for name in LEDGER_COLUMNS]).order_by(table.c.id)
     if start is not None:

@@ -25,6 +25,7 @@ from finops.ledger.ledger import COLUMNS, Ledger
 from finops.money import (
     day_of,
     from_pico,
+    from_us,
     month_of,
     parse_moment,
     round_decimals,
@@ -76,9 +77,9 @@ class ImportReport:
         """One line for people."""
         return (
             f"{self.num_matched} of {self.num_bills} resource periods matched, "
-            f"{self.num_corrections} charges corrected; "
-            f"billed {self.billed}, of that without a charge of ours {self.billed_unmatched}; "
-            f"{self.num_other_rows} rows that are not usage of a resource passed over"
+            f"{self.num_corrections} charges corrected. "
+            f"Billed: {self.billed}, of that without a charge of ours {self.billed_unmatched}. "
+            f"Skipped: {self.num_other_rows} rows that are not usage of a resource"
         )
 
 
@@ -162,8 +163,6 @@ def _record_rest(
         return
     if rest == 0:
         return
-    from finops.money import from_us
-
     start = from_us(bill.start_us)
     usd = round_decimals(from_pico(costs["effective"]) / Decimal(like.fx_rate), 12)
     row = replace(

@@ -30,6 +30,7 @@ from sqlalchemy.sql.dml import ReturningInsert
 from finops.errors import ChargeConflictError, LedgerUnavailableError
 from finops.ledger import schema
 from finops.ledger.charges import Charge, Rate, Resource, Usage, clean_tags, cut, device_charge
+from finops.ledger.corrections import correction
 from finops.ledger.database import Database, Row, exact_sum, insert_ignore, join_sum
 from finops.ledger.spend import book_spend
 from finops.money import from_pico, from_us, to_us
@@ -123,8 +124,6 @@ class Ledger:
         with its earlier corrections, so a repeated call adds nothing. `correction_id` (default: the reason) makes the
         row's key. Raises `UserError` for an unknown key.
         """
-        from finops.ledger.corrections import correction
-
         wanted = {"list": list_cost, "contracted": contracted, "billed": billed, "effective": effective}
         with self.database.write() as connection:
             row = correction(

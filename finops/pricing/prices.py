@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 
 from core.errors import PriceError, closest
+from core.files import write_atomic
 from finops.pricing.catalog import Catalog, Hardware, Offer, earliest_day, load_catalog, positive
 
 CATALOG = Path(__file__).with_name("catalog.yaml")
@@ -318,8 +319,6 @@ def _refusals(earlier: Offer, offer: Offer) -> list[str]:
 def write_refreshed(path: Path, new_path: Path) -> list[str]:
     """Refresh a catalog file from another; the file changes whole or not at all. Returns what changed, in words."""
     import yaml
-
-    from core.files import write_atomic
 
     new = load_catalog(new_path)
     offers, changes = refresh(load_catalog(path), new)

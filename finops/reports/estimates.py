@@ -102,10 +102,10 @@ def record_stage(
         )  # fmt: skip
 
 
-def estimate_run(ledger: Ledger, works: Sequence[StageWork], rate: Rate) -> RunEstimate:
+def estimate_run(ledger: Ledger, stage_works: Sequence[StageWork], rate: Rate) -> RunEstimate:
     """Duration and cost of each stage at a rate."""
     with ledger.database.read() as connection:
-        return RunEstimate(tuple(_stage(connection, work, rate) for work in works))
+        return RunEstimate(tuple(_stage(connection, work, rate) for work in stage_works))
 
 
 def _stage(connection: Connection, work: StageWork, rate: Rate) -> StageEstimate:

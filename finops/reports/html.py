@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from decimal import Decimal
 from html import escape
-from typing import TYPE_CHECKING
 
 from core.svg import bars, gauge, money, scatter, stacked_bars
 from finops.money import usd_text
-
-if TYPE_CHECKING:
-    from finops.reports.report import Report
+from finops.reports.report import Report, sections
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -34,8 +31,6 @@ svg .track { fill: #eee; } svg .grid { stroke: #ddd; } svg .limit { stroke: #1a1
 
 def as_html(report: Report) -> str:
     """The whole page."""
-    from finops.reports.report import sections
-
     charts = {
         "showback": _spend(report),
         "budgets": "".join(_budgets(report)),

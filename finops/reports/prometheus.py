@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 
 from core.errors import UserError
-
-if TYPE_CHECKING:
-    from finops.ledger.ledger import Ledger
+from finops.controls.budgets import Budgets
+from finops.ledger.ledger import Ledger
+from finops.reports.estimates import estimate_errors, mean_absolute_relative_error
+from finops.reports.kpis import kpis
+from finops.reports.showback import cube
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _KPI_METRICS = {
@@ -65,11 +66,6 @@ def render(metrics: Iterable[Metric]) -> str:
 
 def collect(ledger: Ledger) -> list[Metric]:
     """All metrics from the ledger as it stands."""
-    from finops.controls.budgets import Budgets
-    from finops.reports.estimates import estimate_errors, mean_absolute_relative_error
-    from finops.reports.kpis import kpis
-    from finops.reports.showback import cube
-
     since = ledger.clock() - timedelta(days=30)
     spend: dict[tuple[str, ...], list[float]] = {}
     for cell in cube(ledger):

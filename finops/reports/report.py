@@ -13,17 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
+from finops.controls.budgets import Budget, Budgets
+from finops.ledger.ledger import Ledger
 from finops.money import usd_text
-
-if TYPE_CHECKING:
-    from finops.controls.budgets import Budget
-    from finops.ledger.ledger import Ledger
-    from finops.reports.estimates import EstimateError
-    from finops.reports.kpis import Kpi
-    from finops.reports.savings import Reservation, Saving
-    from finops.reports.showback import Share
+from finops.reports.estimates import EstimateError, estimate_errors
+from finops.reports.kpis import Kpi, kpis
+from finops.reports.savings import Reservation, Saving, right_size, savings
+from finops.reports.showback import Share, cube, shares, top_drivers
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,6 @@ def gather(
     revenue_usd: Decimal | None = None, reserved_usd_per_hour: Mapping[str, Decimal] | None = None,
 ) -> Report:  # fmt: skip
     """Read everything a report needs. Raises `UserError` for an empty period or a team without charges."""
-    from finops.controls.budgets import Budgets
-    from finops.reports.estimates import estimate_errors
-    from finops.reports.kpis import kpis
-    from finops.reports.savings import right_size, savings
-    from finops.reports.showback import cube, shares, top_drivers
-
     cells = cube(ledger, start=start, end=end, team=team)
     return Report(
         created=ledger.clock(), start=start, end=end, team=team, shares=shares(cells), drivers=top_drivers(cells),

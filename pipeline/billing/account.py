@@ -40,13 +40,13 @@ from finops.money import round_decimals, usd_text
 from finops.reports.estimates import RunEstimate, record_stage, save_estimate
 from finops.reports.work import StageEstimate, added_up
 from pipeline.billing.approvals import approver_of
-from pipeline.billing.estimate import Estimates, Place, show_outcomes
+from pipeline.billing.estimate import Estimates, VariantStage, show_outcomes
 from pipeline.billing.promotions import note_promotion
 from pipeline.billing.terms import ledger_url, load_usage, resource_of
 from pipeline.plan.resolve import RunPlan
 from pipeline.plan.tags import charge_tags
 from pipeline.record.registry import Subject
-from pipeline.stages.graph import Stage
+from pipeline.stages.graph import WORK_SHARE, Stage
 from pipeline.types import Spend, StageOutcome
 
 if TYPE_CHECKING:
@@ -90,9 +90,9 @@ class Billing(StageHook):
         self._held_usd = Decimal(0)
         self._meter: Meter | None = None
         self._meter_started = self._last_tick = 0.0
-        self._charges: dict[Place, list[Charge]] = defaultdict(list)
-        self._wall_s: dict[Place, float] = {}
-        self._keys: dict[Place, list[str]] = defaultdict(list)
+        self._charges: dict[VariantStage, list[Charge]] = defaultdict(list)
+        self._wall_s: dict[VariantStage, float] = {}
+        self._keys: dict[VariantStage, list[str]] = defaultdict(list)
         self._failure: UserError | None = None
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
@@ -108,7 +108,7 @@ class Billing(StageHook):
         self.estimates.show()
 
     def _opened(self) -> Ledger:
-        """The ledger; the first look charges what died before."""
+        """The ledger; the first use charges what died before."""
         if self._ledger is None:
             self._ledger = Ledger(self._ledger_url, create=not self._config.dry_run)
             if not self._config.dry_run:
@@ -217,7 +217,7 @@ class Billing(StageHook):
         """The work since the last progress is lost, and charged all the same."""
         self._end_meter((ref.label, ref.stage), error)
 
-    def _end_meter(self, place: Place, error: BaseException | None) -> None:
+    def _end_meter(self, place: VariantStage, error: BaseException | None) -> None:
         meter, self._meter = self._meter, None
         if meter is None:
             return
@@ -358,7 +358,7 @@ class Billing(StageHook):
 
 def is_representative(found: StageResult) -> bool:
     """Whether a stage did all of its work itself, so that later estimates may rest on its duration."""
-    return bool(found.result.get("work_share", 1.0) == 1.0)
+    return bool(found.result.get(WORK_SHARE, 1.0) == 1.0)
 
 
 def _say_recovered(charges: list[Charge]) -> None:

@@ -26,7 +26,7 @@ from pipeline.types import Machine, StageOutcome
 
 SHARED = "shared"
 """In place of a variant's name: what several of them need."""
-Place = tuple[str, str]
+VariantStage = tuple[str, str]
 """Variant and stage, as tables show them."""
 
 
@@ -38,7 +38,7 @@ class Estimates:
         price: of the machine.
         machine: where it will run.
         ledger: URL of the ledger, where similar stages were recorded.
-        open_ledger: called by the first look into it.
+        open_ledger: called by its first use.
         dry_run: then a ledger that is not there is not created, and one that fails is no error.
 
     """
@@ -67,21 +67,21 @@ class Estimates:
             LedgerUnavailableError: the ledger cannot be used, and this is no dry run.
 
         """
-        works = [self.work_of(stage) for stage in self.stages]
-        self.of = dict(zip((stage.key for stage in self.stages), self._estimated(works), strict=True))
+        stage_works = [self.work_of(stage) for stage in self.stages]
+        self.of = dict(zip((stage.key for stage in self.stages), self._estimated(stage_works), strict=True))
 
-    def _estimated(self, works: list[StageWork]) -> list[StageEstimate]:
+    def _estimated(self, stage_works: list[StageWork]) -> list[StageEstimate]:
         rate = priced_rate(self._price)
         file = ledger_file(self._ledger)
-        if not works or (self._dry_run and file is not None and not file.exists()):
-            return [rough_estimate(work, rate.usd_per_hour) for work in works]
+        if not stage_works or (self._dry_run and file is not None and not file.exists()):
+            return [rough_estimate(work, rate.usd_per_hour) for work in stage_works]
         try:
-            return list(estimate_run(self._open_ledger(), works, rate).stages)
+            return list(estimate_run(self._open_ledger(), stage_works, rate).stages)
         except LedgerUnavailableError as error:
             if not self._dry_run:
                 raise
             say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
-            return [rough_estimate(work, rate.usd_per_hour) for work in works]
+            return [rough_estimate(work, rate.usd_per_hour) for work in stage_works]
 
     def work_of(self, stage: Stage[Any]) -> StageWork:
         """A stage's work as recorded stages are compared by."""
@@ -144,7 +144,7 @@ class Estimates:
         found = self.of.get(ref.key)
         return None if found is None else found.expected_s
 
-    def outcome(self, keys: Sequence[str], place: Place, wall_s: float, charged_usd: Decimal) -> StageOutcome:
+    def outcome(self, keys: Sequence[str], place: VariantStage, wall_s: float, charged_usd: Decimal) -> StageOutcome:
         """Stages of one place that ran, beside their estimates; None where one was not foreseen."""
         guesses = [self.of.get(key) for key in keys]
         known = [guess for guess in guesses if guess is not None]

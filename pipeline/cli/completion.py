@@ -17,13 +17,13 @@ def complete(arguments: list[str], hydra: Callable[[list[str]], int], verbs: Ite
     """Answer a shell: with the verbs where the first word is typed, and with what Hydra completes."""
     line = os.environ.get(LINE, "")
     if any(one.startswith("query=") for one in arguments) and line:
-        program_words, typed = split_line(line)
+        program, typed = split_line(line)
         first = typed.partition(" ")[0]
         if first in verbs and " " in typed:
             typed = typed.partition(" ")[2].lstrip()
         elif " " not in typed and "=" not in typed:
             print(" ".join(verb for verb in verbs if verb.startswith(typed)))
-        os.environ[LINE] = f"{program_words[-1]} {typed}"
+        os.environ[LINE] = f"{program[-1]} {typed}"
     return hydra(arguments)
 
 

@@ -16,6 +16,7 @@ from core.environments import DATA
 from core.errors import ConfigError
 from pipeline.cli.arguments import check_arguments, readable
 from pipeline.cli.explain import Keys, hydra_message
+from pipeline.compress import registry
 from pipeline.config import RunConfig
 
 CONF = DATA / "conf"
@@ -160,7 +161,7 @@ def run_config(composed: Any) -> RunConfig:
         raise ConfigError("model.path: no folder is given; write model=local model.path=/a/folder/in/hugging-face/form")
     if config.model.path:
         config.model.path = str(Path(config.model.path).expanduser().resolve())
-        is_candidate = config.quant.get("method") == "as-is" and config.model.source != "path"
+        is_candidate = registry.is_external(config.quant) and config.model.source != "path"
         if not is_candidate:  # else model= is its baseline
             if config.model.source != "path" or not config.model.name:
                 config.model.name = Path(config.model.path).name

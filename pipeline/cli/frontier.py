@@ -1,4 +1,4 @@
-"""All recorded variants of a model on the cost-quality plane.
+"""All recorded variants of a model by cost and quality.
 
     parsimony frontier model=smollm2-135m-q4_1                       the table; frontier.png and frontier.html
     parsimony frontier model=smollm2-135m-q4_1 peak_req_per_s=40     with the machines that such a load needs
@@ -8,9 +8,9 @@
 Beside them: price against load with the loads at which variants overtake one another, throughput against latency, and
 price by purchase option (`pipeline.report.curves`).
 
-The page is one file without a network: purchase option and utilisation are switches that re-price in it. A run without
-a measured price or quality is listed, but never on the frontier: missing is never free. Only runs that answered the
-same questions under the same load stand on one plane; those of the newest run's plane are shown, and the others named.
+The page is one file without a network. Its switches for purchase option and utilization re-price in the page. A run
+without a measured price or quality is listed, but never on the frontier: missing is never free. Runs that answered the
+same questions under the same load form one comparison group. The newest run's group is shown, the others are named.
 """
 
 from __future__ import annotations

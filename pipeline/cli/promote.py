@@ -28,6 +28,7 @@ from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import rollback
 from pipeline.record.store import Recorder
 from pipeline.report.json_output import decision_json, rollback_json
+from pipeline.report.text import action_text
 
 NOT_PROMOTED = 5
 
@@ -66,12 +67,12 @@ def main(arguments: list[str]) -> int:
 def show(found: RecordedCandidates) -> None:
     """The decisions on all candidates, with their reasons."""
     for decision in found.ranking.decisions:
-        say(f"{decision.variant}: {decision.action}")
+        say(f"{decision.variant}: {action_text(decision.action)}")
         for reason in decision.reasons:
             say(f"  {reason}")
     for loss in found.ranking.losses:
-        for beaten_by in loss.beaten_by:
-            say(f"{loss.variant} was beaten by {beaten_by}")
+        for reason in loss.beaten_by:
+            say(f"{loss.variant} is not promoted: {reason}")
     for note in found.ranking.notes:
         say(f"note: {note}")
     if found.num_others:

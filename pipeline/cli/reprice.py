@@ -122,7 +122,7 @@ def main(arguments: list[str]) -> int:
     title = f"{config.model.name}: {len(done)} of {len(repriced)} runs re-priced as '{pricing.name}'"
     table(title, HEADER, [*shown[:MAX_ROWS], *api_rows(options.api)])
     if len(shown) > MAX_ROWS:
-        say(f"... and {len(shown) - MAX_ROWS} dearer variants")
+        say(f"... and {len(shown) - MAX_ROWS} more expensive variants")
     for text in dict.fromkeys(text for one in repriced if one.price for text in one.price.warnings):
         say(f"Note     {text}")
     for reason, count in Counter(one.reason for one in repriced if one.reason).items():

@@ -10,6 +10,7 @@ gradient in the same pass, so that nothing is recomputed in the backward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,8 +60,6 @@ def jensen_shannon(q: Tensor, p: Tensor, beta: float) -> Tensor:
 
     beta KL(p || m) + (1 - beta) KL(q || m), with m = beta p + (1 - beta) q, for 0 < beta < 1.
     """
-    import math
-
     import torch
 
     m = torch.logaddexp(p + math.log(beta), q + math.log1p(-beta))

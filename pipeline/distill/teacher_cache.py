@@ -25,6 +25,7 @@ import numpy as np
 
 from core.errors import StoreError
 from core.files import digest_file, read_json, write_atomic, write_json
+from pipeline.distill.losses import bucket_log_probs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,8 +102,6 @@ def top_and_tail(logits: Any, top_k: int, temperature: float) -> tuple[Any, Any]
         ids int64 (N, K) and log-probabilities float32 (N, K + 1).
 
     """
-    from pipeline.distill.losses import bucket_log_probs
-
     index = logits.topk(top_k, dim=-1).indices
     return index, bucket_log_probs(logits, index, temperature)
 

@@ -29,6 +29,7 @@ from core.errors import ParsimonyError
 from core.files import read_json
 from pipeline.config import DistillConfig
 from pipeline.distill.checkpoint import BackgroundWriter, Checkpoint
+from pipeline.distill.data import collate
 from pipeline.distill.losses import IGNORED
 from pipeline.distill.module import DistillModule, Teacher
 from pipeline.distill.preemption import Books, InterruptedTrainingError, StopSignal
@@ -74,8 +75,6 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         end_token: int,
     ) -> None:
         """`meta` goes into every manifest; `flops` are those of a token and the machine's per second."""
-        from pipeline.distill.data import collate
-
         self._distill, self._teacher, self._writer, self._books, self._stop = config, teacher, writer, books, stop
         self._meta, self._say, self._flops, self._end_token = dict(meta), say, flops, end_token
         self._buffers = Buffers()

@@ -46,7 +46,7 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 def _check_model(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
     problems = []
     if registry.is_external(config.quant):
-        problems += _check_elsewhere(config, facts, external)
+        problems += _check_external(config, facts, external)
     if config.model.weights not in ("real", "random"):
         ways = ("model.weights=real", "model.weights=random")
         problems.append(Problem("model.weights", f"'{config.model.weights}' is not one of real, random", ways))
@@ -61,7 +61,7 @@ def _check_model(config: RunConfig, facts: ModelFacts, external: ModelFacts | No
     return problems
 
 
-def _check_elsewhere(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
+def _check_external(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
     """The external checkpoint is of the baseline's shape."""
     if external is None:
         way = "model=NAME model.path=FOLDER quant=external, NAME being the model that it was made from"
@@ -79,8 +79,8 @@ def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
     if machine.device in method.devices:
         return []
     why = method.refused.get(machine.device)
-    works = [name for name in registry.known_methods() if machine.device in registry.method(name).devices]
-    ways = [f"on this machine: {', '.join(f'quant={name}' for name in works)}"]
+    methods = [name for name in registry.known_methods() if machine.device in registry.method(name).devices]
+    ways = [f"on this machine: {', '.join(f'quant={name}' for name in methods)}"]
     if method.nearest:
         ways.insert(0, f"quant={method.nearest} is the nearest that does")
     message = f"'{method.name}' does not run on {machine.device}" + (f": {why}" if why else "")

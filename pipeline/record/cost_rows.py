@@ -13,12 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from pipeline.config import TrackingConfig
+from pipeline.record.store import Recorder, connect, literal
 from pipeline.record.tags import FORMER, FRONTIER_GROUP
-
-if TYPE_CHECKING:
-    from pipeline.config import TrackingConfig
 
 SQLITE = "sqlite:///"
 TAGS = ("candidate_key", "hardware", "label", FRONTIER_GROUP, FORMER[FRONTIER_GROUP], "purchase_option", "role")
@@ -124,8 +122,6 @@ def _insert(connection: sqlite3.Connection, annotations: Sequence[Annotation]) -
 
 
 def _from_client(tracking: TrackingConfig, model: str) -> list[CostRun]:
-    from pipeline.record.store import Recorder, literal
-
     recorder = Recorder(tracking)
     text = f"tags.model = {literal(model)} and attributes.status = 'FINISHED'"
     found, token = [], None
@@ -153,8 +149,6 @@ def _from_client(tracking: TrackingConfig, model: str) -> list[CostRun]:
 
 def _through_client(tracking: TrackingConfig, annotations: Sequence[Annotation]) -> None:
     from mlflow.entities import Metric, RunTag
-
-    from pipeline.record.store import connect
 
     client = connect(tracking)
     now = time.time_ns() // 1_000_000

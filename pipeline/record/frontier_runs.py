@@ -11,13 +11,11 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
 from pipeline.record.tags import FORMER
-
-if TYPE_CHECKING:
-    from pipeline.config import TrackingConfig
 
 SQLITE = "sqlite:///"
 TAGS = (

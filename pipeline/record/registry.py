@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from core.errors import UserError
+from pipeline.checkpoints.folder import checkpoint_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,8 +84,6 @@ def require_digest(folder: Path, digest: str, what: str) -> None:
         PromotionRefusedError: it has another.
 
     """
-    from pipeline.checkpoints.folder import checkpoint_digest
-
     found = checkpoint_digest(folder)
     if found != digest:
         raise PromotionRefusedError(

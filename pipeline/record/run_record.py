@@ -52,7 +52,7 @@ def comparison_group(measured: Measured, plan: RunPlan) -> dict[str, Any]:
 def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measured | None) -> RunRecord:
     """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
     candidate, config, price = measured.candidate, plan.config, plan.choices.price
-    comparable = comparison_group(measured, plan)
+    group = comparison_group(measured, plan)
     tags = {
         **spend.tags,
         "model": config.model.name,
@@ -62,14 +62,14 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "hardware": price.hardware,
         "engine": config.engine.name,
         "purchase_option": price.purchase_option,
-        FRONTIER_GROUP: digest_json([comparable["suite"], config.load])[:16],
+        FRONTIER_GROUP: digest_json([group["suite"], config.load])[:16],
         "plan_hash": plan.digest,
         "stage_keys": json.dumps(dict(measured.stage_keys)),
         "stage_key": measured.stage_keys.get("compress", plan.variants.base.key),
         "artifact_path": str(measured.artifact.path),
         "artifact_digest": measured.artifact.digest,
-        COMPARISON_GROUP: digest_json(comparable)[:16],
-        "candidate_key": digest_json([measured.stage_keys, comparable])[:24],
+        COMPARISON_GROUP: digest_json(group)[:16],
+        "candidate_key": digest_json([measured.stage_keys, group])[:24],
         "ledger_run_id": spend.run_id,
         "measured_at": measured.measured_at,
     }
@@ -93,7 +93,7 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
     texts.update({f"outcomes/{name}.csv": outcomes_csv(result) for name, result in measured.quality.tasks.items()})
     tools = versions(Path(sys.executable), "lm-eval", "llmcompressor", "mlflow", "transformers", "torch")
     return RunRecord(
-        run_key=digest_json([measured.stage_keys, comparable, config.tags, candidate.role])[:32],
+        run_key=digest_json([measured.stage_keys, group, config.tags, candidate.role])[:32],
         name=f"{config.model.name}/{candidate.label}",
         tags=tags,
         params={**redact(flat_params(config)), **{f"tools.{name}": version for name, version in tools.items()}},

