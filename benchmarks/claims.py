@@ -205,7 +205,7 @@ def baseline_of(run: Recorded, runs: Sequence[Recorded]) -> Recorded | None:
     """The newest baseline that was measured under the same questions, load, machine and engine."""
 
     def engine(one: Recorded) -> dict[str, Any]:
-        settings = one.load.machine.get("engine") or {}
+        settings = one.load.machine.engine
         return {key: value for key, value in settings.items() if value is not None and key not in ENGINE_OF_CANDIDATE}
 
     for one in runs:
@@ -329,9 +329,9 @@ def _lengths(point: LoadPoint) -> tuple[int, int]:
 
 
 def _machine(run: Recorded) -> str:
-    device = run.load.machine.get("device_name") or run.hardware
-    cpus = run.load.machine.get("num_cpus")
-    is_cpu = run.load.machine.get("device") == "cpu"
+    device = run.load.machine.device_name or run.hardware
+    cpus = run.load.machine.num_cpus
+    is_cpu = run.load.machine.device == "cpu"
     return f"{run.model} on {device}" + (f" ({cpus} CPUs)" if is_cpu and cpus else "")
 
 

@@ -35,7 +35,7 @@ from evals.load.monitor import Monitor
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario, PointSpec, from_config
 from evals.load.summary import figure
-from evals.types import LoadReport, Target
+from evals.types import LoadConditions, LoadReport, Target
 from finops.pricing.prices import lookup
 from pipeline.record.store import from_json
 from pipeline.serve.server import free_port, wait_until_ready
@@ -176,10 +176,15 @@ def measure(options: argparse.Namespace) -> None:
             work,
             options.seed,
             env=environment,
-            machine={"platform": platform.platform(), "startup_s": startup_s},
+            machine=LoadConditions(startup_s=startup_s),
             on_run=lambda done, known: print(f"  {done}/{known}", flush=True),
         )
-    facts = {"made": made, "server": server_facts(log.read_text(errors="replace")), "gpu": gpu_names()}
+    facts = {
+        "made": made,
+        "platform": platform.platform(),
+        "server": server_facts(log.read_text(errors="replace")),
+        "gpu": gpu_names(),
+    }
     write_json(options.out / f"{label}.json", {**facts, "date": time.strftime("%Y-%m-%d"), "report": report})
     print(f"{label}: done", flush=True)
 

@@ -23,7 +23,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from core.errors import ParsimonyError, ToolError
 from core.files import read_json, write_json
@@ -136,7 +136,9 @@ LOCAL = LocalLauncher()
 def remove_attempts(job: Job) -> None:
     """Remove the results of earlier attempts, whole or not."""
     result = job.folder / job.result_file
-    for path in [result, *job.folder.glob(f".{result.name}.*")]:
+    whole = job.folder.glob(f".{result.name}.*")
+    parts = job.folder.glob(f"..{result.name}.*")  # `write_atomic` names them so
+    for path in [result, *whole, *parts]:
         path.unlink(missing_ok=True)
 
 
@@ -167,17 +169,25 @@ def error_file(result: Path) -> Path:
     return result.with_name(f"{result.name}.error")
 
 
-def error_to_json(error: ParsimonyError) -> dict[str, Any]:
-    """An error as data: its message, and its classes that need nothing else, the most special first."""
+class ErrorJson(TypedDict):
+    """An error as data."""
+
+    kinds: list[tuple[str, str]]
+    """Module and name of its classes that are made from a message alone, the most special first."""
+    message: str
+
+
+def error_to_json(error: ParsimonyError) -> ErrorJson:
+    """An error as data."""
     kinds = [
-        [kind.__module__, kind.__qualname__]
+        (kind.__module__, kind.__qualname__)
         for kind in type(error).__mro__
         if issubclass(kind, ParsimonyError) and kind.__init__ is Exception.__init__
     ]
     return {"kinds": kinds, "message": str(error)}
 
 
-def error_of(raw: Mapping[str, Any], name: str) -> ParsimonyError:
+def error_of(raw: ErrorJson, name: str) -> ParsimonyError:
     """The error that a worker raised, as the most special of its classes that this process has loaded.
 
     A class is not imported for it: it may stand beside torch. One that only the worker knows is a failed tool here.
@@ -189,7 +199,7 @@ def error_of(raw: Mapping[str, Any], name: str) -> ParsimonyError:
     return ToolError(f"{name} stopped: {raw['message']}")
 
 
-def usage(since: float) -> dict[str, Any]:
+def usage(since: float) -> dict[str, float | int | None]:
     """What this process has used: wall seconds since a monotonic time, and peak memory in bytes (None: no GPU)."""
     return {
         "wall_s": time.monotonic() - since,

@@ -75,7 +75,7 @@ def contains_secret(text: str) -> bool:
     return redact_text(text) != text
 
 
-def redact(value: Any, name: str = "") -> Any:
+def redact(value: object, name: str = "") -> Any:
     """A copy of a configuration or record (dicts, lists, texts) without secrets, by name and by shape."""
     if isinstance(value, Mapping):
         return {redact_text(str(key)): redact(item, str(key)) for key, item in value.items()}

@@ -78,7 +78,7 @@ class StageHook:
         """Another process makes the stage: this one waits for it."""
 
 
-def stage_key(stage: str, inputs: Mapping[str, Any]) -> str:
+def stage_key(stage: str, inputs: Mapping[str, object]) -> str:
     """The key of the stage of this name with these inputs."""
     return digest_json({"stage": stage, "inputs": inputs})[:KEY_DIGITS]
 
@@ -93,8 +93,8 @@ class StageStore:
     def run(
         self,
         stage: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, object],
+        make: Callable[[Path], Mapping[str, object]],
         *,
         label: str = "",
         resumable: bool = False,
@@ -121,7 +121,7 @@ class StageStore:
             hook.progressed(ref, done, total)
 
     def _listened(
-        self, ref: StageRef, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any]], resumable: bool
+        self, ref: StageRef, inputs: Mapping[str, object], make: Callable[[Path], Mapping[str, object]], resumable: bool
     ) -> StageResult:
         """Make a stage between the hooks' `started` and `finished` or `failed`; those that started hear the end."""
         heard: list[StageHook] = []
@@ -154,8 +154,8 @@ class StageStore:
         self,
         stage: str,
         key: str,
-        inputs: Mapping[str, Any],
-        make: Callable[[Path], Mapping[str, Any]],
+        inputs: Mapping[str, object],
+        make: Callable[[Path], Mapping[str, object]],
         resumable: bool,
     ) -> StageResult:
         folder = self.root / stage / key

@@ -5,18 +5,23 @@ A figure that was not measured is `None` and the reason stands beside it: missin
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
+from evals.config import GateConfig
 from finops.pricing.prices import Price
 
 __all__ = [  # Price lives with the catalog, which must not import this room
     "Attribution",
     "CostReport",
+    "Decision",
+    "DecisionEvidence",
+    "Divergence",
     "Estimate",
     "ItemOutcome",
+    "LoadConditions",
     "LoadPoint",
     "LoadReport",
     "Money",
@@ -25,6 +30,7 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "QualityReport",
     "SamplingOrder",
     "Target",
+    "TaskGate",
     "TaskResult",
     "ThetaSlo",
 ]
@@ -40,7 +46,7 @@ class Target:
     """The name under which the server knows the model."""
     tokenizer: Path
     """Folder of the model's tokenizer."""
-    engine: dict[str, Any]
+    engine: Mapping[str, object]
     """The engine's settings, as they were given to the server."""
     digest: str
     """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
@@ -198,13 +204,33 @@ class ThetaSlo:
 
 
 @dataclass(frozen=True)
+class LoadConditions:
+    """What a load was measured on, with what, and when. A fact that was not recorded is None."""
+
+    device: str | None = None
+    """`cpu` or `cuda`."""
+    device_name: str | None = None
+    num_devices: int | None = None
+    num_cpus: int | None = None
+    engine: Mapping[str, object] = field(default_factory=dict)
+    """The engine's settings, as they were given to the server."""
+    startup_s: float | None = None
+    """Seconds from the server's start to its first answer."""
+    oldest_result_at: str | None = None
+    """When the oldest of its repeats ended (ISO 8601)."""
+    trace_file: str | None = None
+    """The recorded traffic that was replayed."""
+    trace_requests_passed_over: int | None = None
+    """Requests of it that were too long."""
+
+
+@dataclass(frozen=True)
 class LoadReport:
     """All points of a load scenario for one target."""
 
     scenario: str
     points: tuple[LoadPoint, ...]
-    machine: dict[str, Any] = field(default_factory=dict)
-    """What it ran on: device, cores, versions, kernels, as far as known."""
+    machine: LoadConditions = field(default_factory=LoadConditions)
     mix: tuple[int, int] | None = None
     """Input and output tokens of the mix that headline prices speak of; None: the first point's."""
     theta_slo: ThetaSlo | None = None
@@ -276,6 +302,61 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Divergence:
+    """Over the items that both models have choice log-likelihoods for."""
+
+    kl_nats: float
+    """Mean Kullback-Leibler divergence of the candidate's choice probabilities from the baseline's, in nats."""
+    answer_perplexity_ratio: float | None
+    """exp(mean drop of the right choice's log-likelihood): above 1 the candidate finds the right text less likely; None
+    where the right choices are not known by index."""
+    num_items: int
+
+
+@dataclass(frozen=True)
+class TaskGate:
+    """One task's gate after all recorded answers."""
+
+    task: str
+    decision: str
+    """pass, fail, futile or undecided."""
+    reason: str
+    """e-value, certain, exact, budget, or empty."""
+    delta_points: float
+    order: str
+    num_items: int
+    num_items_total: int
+    decided_at: int | None
+    """The item at which the decision fell."""
+    difference: Estimate | None
+    """Candidate minus baseline over all items, as a share; None before the first item."""
+    log_e_pass: float | None
+    """Log e-value against "worse by the margin or more"; None where the answer is certain."""
+    log_e_fail: float | None
+    flip_rate: float | None
+    gained: tuple[int, ...]
+    """Ids of the items that the candidate got right and the baseline wrong, among those asked."""
+    lost: tuple[int, ...]
+    divergence: Divergence | None
+    """Information; no gate decides by it."""
+
+
+@dataclass(frozen=True)
+class DecisionEvidence:
+    """The figures behind a decision's reasons; empty for a baseline, which is compared with nothing."""
+
+    tasks: Mapping[str, TaskGate] = field(default_factory=dict)
+    recovery: Estimate | None = None
+    """Candidate's score over its baseline's; None where it could not be told."""
+    usd_per_1k_tokens: Money | None = None
+    baseline_usd_per_1k_tokens: Money | None = None
+    passed: bool = False
+    """Whether it met every requirement; a cheaper candidate may still have been promoted instead."""
+    beaten_by: tuple[str, ...] = ()
+    """Who or what was better, each with figures."""
+
+
+@dataclass(frozen=True)
 class Decision:
     """The answer of a run, with its reasons."""
 
@@ -283,7 +364,7 @@ class Decision:
     """`promote`, or `hold`: not promoted."""
     variant: str
     reasons: tuple[str, ...]
-    rule: dict[str, Any]
-    """The gate's settings, as they were applied."""
-    evidence: dict[str, Any]
+    rule: GateConfig | None = None
+    """The gate's settings, as they were applied; None for a baseline."""
+    evidence: DecisionEvidence = field(default_factory=DecisionEvidence)
     """The figures behind the reasons."""

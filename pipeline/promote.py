@@ -99,7 +99,8 @@ def promote(
             f"registry: {model} version {champion.version} is this very checkpoint and is '{promotion.alias}' already"
         )
     require_artifact(folder, digest)
-    require_fresh(client, [run_id, *evidence_runs], decision.rule.get("max_age_days"), now or datetime.now(UTC))
+    max_age_days = None if decision.rule is None else decision.rule.max_age_days
+    require_fresh(client, [run_id, *evidence_runs], max_age_days, now or datetime.now(UTC))
     approved_by = require_approval(Subject(model, decision.variant, digest, run_id), promotion, approvals)
     if champion is None and not has_model(client, model):
         client.create_registered_model(

@@ -172,11 +172,11 @@ def choice_file(
     import yaml
 
     settings: dict[str, Any] = asdict(best.engine) | {"name": f"tuned/{name}"}
-    machine = {} if best.load is None else best.load.machine
+    device_name = None if best.load is None else best.load.machine.device_name
     evidence = [
         f"Made by `parsimony tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",
         f"Model {config.model.name}, load={scenario.name}; {best.basis}.",
-        f"Machine {machine.get('device_name', price.hardware)}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
+        f"Machine {device_name or price.hardware}, {price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD "
         f"per hour ({price.purchase_option}), busy {config.gate.utilisation:g} of the time.",
         f"Lowest of several measurements, so a little too low: {best.usd_per_1k_tokens:.4g} USD per 1k tokens.",
         *_against_base(trials, best),

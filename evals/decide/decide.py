@@ -10,20 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from evals.config import GateConfig
 from evals.decide.evidence import Evidence, measured_apart, price_doubt, worst_latency
-from evals.decide.task_gates import TaskGate, compare, gates_of, how_sure, task_gates
-from evals.gate.gate import Combined, best_of_k_level, e_bh
-from evals.gate.gate import Decision as GateDecision
+from evals.decide.task_gates import compare, gates_of, how_sure, task_gates
+from evals.gate.gate import Combined, Verdict, best_of_k_level, e_bh
 from evals.gate.sequential import SequentialEvaluation
 from evals.stats import PairedComparison
-from evals.types import Decision, LoadReport, QualityReport, ThetaSlo
+from evals.types import Decision, DecisionEvidence, LoadReport, QualityReport, TaskGate, ThetaSlo
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Requirement:
     """One requirement's answer."""
 
     passed: bool
@@ -39,28 +37,28 @@ def decide(
     evaluation = gates_of(candidate.quality, baseline.quality, gate)
     comparison = None if evaluation is None else compare(candidate.quality, baseline.quality, evaluation, gate, seed)
     tasks = {} if evaluation is None else task_gates(evaluation, candidate.quality, baseline.quality)
-    verdicts = [
+    requirements = [
         *_quality(candidate.quality, evaluation, tasks, gate),
         _price(candidate, baseline),
         *_slo(candidate.load, gate),
     ]
-    action = "promote" if all(verdict.passed for verdict in verdicts) else "hold"
-    evidence: dict[str, Any] = {
-        "tasks": tasks,
-        "recovery": None if comparison is None else comparison.recovery,
-        "usd_per_1k_tokens": candidate.cost.usd_per_1k_tokens,
-        "baseline_usd_per_1k_tokens": baseline.cost.usd_per_1k_tokens,
-        "passed": action == "promote",
-        "beaten_by": [verdict.beaten_by for verdict in verdicts if verdict.beaten_by],
-    }
-    reasons = tuple(("passed: " if verdict.passed else "not met: ") + verdict.reason for verdict in verdicts)
-    return Decision(action, candidate.label, reasons, vars(gate), evidence), comparison
+    action = "promote" if all(one.passed for one in requirements) else "hold"
+    evidence = DecisionEvidence(
+        tasks=tasks,
+        recovery=None if comparison is None else comparison.recovery,
+        usd_per_1k_tokens=candidate.cost.usd_per_1k_tokens,
+        baseline_usd_per_1k_tokens=baseline.cost.usd_per_1k_tokens,
+        passed=action == "promote",
+        beaten_by=tuple(one.beaten_by for one in requirements if one.beaten_by),
+    )
+    reasons = tuple(("passed: " if one.passed else "not met: ") + one.reason for one in requirements)
+    return Decision(action, candidate.label, reasons, gate, evidence), comparison
 
 
 def baseline_decision(label: str) -> Decision:
     """The decision on a baseline: there is nothing to compare it with."""
     reason = "this is the baseline that variants are compared with (quant=int8 adds a variant)"
-    return Decision("hold", label, (reason,), {}, {})
+    return Decision("hold", label, (reason,))
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ def rank(candidates: Sequence[Evidence], baseline: Evidence, gate: GateConfig, s
         if winner is not None and index != winner:
             decisions[index] = _outbid(decisions[index], _beaten_on_price(candidates[index], candidates[winner]))
     losses = tuple(
-        Loss(decision.variant, tuple(decision.evidence["beaten_by"]))
+        Loss(decision.variant, decision.evidence.beaten_by)
         for index, decision in enumerate(decisions)
         if index != winner
     )
@@ -106,7 +104,7 @@ def rank(candidates: Sequence[Evidence], baseline: Evidence, gate: GateConfig, s
 
 
 def _outbid(decision: Decision, beaten_by: str) -> Decision:
-    evidence = {**decision.evidence, "beaten_by": [beaten_by]}
+    evidence = replace(decision.evidence, beaten_by=(beaten_by,))
     return replace(decision, action="hold", reasons=(*decision.reasons, f"not met: {beaten_by}"), evidence=evidence)
 
 
@@ -114,7 +112,7 @@ def _notes(decisions: Sequence[Decision], gate: GateConfig) -> tuple[str, ...]:
     num = len(decisions)
     if num <= gate.num_candidates:
         return ()
-    logs = [min((_log_e(one) for one in d.evidence["tasks"].values()), default=-math.inf) for d in decisions]
+    logs = [min((_log_e(one) for one in d.evidence.tasks.values()), default=-math.inf) for d in decisions]
     kept = ", ".join(decisions[index].variant for index in e_bh(logs, gate.alpha)) or "none"
     level = best_of_k_level(gate.alpha, gate.num_candidates)
     return (
@@ -128,7 +126,7 @@ def _notes(decisions: Sequence[Decision], gate: GateConfig) -> tuple[str, ...]:
 def _log_e(task: TaskGate) -> float:
     if task.log_e_pass is not None:
         return task.log_e_pass
-    return math.inf if task.decision == GateDecision.PASS else -math.inf
+    return math.inf if task.decision == Verdict.PASS else -math.inf
 
 
 def _usd(evidence: Evidence) -> float:
@@ -144,10 +142,10 @@ def _beaten_on_price(loser: Evidence, winner: Evidence) -> str:
 
 def _quality(
     quality: QualityReport, evaluation: SequentialEvaluation | None, tasks: Mapping[str, TaskGate], gate: GateConfig
-) -> list[Verdict]:
+) -> list[Requirement]:
     if quality.quality_invalid_reason:
         return [
-            Verdict(
+            Requirement(
                 False,
                 f"quality: {quality.quality_invalid_reason}",
                 f"its quality is not valid: {quality.quality_invalid_reason}",
@@ -155,37 +153,37 @@ def _quality(
         ]
     if evaluation is None:
         text = "candidate and baseline were not asked the same items in the same way"
-        return [Verdict(False, f"quality: {text}", f"its quality cannot be compared: {text}")]
-    verdicts = [_task(one, evaluation.combined, gate) for one in tasks.values()]
-    return verdicts or [Verdict(False, "quality: no task decides", "no task decides: gate.tasks is empty")]
+        return [Requirement(False, f"quality: {text}", f"its quality cannot be compared: {text}")]
+    requirements = [_task(one, evaluation.combined, gate) for one in tasks.values()]
+    return requirements or [Requirement(False, "quality: no task decides", "no task decides: gate.tasks is empty")]
 
 
-def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Verdict:
+def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Requirement:
     if one.difference is None:
         text = f"quality: {one.task}: not evaluated"
         if combined.because:
             text += f", because {combined.because} had ended the evaluation"
-        return Verdict(False, text)
+        return Requirement(False, text)
     d = one.difference
     figures = f"{100 * d.value:+.1f} points [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}] against the baseline"
     asked = f"{one.num_items} of {one.num_items_total} items"
     result = {
-        GateDecision.PASS: f"not worse by {one.delta_points:g} points or more",
-        GateDecision.FAIL: f"worse by {one.delta_points:g} points or more",
-        GateDecision.FUTILE: f"not shown within gate.max_items={gate.max_items}",
-        GateDecision.UNDECIDED: "not decided by these answers",
-    }[GateDecision(one.decision)]
-    passed = one.decision == GateDecision.PASS
+        Verdict.PASS: f"not worse by {one.delta_points:g} points or more",
+        Verdict.FAIL: f"worse by {one.delta_points:g} points or more",
+        Verdict.FUTILE: f"not shown within gate.max_items={gate.max_items}",
+        Verdict.UNDECIDED: "not decided by these answers",
+    }[Verdict(one.decision)]
+    passed = one.decision == Verdict.PASS
     against = "" if passed else f"{one.task}: {figures}, {result} ({asked})"
-    return Verdict(passed, f"quality: {one.task}: {figures}, {asked}: {result} ({how_sure(one, gate)})", against)
+    return Requirement(passed, f"quality: {one.task}: {figures}, {asked}: {result} ({how_sure(one, gate)})", against)
 
 
-def _price(candidate: Evidence, baseline: Evidence) -> Verdict:
+def _price(candidate: Evidence, baseline: Evidence) -> Requirement:
     ours, theirs = candidate.cost.usd_per_1k_tokens, baseline.cost.usd_per_1k_tokens
     if ours is None or theirs is None:
         reasons = (one.cost.missing.get("usd_per_1k_tokens") for one in (candidate, baseline))
         missing = next((reason for reason in reasons if reason), "not measured")
-        return Verdict(False, f"price: unknown: {missing}", f"no price was measured ({missing})")
+        return Requirement(False, f"price: unknown: {missing}", f"no price was measured ({missing})")
     change = float(ours.value / theirs.value) - 1
     figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
     figures += measured_apart(candidate.load, baseline.load)
@@ -193,41 +191,42 @@ def _price(candidate: Evidence, baseline: Evidence) -> Verdict:
     doubt = price_doubt(candidate.load, baseline.load) if cheaper else ""
     if doubt:
         text = f"not significantly different from the baseline's: {doubt}"
-        return Verdict(False, f"price: {figures}: {text}", f"its price is {text}")
+        return Requirement(False, f"price: {figures}: {text}", f"its price is {text}")
     reason = f"price: {figures}: {'cheaper' if cheaper else 'not cheaper'} than the baseline"
-    return Verdict(cheaper, reason, "" if cheaper else f"it is not cheaper than the baseline: {figures}")
+    return Requirement(cheaper, reason, "" if cheaper else f"it is not cheaper than the baseline: {figures}")
 
 
-def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Verdict]:
+def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Requirement]:
     limits = {"ttft_p99_s": gate.slo_ttft_p99_s, "tpot_p99_s": gate.slo_tpot_p99_s}
-    verdicts = []
+    requirements = []
     for metric, limit in limits.items():
         if limit is None:
             continue
         if load.theta_slo is not None:
-            verdicts.append(_searched(load.theta_slo, metric, limit))
+            requirements.append(_searched(load.theta_slo, metric, limit))
             continue
         worst = worst_latency(load, metric)
         if worst is None:
             text = f"{metric} was not measured"
-            verdicts.append(Verdict(False, f"SLO: {text}", f"the SLO cannot be checked: {text}"))
+            requirements.append(Requirement(False, f"SLO: {text}", f"the SLO cannot be checked: {text}"))
         else:
             is_met = worst <= limit
             figures = f"{metric} {worst:.3g} s {'meets' if is_met else 'exceeds'} the limit of {limit:g} s"
             against = "" if is_met else f"it misses the SLO: {figures} by {worst / limit - 1:.0%}"
-            verdicts.append(Verdict(is_met, f"SLO: {figures}", against))
-    return verdicts
+            requirements.append(Requirement(is_met, f"SLO: {figures}", against))
+    return requirements
 
 
-def _searched(theta: ThetaSlo, metric: str, limit: float) -> Verdict:
+def _searched(theta: ThetaSlo, metric: str, limit: float) -> Requirement:
     """Where the load searched for theta_slo, the price rests on that rate, and so does the objective."""
     searched = getattr(theta, metric)
     if searched is None or searched > limit:
         bound = "no limit" if searched is None else f"{searched:g} s"
         text = f"{metric} <= {limit:g} s is asked for, theta_slo was searched with {bound}"
         way_out = f"load.search.slo_{metric}={limit:g} searches with it"
-        return Verdict(False, f"SLO: {text} ({way_out})", f"the SLO cannot be checked: {text}")
+        return Requirement(False, f"SLO: {text} ({way_out})", f"the SLO cannot be checked: {text}")
     if theta.held_req_per_s is None:
         text = f"{metric} <= {searched:g} s: {theta.reason}"
-        return Verdict(False, f"SLO: {text}", f"it misses the SLO: {text}")
-    return Verdict(True, f"SLO: {metric} <= {searched:g} s is met at {theta.held_req_per_s:g} requests/s (theta_slo)")
+        return Requirement(False, f"SLO: {text}", f"it misses the SLO: {text}")
+    text = f"{metric} <= {searched:g} s is met at {theta.held_req_per_s:g} requests/s (theta_slo)"
+    return Requirement(True, f"SLO: {text}")

@@ -55,11 +55,10 @@ def measured_apart(load: LoadReport, baseline: LoadReport) -> str:
     The interval includes run-to-run variation of one session. It does not include what changes on a machine, above all
     on a shared one, from one hour to another.
     """
-    ended = [one.machine.get("oldest_result_at") for one in (load, baseline)]
-    if None in ended:
+    ours, theirs = load.machine.oldest_result_at, baseline.machine.oldest_result_at
+    if ours is None or theirs is None:
         return ""
-    ours, theirs = (datetime.fromisoformat(str(at)) for at in ended)
-    hours = abs(ours - theirs) / timedelta(hours=1)
+    hours = abs(datetime.fromisoformat(ours) - datetime.fromisoformat(theirs)) / timedelta(hours=1)
     if hours < 1:
         return ""
     return f", their speeds measured {hours:.0f} h apart" if hours < 48 else f", measured {hours / 24:.0f} days apart"

@@ -8,47 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from evals.config import GateConfig
-from evals.gate.divergence import Divergence, divergence
-from evals.gate.gate import Decision as GateDecision
-from evals.gate.gate import best_of_k_level
+from evals.gate.divergence import divergence
+from evals.gate.gate import Verdict, best_of_k_level
 from evals.gate.sequential import GateRule, SequentialEvaluation, replay
 from evals.stats import PairedComparison, align, flips, paired_bootstrap
-from evals.types import Estimate, QualityReport
+from evals.types import Estimate, QualityReport, TaskGate
 
 CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class TaskGate:
-    """One task's gate after all recorded answers."""
-
-    task: str
-    decision: str
-    """pass, fail, futile or undecided."""
-    reason: str
-    """e-value, certain, exact, budget, or empty."""
-    delta_points: float
-    order: str
-    num_items: int
-    num_items_total: int
-    decided_at: int | None
-    """The item at which the decision fell."""
-    difference: Estimate | None
-    """Candidate minus baseline over all items, as a share; None before the first item."""
-    log_e_pass: float | None
-    """Log e-value against "worse by the margin or more"; None where the answer is certain."""
-    log_e_fail: float | None
-    flip_rate: float | None
-    gained: tuple[int, ...]
-    """Ids of the items that the candidate got right and the baseline wrong, among those asked."""
-    lost: tuple[int, ...]
-    divergence: Divergence | None
-    """Information; no gate decides by it."""
 
 
 def rule_of(gate: GateConfig, tasks: Sequence[str]) -> GateRule:
@@ -166,13 +136,13 @@ def _mean(estimates: Sequence[Estimate], method: str) -> Estimate:
 def how_sure(one: TaskGate, gate: GateConfig) -> str:
     """What a gate's answer rests on, as text."""
     level = best_of_k_level(gate.alpha, gate.num_candidates)
-    if one.decision in (GateDecision.FUTILE, GateDecision.UNDECIDED):
+    if one.decision in (Verdict.FUTILE, Verdict.UNDECIDED):
         shown = 0.0 if one.log_e_pass is None else math.exp(min(one.log_e_pass, 700))
         return f"e-value {shown:.3g}, {1 / level:.0f} is needed"
     if one.reason == "exact":
         return "by all items"
     if one.reason == "certain":
         return "certain: the items left cannot change it"
-    log_e, error = (one.log_e_pass, level) if one.decision == GateDecision.PASS else (one.log_e_fail, gate.beta)
+    log_e, error = (one.log_e_pass, level) if one.decision == Verdict.PASS else (one.log_e_fail, gate.beta)
     shown = math.inf if log_e is None else math.exp(min(log_e, 700))
     return f"shown at {error:.3g} error, e-value {shown:.3g}"

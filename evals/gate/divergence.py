@@ -7,24 +7,11 @@ et al., arXiv 2407.09141). They come from the log-likelihoods of the answer choi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from evals.gate.betting import FloatArray
-from evals.types import ItemOutcome
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """Over the items that both models have choice log-likelihoods for."""
-
-    kl_nats: float
-    """Mean Kullback-Leibler divergence of the candidate's choice probabilities from the baseline's, in nats."""
-    answer_perplexity_ratio: float | None
-    """exp(mean drop of the right choice's log-likelihood): above 1 the candidate finds the right text less likely; None
-    where the right choices are not known by index."""
-    num_items: int
+from evals.types import Divergence, ItemOutcome
 
 
 def divergence(candidate: Sequence[ItemOutcome], baseline: Sequence[ItemOutcome]) -> Divergence | None:

@@ -6,7 +6,7 @@ undecided, and one may look as often as one likes.
 
     order = uniform_order(num_items, rng)                                  # or guided: evals/gate/ordering.py
     gate = Gate(num_items, delta=0.02, alpha=0.05)
-    while gate.state.decision is Decision.UNDECIDED:
+    while gate.state.decision is Verdict.UNDECIDED:
         gate.update(differences(candidate_scores, baseline_scores))        # of the next block of `order`
     gate.confidence_sequence()
 
@@ -71,7 +71,7 @@ REJECT_BETS = Bets(edges=(1.0, 4.0, 16.0), weights=(0.36, 0.61, 0.03), prior_ite
 """One margin is the edge of "no loss" (accept) and of "worse by 2 delta" (reject); the rest is tuned."""
 
 
-class Decision(StrEnum):
+class Verdict(StrEnum):
     """What the gate says."""
 
     UNDECIDED = "undecided"
@@ -84,7 +84,7 @@ class Decision(StrEnum):
 class GateState:
     """Where a gate stands after a block."""
 
-    decision: Decision
+    decision: Verdict
     reason: str
     """"e-value", "certain" (the items left cannot change it), "exact" (all items), "budget", or empty."""
     num_items: int
@@ -152,7 +152,7 @@ class Gate:
         self._carry = betting.start(accept_bets, reject_bets)
         self._blocks: list[FloatArray] = []
         self._paths: list[betting.Path] = []
-        self._state = GateState(Decision.UNDECIDED, "", 0, num_items, None, 0.0, 0.0)
+        self._state = GateState(Verdict.UNDECIDED, "", 0, num_items, None, 0.0, 0.0)
 
     @property
     def state(self) -> GateState:
@@ -191,15 +191,15 @@ class Gate:
             at_end = used + 1 + np.arange(codes.size) == self.num_items
             codes = np.where(at_end, codes, betting.UNDECIDED).astype(np.int8)
         old = self._state
-        verdict = _Verdict(old.decision, old.reason, old.decided_at)
-        if verdict.decision is Decision.UNDECIDED:
+        verdict = _FirstVerdict(old.decision, old.reason, old.decided_at)
+        if verdict.decision is Verdict.UNDECIDED:
             verdict = _first_verdict(codes, used, self.num_items)
         sure = _first_verdict(np.where(codes >= betting.SURE_ACCEPT, codes, 0), used, self.num_items)
-        if sure.decision not in (Decision.UNDECIDED, verdict.decision):
+        if sure.decision not in (Verdict.UNDECIDED, verdict.decision):
             verdict = sure
         now = used + codes.size
-        if verdict.decision is Decision.UNDECIDED and not self._can_pass(float(path.total[-1]), now, log_pass):
-            verdict = _Verdict(Decision.FUTILE, "budget", now)
+        if verdict.decision is Verdict.UNDECIDED and not self._can_pass(float(path.total[-1]), now, log_pass):
+            verdict = _FirstVerdict(Verdict.FUTILE, "budget", now)
         return GateState(verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at, log_pass, log_fail)
 
     def _can_pass(self, total: float, used: int, log_pass: float) -> bool:
@@ -296,21 +296,21 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class _Verdict:
-    decision: Decision
+class _FirstVerdict:
+    decision: Verdict
     reason: str
     decided_at: int | None
 
 
-def _first_verdict(codes: NDArray[np.int8], used: int, num_items: int) -> _Verdict:
+def _first_verdict(codes: NDArray[np.int8], used: int, num_items: int) -> _FirstVerdict:
     if not codes.any():
-        return _Verdict(Decision.UNDECIDED, "", None)
+        return _FirstVerdict(Verdict.UNDECIDED, "", None)
     first = int((codes != betting.UNDECIDED).argmax())
     code, at = int(codes[first]), used + first + 1
-    decision = Decision.PASS if code in (betting.E_ACCEPT, betting.SURE_ACCEPT) else Decision.FAIL
+    decision = Verdict.PASS if code in (betting.E_ACCEPT, betting.SURE_ACCEPT) else Verdict.FAIL
     if code in (betting.E_ACCEPT, betting.E_REJECT):
-        return _Verdict(decision, "e-value", at)
-    return _Verdict(decision, "exact" if at == num_items else "certain", at)
+        return _FirstVerdict(decision, "e-value", at)
+    return _FirstVerdict(decision, "exact" if at == num_items else "certain", at)
 
 
 def _check_flip_model(
@@ -356,7 +356,7 @@ def differences(candidate: Sequence[float | None], baseline: Sequence[float | No
 class Combined:
     """All tasks' gates together."""
 
-    decision: Decision
+    decision: Verdict
     because: str
     """The task that failed or is futile; empty otherwise."""
     log_e_pass: float
@@ -372,13 +372,13 @@ def combine(states: Mapping[str, GateState]) -> Combined:
     """
     if not states:
         raise ValueError("no task, so there is nothing to decide")
-    undecided = tuple(task for task, state in states.items() if state.decision is Decision.UNDECIDED)
+    undecided = tuple(task for task, state in states.items() if state.decision is Verdict.UNDECIDED)
     log_e_pass = min(state.log_e_pass for state in states.values())
-    for bad in (Decision.FAIL, Decision.FUTILE):
+    for bad in (Verdict.FAIL, Verdict.FUTILE):
         for task, state in states.items():
             if state.decision is bad:
                 return Combined(bad, task, log_e_pass, undecided)
-    return Combined(Decision.UNDECIDED if undecided else Decision.PASS, "", log_e_pass, undecided)
+    return Combined(Verdict.UNDECIDED if undecided else Verdict.PASS, "", log_e_pass, undecided)
 
 
 def best_of_k_level(alpha: float, num_candidates: int) -> float:

@@ -23,7 +23,7 @@ import numpy as np
 from core.errors import ConfigError, closest
 from core.files import digest_json
 from evals.gate.betting import confidence_bounds, make_schedule
-from evals.gate.gate import Combined, Decision, Gate, GateState, combine, differences
+from evals.gate.gate import Combined, Gate, GateState, Verdict, combine, differences
 from evals.gate.ordering import guide_weights, guided_order, margin, uniform_order
 from evals.types import Estimate, SamplingOrder, TaskResult
 
@@ -178,7 +178,7 @@ class SequentialEvaluation:
 
     def _undecided(self) -> tuple[str, ...]:
         combined = self.combined
-        return combined.undecided if combined.decision is Decision.UNDECIDED else ()
+        return combined.undecided if combined.decision is Verdict.UNDECIDED else ()
 
     def _reach(self, task: str) -> tuple[str, int]:
         gate = self.gates[task]

@@ -10,9 +10,9 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Container
 from pathlib import Path
-from typing import Any
 
 from core.files import digest_json
+from evals.load.client import ClientRun
 from evals.load.scenario import LoadScenario, PointSpec
 from evals.load.trace import CHUNK_TOKENS
 from evals.types import Target
@@ -98,12 +98,12 @@ def client_runs(
     *,
     have: Container[str] = (),
     trace_file: Callable[[int], Path] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[ClientRun]:
     """The client's runs for the repeats of a point that are not yet in `have`, after one discarded round.
 
     `trace_file` gives the requests of a replayed trace for a repeat's seed.
     """
-    runs = []
+    runs: list[ClientRun] = []
     for repeat, name in enumerate(raw_names(target, scenario, point, seed)):
         if name not in have:
             prompts_seed = run_seed(seed, point, repeat)

@@ -24,10 +24,26 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 IDLE_LIMIT_S = 120.0
 POLL_S = 0.02
+
+
+class ClientRun(TypedDict):
+    """One run of the benchmark."""
+
+    result: str | None
+    """The name of its file; None for a warm-up, which is discarded."""
+    arguments: list[str]
+
+
+class ClientJob(TypedDict):
+    """What the client does next."""
+
+    request_timeout_s: float
+    metrics_url: str
+    runs: list[ClientRun]
 
 
 def vllm_version() -> str:
@@ -45,7 +61,7 @@ def limit_requests(timeout_s: float) -> None:
     send = requests.async_request_openai_completions
 
     @functools.wraps(send)
-    async def send_within(request_func_input: Any, session: Any, pbar: Any = None) -> Any:
+    async def send_within(request_func_input: Any, session: object, pbar: object = None) -> object:
         start = time.perf_counter()
         try:
             async with asyncio.timeout(timeout_s):
@@ -69,7 +85,7 @@ def server_metrics(url: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("vllm:") and "_bucket{" not in line]
 
 
-def run_once(run: dict[str, Any], job: dict[str, Any], raw: Path) -> None:
+def run_once(run: ClientRun, job: ClientJob, raw: Path) -> None:
     """One run of `vllm bench serve`; its result, with the server's counters before and after, in `raw`."""
     from vllm.benchmarks.serve import add_cli_args, main
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -101,12 +117,12 @@ def run_once(run: dict[str, Any], job: dict[str, Any], raw: Path) -> None:
     (raw / unfinished).replace(raw / run["result"])
 
 
-def next_job(jobs: Path, number: int) -> dict[str, Any] | None:
+def next_job(jobs: Path, number: int) -> ClientJob | None:
     """Wait for job `number`; None when the parent has ended the client."""
     deadline = time.monotonic() + IDLE_LIMIT_S
     while time.monotonic() < deadline:
         if (jobs / f"{number:04d}.json").exists():
-            job: dict[str, Any] = json.loads((jobs / f"{number:04d}.json").read_text())
+            job: ClientJob = json.loads((jobs / f"{number:04d}.json").read_text())
             return job
         if (jobs / "end").exists():
             return None

@@ -17,6 +17,7 @@ import re
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -134,7 +135,7 @@ class Gpus:
     def __init__(self) -> None:
         """Open NVML if it is there."""
         self._nvml: Any = None
-        self._handles: list[Any] = []
+        self._handles: list[object] = []
         try:
             nvml = importlib.import_module("pynvml")
             nvml.nvmlInit()
@@ -169,7 +170,7 @@ class Gpus:
             "gpu_energy_j": _total(energy),
         }
 
-    def _try(self, read: Any, handle: Any) -> float | None:
+    def _try(self, read: Callable[[object], float], handle: object) -> float | None:
         try:
             return float(read(handle))
         except self._nvml.NVMLError:

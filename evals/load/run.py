@@ -11,21 +11,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from core.errors import ConfigError, ToolError
 from core.files import digest_file, link_or_copy, read_json, write_atomic, write_json
 from core.jobs import LOCAL, Job, Launcher
 from evals.load.arguments import client_runs, raw_names
+from evals.load.client import ClientJob, ClientRun
 from evals.load.counters import COUNTERS, UNAVAILABLE, machine_counters, server_counters
 from evals.load.monitor import Monitor
 from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.search import next_points, theta_slo
-from evals.load.summary import METRICS, Slo, num_timeouts, summarise
+from evals.load.summary import METRICS, BenchmarkResult, RawRun, Slo, num_timeouts, summarise
 from evals.load.trace import Arrival, choose, read_trace, trace_lines, trace_path
-from evals.types import LoadPoint, LoadReport, Target
+from evals.types import LoadConditions, LoadPoint, LoadReport, Target
 
 CLIENT = Path(__file__).with_name("client.py")
 RAN = "load-client: ran "
@@ -42,7 +43,7 @@ def run_load(
     launcher: Launcher = LOCAL,
     env: Mapping[str, str] | None = None,
     slo: Slo | None = None,
-    machine: Mapping[str, Any] | None = None,
+    machine: LoadConditions | None = None,
     on_run: Callable[[int, int], None] | None = None,
     known: Path | None = None,
 ) -> LoadReport:
@@ -61,7 +62,7 @@ def run_load(
         on_run: told (repeats done, repeats known of so far) after each repeat.
         known: results of other scenarios on this machine with these tools; those that fit are taken, ours are added.
 
-    The report's facts have `oldest_result_at`, the time (ISO 8601) at which the oldest of its repeats ended.
+    The report's `machine` also says when the oldest of its repeats ended.
 
     Raises:
         ToolError: the client failed. Requests that fail are no error: they are counted in the report.
@@ -70,7 +71,8 @@ def run_load(
     """
     if slo is None and scenario.search is not None:
         slo = scenario.search.slo
-    session = _Session(target, scenario, workdir, seed, slo=slo, on_run=on_run, known=known)
+    conditions = machine or LoadConditions()
+    session = _Session(target, scenario, workdir, seed, conditions, slo=slo, on_run=on_run, known=known)
     if session.plan_next():
         # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
         whole_env = {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
@@ -78,9 +80,8 @@ def run_load(
             launcher.run(client_job(client_python, workdir, whole_env), on_line=session.see)
     if not session.is_complete:
         raise ToolError("the load client ended before the scenario was complete", workdir / "client.log")
-    facts = dict(machine or {}) | session.facts
     theta = None if scenario.search is None else theta_slo(scenario.search, session.measured)
-    return LoadReport(scenario.name, tuple(session.measured), facts, scenario.mix, theta)
+    return LoadReport(scenario.name, tuple(session.measured), session.conditions, scenario.mix, theta)
 
 
 def client_job(python: Path, workdir: Path, environment: Mapping[str, str]) -> Job:
@@ -107,6 +108,7 @@ class _Session:
         scenario: LoadScenario,
         workdir: Path,
         seed: int,
+        conditions: LoadConditions,
         *,
         slo: Slo | None,
         on_run: Callable[[int, int], None] | None,
@@ -116,7 +118,7 @@ class _Session:
         self.known = known
         self.workdir, self.raw, self.jobs = workdir, workdir / "raw", workdir / "jobs"
         self.measured: list[LoadPoint] = []
-        self.facts: dict[str, Any] = {}
+        self.conditions = conditions
         self.monitor: Monitor | None = None
         self.is_complete = False
         self._pending: list[PointSpec] = []
@@ -142,7 +144,7 @@ class _Session:
                 return False
             if runs := self._runs():
                 self._num_jobs += 1
-                job = {
+                job: ClientJob = {
                     "request_timeout_s": self.scenario.request_timeout_s,
                     "metrics_url": f"{self.target.url}/metrics",
                     "runs": runs,
@@ -150,7 +152,7 @@ class _Session:
                 write_json(self.jobs / f"{self._num_jobs:04d}.json", job)
                 return True
 
-    def _runs(self) -> list[dict[str, Any]]:
+    def _runs(self) -> list[ClientRun]:
         if self.known is not None:
             for name in [name for point in self._pending for name in self._names(point)]:
                 if (self.known / name).exists():
@@ -187,11 +189,12 @@ class _Session:
     def _note_age(self, point: PointSpec) -> None:
         times = [(self.raw / name).stat().st_mtime for name in self._names(point)]
         ended_at = datetime.fromtimestamp(min(times), UTC).isoformat(timespec="seconds")
-        self.facts["oldest_result_at"] = min(ended_at, self.facts.get("oldest_result_at", ended_at))
+        oldest = min(ended_at, self.conditions.oldest_result_at or ended_at)
+        self.conditions = replace(self.conditions, oldest_result_at=oldest)
 
     def _keep_counters(self, result: Path) -> None:
         """Write `<result>.counters` from the samples of its time; these are lost when this process ends."""
-        run = read_json(result)
+        run: RawRun = read_json(result)
         start_s, end_s = window(run)
         samples = [] if self.monitor is None else [*self.monitor.samples, self.monitor.look()]
         figures = server_counters(run["metrics_before"], run["metrics_after"]) | machine_counters(
@@ -202,7 +205,7 @@ class _Session:
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
         path = trace_path(replay.path)
         self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
-        self.facts |= {"trace_file": replay.path, "trace_requests_passed_over": num_passed}
+        self.conditions = replace(self.conditions, trace_file=replay.path, trace_requests_passed_over=num_passed)
         count = len(self._arrivals)
         if not count:
             raise ConfigError(f"load.trace.max_tokens: no request of {path} has at most {replay.max_tokens} tokens")
@@ -228,7 +231,7 @@ def share(result: Path, other: Path) -> None:
     link_or_copy(result, other)
 
 
-def window(run: Mapping[str, Any]) -> tuple[float, float]:
+def window(run: RawRun) -> tuple[float, float]:
     """Start and end of a run's requests on the monotonic clock, without the client's preparation."""
     starts = run["bench"].get("start_times")
     start_s = min(starts) if starts else run["started_monotonic_s"]
@@ -248,7 +251,7 @@ def read_point(
     for path in paths:
         if not path.exists():
             raise ToolError(f"the load client ended without a result: {path}", raw.parent / "client.log")
-    benches = [read_json(path)["bench"] for path in paths]
+    benches: list[BenchmarkResult] = [read_json(path)["bench"] for path in paths]
     repeats = tuple(summarise(bench, slo) for bench in benches)
     kept = [path.with_suffix(".counters") for path in paths]
     counters = tuple(read_json(path) if path.exists() else dict.fromkeys(COUNTERS) for path in kept)
@@ -269,7 +272,7 @@ def read_point(
     )
 
 
-def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def _reasons(repeats: Sequence[Mapping[str, float | None]], benches: Sequence[BenchmarkResult]) -> dict[str, str]:
     """Why a metric is None in every repeat."""
     reasons = {}
     first_error = next((str(error) for bench in benches for error in bench["errors"] if error), "")

@@ -210,7 +210,7 @@ def _check_scenario(scenario: LoadScenario) -> None:
         )
 
 
-def _point(field: str, raw: Any) -> PointSpec:
+def _point(field: str, raw: Mapping[str, object]) -> PointSpec:
     point = _part(field, raw, PointSpec)
     assert point is not None
     if point.trace is not None:
@@ -222,7 +222,7 @@ def _point(field: str, raw: Any) -> PointSpec:
     return point
 
 
-def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
+def _part(field: str, raw: object, kind: type[PartT]) -> PartT | None:
     """A nested dataclass from a mapping; every number in it must be positive, whole where the field is."""
     if raw is None:
         return None
@@ -243,24 +243,24 @@ def _part(field: str, raw: Any, kind: type[PartT]) -> PartT | None:
     return kind(**raw)
 
 
-def _mix(value: Any) -> tuple[int, int]:
+def _mix(value: object) -> tuple[int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(isinstance(item, int) for item in value):
         raise ConfigError(f"load.mix: {value!r} is not [input_tokens, output_tokens]")
     return int(value[0]), int(value[1])
 
 
-def _known_keys(field: str, raw: Mapping[str, Any], kind: type) -> None:
+def _known_keys(field: str, raw: Mapping[str, object], kind: type) -> None:
     known = [item.name for item in dataclasses.fields(kind)]
     for key in raw:
         if key not in known:
             raise ConfigError(f"{field}.{key}: unknown key{closest(key, known)}; known: {', '.join(known)}")
 
 
-def _at_least(field: str, value: Any, least: int) -> None:
+def _at_least(field: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{field}: {value!r} is not a whole number of at least {least}")
 
 
-def _positive(field: str, value: Any) -> None:
+def _positive(field: str, value: object) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not (math.isfinite(value) and value > 0):
         raise ConfigError(f"{field}: {value!r} is not a number above 0")

@@ -7,10 +7,10 @@ the repeats. Goodput is counted from the per-request records, so that any SLO ca
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import NotRequired, TypedDict
 
 from evals.types import LoadPoint, LoadReport
 
@@ -57,7 +57,41 @@ class Figure:
     method: str
 
 
-def summarise(bench: Mapping[str, Any], slo: Slo | None = None) -> dict[str, float | None]:
+class BenchmarkResult(TypedDict):
+    """What is read of a result of `vllm bench serve`, one entry per request in the lists."""
+
+    completed: int
+    failed: int
+    duration: float
+    """Seconds."""
+    output_throughput: float
+    total_token_throughput: float
+    request_throughput: float
+    p50_ttft_ms: float
+    p99_ttft_ms: float
+    p50_tpot_ms: float
+    p99_tpot_ms: float
+    ttfts: list[float]
+    """Seconds to the first token."""
+    itls: list[list[float]]
+    """Seconds between tokens."""
+    output_lens: list[int]
+    errors: list[str]
+    start_times: NotRequired[list[float]]
+    """On the monotonic clock."""
+
+
+class RawRun(TypedDict):
+    """A file that the client leaves (`evals/load/client.py`)."""
+
+    bench: BenchmarkResult
+    started_monotonic_s: float
+    ended_monotonic_s: float
+    metrics_before: list[str]
+    metrics_after: list[str]
+
+
+def summarise(bench: BenchmarkResult, slo: Slo | None = None) -> dict[str, float | None]:
     """The metrics of one repeat, by the names of `METRICS`; None where no request gave a figure."""
     completed, failed = int(bench["completed"]), int(bench["failed"])
     figures: dict[str, float | None] = dict.fromkeys(METRICS)
@@ -77,7 +111,7 @@ def summarise(bench: Mapping[str, Any], slo: Slo | None = None) -> dict[str, flo
     return figures
 
 
-def count_good(bench: Mapping[str, Any], slo: Slo) -> int:
+def count_good(bench: BenchmarkResult, slo: Slo) -> int:
     """Requests that succeeded within the SLO (goodput, https://arxiv.org/abs/2401.09670)."""
     return sum(
         (slo.ttft_s is None or ttft_s <= slo.ttft_s) and (slo.tpot_s is None or tpot_s is None or tpot_s <= slo.tpot_s)
@@ -85,7 +119,7 @@ def count_good(bench: Mapping[str, Any], slo: Slo) -> int:
     )
 
 
-def requests(bench: Mapping[str, Any]) -> list[tuple[float, float | None]]:
+def requests(bench: BenchmarkResult) -> list[tuple[float, float | None]]:
     """TTFT and TPOT in seconds of every request that succeeded; a single token has no TPOT."""
     return [
         (ttft, sum(itls) / (length - 1) if length > 1 else None)
@@ -96,7 +130,7 @@ def requests(bench: Mapping[str, Any]) -> list[tuple[float, float | None]]:
     ]
 
 
-def num_timeouts(bench: Mapping[str, Any]) -> int:
+def num_timeouts(bench: BenchmarkResult) -> int:
     """Requests that were given up because they took too long."""
     return sum(str(error).startswith(TIMEOUT) for error in bench["errors"])
 

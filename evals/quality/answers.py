@@ -11,9 +11,9 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from core.files import digest_json
+from evals.quality.messages import Answer
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -27,7 +27,7 @@ BUSY_TIMEOUT_S = 60.0
 MAX_VARIABLES = 500
 
 
-def request_digest(kind: str, arguments: Any) -> str:
+def request_digest(kind: str, arguments: object) -> str:
     """The digest of one request: its kind (`loglikelihood`, `generate_until`) and lm-eval's arguments for it."""
     return digest_json([kind, arguments])
 
@@ -43,10 +43,10 @@ class AnswerCache:
         with self._connection:
             self._connection.execute(SCHEMA)
 
-    def get(self, requests: Iterable[str]) -> dict[str, Any]:
+    def get(self, requests: Iterable[str]) -> dict[str, Answer]:
         """The known answers among these request digests."""
         wanted = list(dict.fromkeys(requests))
-        found: dict[str, Any] = {}
+        found: dict[str, Answer] = {}
         for start in range(0, len(wanted), MAX_VARIABLES):
             part = wanted[start : start + MAX_VARIABLES]
             marks = ",".join("?" * len(part))
@@ -57,7 +57,7 @@ class AnswerCache:
             found.update((request, json.loads(answer)) for request, answer in rows)
         return found
 
-    def put(self, answers: Mapping[str, Any]) -> None:
+    def put(self, answers: Mapping[str, Answer]) -> None:
         """Store answers by request digest; one that is stored already stays as it is."""
         rows = [(self._target, request, json.dumps(answer)) for request, answer in answers.items()]
         with self._connection:

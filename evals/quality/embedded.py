@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ EMBEDDED_TASKS = {
 }
 
 
-def task_config(name: str, data: Path, stock_tasks: Path) -> dict[str, Any]:
+def task_config(name: str, data: Path, stock_tasks: Path) -> dict[str, object]:
     """An lm-eval task file: the stock task with its items read from `data`, the unpacked `hf_datasets/` folder."""
     task = EMBEDDED_TASKS[name]
     return {

@@ -17,13 +17,14 @@ from typing import Any
 from core.errors import ConfigError
 from evals.gate.sequential import Block
 from evals.quality.answers import AnswerCache, request_digest
+from evals.quality.messages import Answer, Leaf, QualityJob, Request, Sample
 from evals.quality.selection import ItemId, ItemSelection
 
 BLOCK = 128
 """Requests sent between two writes of the answer cache."""
-Places = Mapping[str, tuple[Any, str, list[ItemId]]]
+Places = Mapping[str, tuple[Leaf, str, list[ItemId]]]
 """Per leaf name: lm-eval's task, the name it was asked for by, and the item id of each `doc_id`."""
-Ask = Callable[[list[Any]], list[Any]]
+Ask = Callable[[list[Request]], list[Answer]]
 """Sends requests to the server and returns its answers, one each."""
 
 
@@ -34,13 +35,13 @@ class SelectedRequests:
         self.cache, self.selection, self.places = cache, selection, places
         self.failures: dict[str, str] = {}
 
-    def answer(self, kind: str, requests: list[Any], ask: Ask) -> list[Any]:
+    def answer(self, kind: str, requests: list[Request], ask: Ask) -> list[Answer]:
         """An answer for every request, in order; those of items that are not asked stand for nothing."""
         keys = [request_digest(kind, request.args) for request in requests]
         rows: dict[tuple[str, ItemId], list[int]] = {}
         for row, request in enumerate(requests):
             rows.setdefault(item_of(request, self.places), []).append(row)
-        answers: dict[str, Any] = {}
+        answers: dict[str, Answer] = {}
 
         def fetch(task: str, item_ids: tuple[ItemId, ...]) -> None:
             mine = (row for item_id in item_ids for row in rows.get((task, item_id), ()))
@@ -72,7 +73,7 @@ class SelectedRequests:
             if len({one.request_type for one in leaf.instances}) > 1:
                 raise ConfigError(f"task '{task}' mixes kinds of requests: leave it out of gate.tasks")
 
-    def fetch(self, wanted: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
+    def fetch(self, wanted: Mapping[str, Request], ask: Ask) -> dict[str, Answer]:
         """Answers by request digest: from the cache, or from the server, stored block by block."""
         found = self.cache.get(wanted)
         todo = [(key, request) for key, request in wanted.items() if key not in found | self.failures]
@@ -82,7 +83,7 @@ class SelectedRequests:
             found.update(fresh)
         return found
 
-    def ask_block(self, block: list[tuple[str, Any]], ask: Ask) -> dict[str, Any]:
+    def ask_block(self, block: list[tuple[str, Request]], ask: Ask) -> dict[str, Answer]:
         """Ask the server; where a block fails, one by one, so that each failure is known by its request."""
         try:
             return dict(zip([key for key, _ in block], ask([request for _, request in block]), strict=True))
@@ -90,7 +91,7 @@ class SelectedRequests:
             if len(block) == 1:
                 self.failures[block[0][0]] = f"the server gave no answer: {root_cause(error)}"
                 return {}
-            answers: dict[str, Any] = {}
+            answers: dict[str, Answer] = {}
             for one in block:
                 answers.update(self.ask_block([one], ask))
             if not answers:
@@ -101,9 +102,9 @@ class SelectedRequests:
         self,
         block: Block,
         rows: Mapping[tuple[str, ItemId], list[int]],
-        requests: list[Any],
+        requests: list[Request],
         keys: list[str],
-        answers: Mapping[str, Any],
+        answers: Mapping[str, Answer],
     ) -> list[float | None]:
         """The scores of a block's items; None where the server gave no answer."""
         scores: list[float | None] = []
@@ -116,7 +117,7 @@ class SelectedRequests:
             scores.append(item_score(leaf, [requests[row] for row in mine], [answers[keys[row]] for row in mine]))
         return scores
 
-    def num_tokens(self, kind: str, sample: Mapping[str, Any], encode: Callable[[str], Sequence[int]]) -> int | None:
+    def num_tokens(self, kind: str, sample: Sample, encode: Callable[[str], Sequence[int]]) -> int | None:
         """Prompt and answer tokens of an item's requests; None where nobody will draw by them."""
         if self.selection.evaluation is not None:
             return None
@@ -126,7 +127,7 @@ class SelectedRequests:
         return sum(len(encode(text)) for text in texts)
 
 
-def cached_model(job: Mapping[str, Any], cache: AnswerCache, selection: ItemSelection, places: Places) -> Any:
+def cached_model(job: QualityJob, cache: AnswerCache, selection: ItemSelection, places: Places) -> Any:
     """lm-eval's model of a job, with the selection before it. lm-eval is imported here."""
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
@@ -135,19 +136,19 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, selection: ItemSele
     class SelectingCompletions(LocalCompletionsAPI):  # type: ignore[misc]
         selected = asked
 
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        def loglikelihood(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             ask = super().loglikelihood
             answers = asked.answer("loglikelihood", requests, lambda part: ask(part, disable_tqdm=True))
-            return [tuple(answer) for answer in answers]
+            return [answer if isinstance(answer, str) else tuple(answer) for answer in answers]
 
-        def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        def generate_until(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             ask = super().generate_until
             return asked.answer("generate_until", requests, lambda part: ask(part, disable_tqdm=True))
 
-        def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+        def loglikelihood_rolling(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             raise ConfigError(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
 
-        def num_tokens(self, kind: str, sample: Mapping[str, Any]) -> int | None:
+        def num_tokens(self, kind: str, sample: Sample) -> int | None:
             return asked.num_tokens(kind, sample, self.tok_encode)
 
     target = job["target"]
@@ -163,18 +164,18 @@ def cached_model(job: Mapping[str, Any], cache: AnswerCache, selection: ItemSele
     )
 
 
-def item_of(request: Any, places: Places) -> tuple[str, ItemId]:
+def item_of(request: Request, places: Places) -> tuple[str, ItemId]:
     """The task and the item that a request belongs to. lm-eval's `doc_id` counts the chosen items of a leaf."""
     _, task, ids = places[request.task_name]
     return task, ids[request.doc_id]
 
 
-def item_score(leaf: Any, requests: list[Any], answers: list[Any]) -> float:
+def item_score(leaf: Leaf, requests: list[Request], answers: list[Answer]) -> float:
     """An item's score as lm-eval's evaluator computes it: the task's filters, then its metric.
 
     `requests` are all of the item's; a request that is repeated stands there several times.
     """
-    copies: dict[int, Any] = {}
+    copies: dict[int, Request] = {}
     for request, answer in zip(requests, answers, strict=True):
         one = copies.setdefault(id(request), copy.copy(request))
         if one.resps is request.resps:
@@ -188,14 +189,14 @@ def item_score(leaf: Any, requests: list[Any], answers: list[Any]) -> float:
     return score_in_unit(metrics, primary_metric(leaf, list(metrics)))
 
 
-def primary_metric(leaf: Any, reported: list[str]) -> str:
+def primary_metric(leaf: Leaf, reported: list[str]) -> str:
     """The task's first metric: what its items are scored by."""
     listed = [entry["metric"] for entry in leaf.config.metric_list or []]
     names = [name if isinstance(name, str) else name.__name__ for name in listed]
     return next((name for name in names if name in reported), reported[0])
 
 
-def score_in_unit(metrics: Mapping[str, Any], metric: str) -> float:
+def score_in_unit(metrics: Mapping[str, object], metric: str) -> float:
     """An item's score.
 
     Raises:
@@ -203,7 +204,7 @@ def score_in_unit(metrics: Mapping[str, Any], metric: str) -> float:
 
     """
     try:
-        score = float(metrics[metric])
+        score = float(metrics[metric])  # type: ignore[arg-type]
     except (TypeError, ValueError):
         score = math.nan
     if not 0 <= score <= 1:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import yaml
 
 from core.errors import ToolError
 from core.files import digest_json, write_atomic
 from core.jobs import LOCAL, Job, Launcher
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
@@ -22,6 +22,7 @@ from evals.gate.sequential import (
     scores_of,
 )
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
+from evals.quality.messages import Outcomes, RawTask, TaskSpec
 from evals.quality.selection import sampling_order_from_json
 from evals.stats import mean_estimate
 from evals.types import ItemOutcome, QualityReport, Target, TaskResult
@@ -142,7 +143,7 @@ def run_gated_suite(
         baseline = extend_baseline(max(needed, 2 * max(len(result.items) for result in baseline.tasks.values())))
 
 
-def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, Any]) -> dict[str, Any]:
+def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, object]) -> Outcomes:
     tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
         "target": target,
@@ -175,10 +176,10 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
         environment=environment,
         gpus=0,
     )
-    return tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile)
+    return cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
 
 
-def report(outcomes: Mapping[str, Any], suite: Suite, quality_invalid_reason: str = "") -> QualityReport:
+def report(outcomes: Mapping[str, RawTask], suite: Suite, quality_invalid_reason: str = "") -> QualityReport:
     """The worker's outcomes as a report. Pure."""
     return QualityReport(
         {name: _task_result(name, raw, suite) for name, raw in outcomes.items()}, quality_invalid_reason
@@ -186,7 +187,11 @@ def report(outcomes: Mapping[str, Any], suite: Suite, quality_invalid_reason: st
 
 
 def gated_report(
-    outcomes: Mapping[str, Any], suite: Suite, baseline: QualityReport, rule: GateRule, quality_invalid_reason: str = ""
+    outcomes: Mapping[str, RawTask],
+    suite: Suite,
+    baseline: QualityReport,
+    rule: GateRule,
+    quality_invalid_reason: str = "",
 ) -> QualityReport:
     """The report of an evaluation that may have stopped early. It names what was not asked."""
     tasks = {name: _task_result(name, raw, suite) for name, raw in outcomes.items() if raw["items"]}
@@ -201,12 +206,12 @@ def gated_report(
 
 def _ended_by(evaluation: SequentialEvaluation) -> str:
     combined = evaluation.combined
-    if combined.decision in (Decision.FAIL, Decision.FUTILE):
+    if combined.decision in (Verdict.FAIL, Verdict.FUTILE):
         return f"not evaluated: {combined.because} had ended the evaluation ({combined.decision})"
     return "not evaluated"
 
 
-def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
+def _task_result(name: str, raw: RawTask, suite: Suite) -> TaskResult:
     items = tuple(
         ItemOutcome(
             item_id=item["item_id"],
@@ -242,7 +247,7 @@ def _task_result(name: str, raw: dict[str, Any], suite: Suite) -> TaskResult:
     )
 
 
-def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> dict[str, str]:
+def _task_spec(name: str, suite: Suite, folder: Path, tools: Tools) -> TaskSpec:
     if suite.source == "files":
         return {"name": name, "path": str(suite.files[name])}
     if suite.source != "embedded" or tools.embedded_data is None:

@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_sampling_order
+from evals.quality.messages import QualityJob
 from evals.types import SamplingOrder
 
 ItemId = int
@@ -86,7 +87,7 @@ class ItemSelection:
 
     def _plain_block(self, among: Collection[str]) -> Block | None:
         if self.evaluation is not None and (
-            self.evaluation.combined.decision in (Decision.FAIL, Decision.FUTILE) or self.items_needed
+            self.evaluation.combined.decision in (Verdict.FAIL, Verdict.FUTILE) or self.items_needed
         ):
             return None
         for task, ids in self.plain.items():
@@ -96,7 +97,7 @@ class ItemSelection:
         return None
 
 
-def make_selection(job: Mapping[str, Any], items: Mapping[str, list[ItemId]]) -> ItemSelection:
+def make_selection(job: QualityJob, items: Mapping[str, list[ItemId]]) -> ItemSelection:
     """The selection of a job: `items` are all chosen items of each task."""
     gate, first = job.get("gate"), job.get("first_items")
     if gate is None and first is None:

@@ -15,14 +15,15 @@ import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from core.files import digest_json
 from evals.quality.answers import AnswerCache, request_digest
-from evals.quality.lm_eval_model import cached_model, primary_metric, score_in_unit
-from evals.quality.selection import ItemId, make_selection
+from evals.quality.lm_eval_model import Places, cached_model, primary_metric, score_in_unit
+from evals.quality.messages import Leaf, Outcomes, QualityJob, RawItem, RawTask, Sample, ScoredItem, TaskSpec, Texts
+from evals.quality.selection import make_selection
 
 TEXT_CHARS = 400
 """Characters kept of a question's end, and of each answer choice."""
@@ -33,8 +34,7 @@ class NamedTask:
     """A task that was asked for by name: one lm-eval task, or all leaves of a group such as mmlu."""
 
     name: str
-    leaves: list[Any]
-    """lm-eval Task objects."""
+    leaves: list[Leaf]
     sizes: list[int]
     """Items in each leaf's evaluation split."""
 
@@ -44,7 +44,7 @@ class NamedTask:
         return [0, *itertools.accumulate(self.sizes)][:-1]
 
 
-def work(job: dict[str, Any]) -> dict[str, Any]:
+def work(job: QualityJob) -> Outcomes:
     """Evaluate all tasks of a job: their outcomes.
 
     Raises:
@@ -72,7 +72,7 @@ def wait_until_it_answers(url: str) -> None:
             time.sleep(0.2)
 
 
-def load_task(spec: dict[str, str]) -> NamedTask:
+def load_task(spec: TaskSpec) -> NamedTask:
     """Load a task by its file (`path`) or by its stock name."""
     from lm_eval.tasks import TaskManager
 
@@ -100,9 +100,7 @@ def item_ids(task: NamedTask, chosen: list[list[int]]) -> list[int]:
     return [start + index for start, ids in zip(task.starts, chosen, strict=True) for index in ids]
 
 
-def places(
-    tasks: Iterable[NamedTask], chosen: Mapping[str, list[list[int]]]
-) -> dict[str, tuple[Any, str, list[ItemId]]]:
+def places(tasks: Iterable[NamedTask], chosen: Mapping[str, list[list[int]]]) -> Places:
     """Per leaf name: lm-eval's task, the name it was asked for by, and the item id of each of lm-eval's `doc_id`s."""
     return {
         leaf.task_name: (leaf, task.name, [start + index for index in ids])
@@ -111,9 +109,7 @@ def places(
     }
 
 
-def evaluate(
-    tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], model: Any, job: dict[str, Any]
-) -> dict[str, Any]:
+def evaluate(tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], model: Any, job: QualityJob) -> Outcomes:
     """Ask, score, and return the outcomes per task."""
     from lm_eval import simple_evaluate
 
@@ -133,7 +129,7 @@ def evaluate(
     return {"tasks": outcomes, "items_needed": model.selected.selection.items_needed}
 
 
-def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
+def outcome_of(task: NamedTask, results: Any, model: Any) -> RawTask:
     """One task's items and settings. lm-eval's own figures are kept where every item was asked."""
     leaves = [leaf for leaf in task.leaves if leaf.task_name in results["samples"]]
     first = leaves[0].task_name
@@ -141,7 +137,7 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
     metric, filter_name = primary_metric(leaves[0], sample["metrics"]), sample["filter"]
     selection = model.selected.selection
     asked = selection.asked(task.name)
-    items: dict[int, dict[str, Any]] = {}
+    items: dict[int, RawItem] = {}
     prompts: list[list[str]] = []
     for leaf, start in zip(task.leaves, task.starts, strict=True):
         samples = [one for one in results["samples"].get(leaf.task_name, ()) if one["filter"] == filter_name]
@@ -152,7 +148,7 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
                 items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
                 selection.check_score(task.name, item_id, items[item_id]["score"])
                 if selection.is_flip(task.name, item_id, items[item_id]["score"]):
-                    items[item_id] |= texts_of(sample)
+                    items[item_id] = {**items[item_id], **texts_of(sample)}
     is_complete = len(items) == len(prompts)
     return {
         "metric": metric,
@@ -167,7 +163,7 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> dict[str, Any]:
     }
 
 
-def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any]:
+def item_of(sample: Sample, metric: str, model: Any) -> ScoredItem:
     """What is kept of one item, in the form of `evals.types.ItemOutcome`."""
     responses = sample["filtered_resps"]
     is_loglikelihood = bool(responses) and isinstance(responses[0], (tuple, list))
@@ -189,18 +185,18 @@ def item_of(sample: Mapping[str, Any], metric: str, model: Any) -> dict[str, Any
     }
 
 
-def texts_of(sample: Mapping[str, Any]) -> dict[str, Any]:
+def texts_of(sample: Sample) -> Texts:
     """What a person needs to judge an item on which two models differ."""
     arguments = sample["arguments"]
     choices = [args[1].strip()[:TEXT_CHARS] for args in arguments if isinstance(args[1], str)]
     return {"question": arguments[0][0][-TEXT_CHARS:].strip(), "choices": choices}
 
 
-def numbers(results: Mapping[str, Any]) -> dict[str, float]:
+def numbers(results: Mapping[str, object]) -> dict[str, float]:
     """The numeric entries of lm-eval's own result table."""
     return {key: value for key, value in results.items() if is_number(value)}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from email.message import EmailMessage
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import sqlalchemy as sa
@@ -134,7 +134,7 @@ def _opener() -> urllib.request.OpenerDirector:
     """No redirects: a signed body goes to the configured address alone."""
 
     class NoRedirect(urllib.request.HTTPRedirectHandler):
-        def redirect_request(self, *_: Any) -> None:
+        def redirect_request(self, *_: object) -> None:
             return None
 
     return urllib.request.build_opener(NoRedirect)
@@ -257,7 +257,7 @@ class AlertDispatcher:
         self._mark(alert.id, channel, state="failed" if last else "due", due_us=due_us, last_error=redact_text(reason))
         log.warning("alert %s by %s: attempt %d failed: %s", alert.id, channel, attempts, reason)
 
-    def _mark(self, alert_id: str, channel: str, **values: Any) -> None:
+    def _mark(self, alert_id: str, channel: str, **values: object) -> None:
         out = schema.deliveries
         with self._database.write() as connection:
             connection.execute(

@@ -10,10 +10,11 @@ from __future__ import annotations
 import getpass
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -22,6 +23,7 @@ from core.files import digest_json
 from core.redact import redact, redact_text
 from finops.errors import ApprovalRequiredError
 from finops.ledger import schema
+from finops.ledger.database import Row
 from finops.ledger.ledger import Ledger
 from finops.money import from_pico, from_us, round_decimals, to_pico, to_us, usd_text
 
@@ -53,7 +55,7 @@ def current_user() -> str:
     return os.environ.get("PARSIMONY_USER") or getpass.getuser()
 
 
-def subject_hash(plan: Any, estimate: Any, price_version: str) -> str:
+def subject_hash(plan: object, estimate: object, price_version: str) -> str:
     """SHA-256 over plan, estimate and price version, each as canonical JSON."""
     return digest_json({"plan": plan, "estimate": estimate, "price_version": price_version})
 
@@ -142,7 +144,7 @@ class Approvals:
             rows = connection.execute(sa.select(schema.approvals).order_by(schema.approvals.c.id)).all()
         return [self._approval(row) for row in rows]
 
-    def trail(self) -> list[dict[str, Any]]:
+    def trail(self) -> list[dict[str, object]]:
         """The audit trail, oldest first: time, actor, action, subject, detail."""
         table = schema.audit
         with self._database.read() as connection:
@@ -175,7 +177,7 @@ class Approvals:
         self._trail(connection, who, "requested", f"approval {new_id}", {"subject": subject, "kind": kind})
         return self._approval(connection.execute(sa.select(table).where(table.c.id == new_id)).one())
 
-    def _approval(self, row: Any) -> Approval:
+    def _approval(self, row: Row) -> Approval:
         over = row.expires_us <= to_us(self._ledger.clock())
         state = "expired" if over and row.state in ("pending", "approved") else row.state
         return Approval(
@@ -183,7 +185,9 @@ class Approvals:
             from_us(row.created_us), from_us(row.expires_us), row.decided_by, row.reason,
         )  # fmt: skip
 
-    def _trail(self, connection: Connection, actor: str, action: str, subject: str, detail: dict[str, Any]) -> None:
+    def _trail(
+        self, connection: Connection, actor: str, action: str, subject: str, detail: Mapping[str, object]
+    ) -> None:
         connection.execute(
             sa.insert(schema.audit),
             {"time_us": to_us(self._ledger.clock()), "actor": actor, "action": action, "subject": subject,

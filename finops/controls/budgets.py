@@ -10,17 +10,18 @@ one step answers the race of litellm#34732 and #40095, where requests at once pa
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from core.errors import ConfigError, UserError, closest
 from finops.errors import BudgetExceededError, ReservationError
 from finops.ledger import schema
+from finops.ledger.database import Row
 from finops.ledger.ledger import Ledger, utc_now
 from finops.ledger.spend import PERIODS, SCOPES, matching_budgets, note_alerts, period_bounds, spent_in_period
 from finops.money import from_pico, from_us, to_pico, to_us, usd_text
@@ -143,7 +144,7 @@ class Budgets:
             now = self._now(connection)
             return sorted((self._status(connection, row, now) for row in rows), key=lambda item: item.name)
 
-    def _status(self, connection: Connection, row: Any, now: datetime) -> Budget:
+    def _status(self, connection: Connection, row: Row, now: datetime) -> Budget:
         _, spent, _ = spent_in_period(connection, self._database, row, now)
         start, end = period_bounds(row.period, now)
         return Budget(
@@ -197,7 +198,7 @@ class Budgets:
                 connection.execute(sa.insert(schema.hold_budgets), {"hold_id": hold_id, "budget_id": row.id})
         return Reservation(hold_id, run_id, amount_usd, self)
 
-    def _refuse_if_over(self, connection: Connection, rows: Any, amount: int, now: datetime) -> None:
+    def _refuse_if_over(self, connection: Connection, rows: Sequence[Row], amount: int, now: datetime) -> None:
         problems, raising = [], []
         for row in rows:
             _, spent, _ = spent_in_period(connection, self._database, row, now)
@@ -258,7 +259,7 @@ class Budgets:
             self._update(connection, hold_id, state=state)
             return from_pico(row.used_pico)
 
-    def _lock(self, connection: Connection, hold_id: str) -> tuple[Any, int]:
+    def _lock(self, connection: Connection, hold_id: str) -> tuple[Row, int]:
         """Lock a reservation's budgets and then the reservation. Refuse one that is not live at this moment."""
         links, table, holds = schema.hold_budgets, schema.budgets, schema.holds
         connection.execute(
@@ -279,7 +280,7 @@ class Budgets:
             )
         return row, now_us
 
-    def _update(self, connection: Connection, hold_id: str, **values: Any) -> None:
+    def _update(self, connection: Connection, hold_id: str, **values: object) -> None:
         connection.execute(sa.update(schema.holds).where(schema.holds.c.id == hold_id).values(**values))
 
     def _now(self, connection: Connection) -> datetime:

@@ -31,6 +31,10 @@ _METERS = {
 _NANO_TO_PICO = 1000
 
 
+Values = Sequence[Any]
+"""A column of a batch: texts, integers or None."""
+
+
 @dataclass(frozen=True)
 class Issuer:
     """Whose file it is. `invoice_issuer` bills the account; None names each row's provider."""
@@ -45,11 +49,11 @@ class Issuer:
 class Batch:
     """Rows of `finops.ledger.schema.charges` as columns, and what several FOCUS columns need to know of them."""
 
-    def __init__(self, ledger: Mapping[str, Sequence[Any]], issuer: Issuer) -> None:
+    def __init__(self, ledger: Mapping[str, Values], issuer: Issuer) -> None:
         self._ledger, self.issuer = ledger, issuer
         self.num_rows = len(ledger["key"])
 
-    def __getitem__(self, name: str) -> Sequence[Any]:
+    def __getitem__(self, name: str) -> Values:
         """A column of the ledger."""
         return self._ledger[name]
 
@@ -96,19 +100,22 @@ class Batch:
         return [f"{provider}/{name}" for provider, name in zip(self["provider"], self["accelerator"], strict=True)]
 
 
+Maker = Callable[[Batch], Values]
+
+
 @dataclass(frozen=True)
 class Column:
     """A FOCUS column: its kind, and its values for a batch."""
 
     kind: str
-    make: Callable[[Batch], Sequence[Any]]
+    make: Maker
 
 
-def _always(value: Any) -> Callable[[Batch], Sequence[Any]]:
+def _always(value: object) -> Maker:
     return lambda batch: [value] * batch.num_rows
 
 
-def _ledger(name: str, scale: int = 1) -> Callable[[Batch], Sequence[Any]]:
+def _ledger(name: str, scale: int = 1) -> Maker:
     """A column of the ledger, its integers scaled to pico-units."""
     if scale == 1:
         return lambda batch: batch[name]
@@ -119,48 +126,48 @@ def _scaled(values: Sequence[int | None], scale: int) -> Sequence[int | None]:
     return [None if value is None else value * scale for value in values]
 
 
-def _or_null(name: str) -> Callable[[Batch], Sequence[Any]]:
+def _or_null(name: str) -> Maker:
     """A text column of the ledger; FOCUS wants null where the ledger has an empty text."""
     return lambda batch: [value or None for value in batch[name]]
 
 
-def _issuer(name: str) -> Callable[[Batch], Sequence[Any]]:
+def _issuer(name: str) -> Maker:
     return lambda batch: [getattr(batch.issuer, name)] * batch.num_rows
 
 
-def _sold(make: Callable[[Batch], Sequence[Any]]) -> Callable[[Batch], Sequence[Any]]:
+def _sold(make: Maker) -> Maker:
     """The values where something was sold; null for the rest."""
     return lambda batch: [value if sold else None for value, sold in zip(make(batch), batch.has_sku, strict=True)]
 
 
-def _where(name: str, of: Callable[[Batch], Sequence[Any]]) -> Callable[[Batch], Sequence[Any]]:
+def _where(name: str, of: Maker) -> Maker:
     """A column of the ledger where `of` is not null; null for the rest."""
     return lambda batch: [
         value if other is not None else None for value, other in zip(batch[name], of(batch), strict=True)
     ]
 
 
-def _if_committed(value: str) -> Callable[[Batch], Sequence[Any]]:
+def _if_committed(value: str) -> Maker:
     return lambda batch: [value if commitment else None for commitment in batch["commitment_id"]]
 
 
-def _commitment_status(batch: Batch) -> Sequence[Any]:
+def _commitment_status(batch: Batch) -> Values:
     rows = zip(batch["commitment_status"], batch["commitment_id"], batch.category, strict=True)
     return [status if commitment and category == "Usage" else None for status, commitment, category in rows]
 
 
-def _pricing_category(batch: Batch) -> Sequence[Any]:
+def _pricing_category(batch: Batch) -> Values:
     """Buying a commitment is priced at the agreed rate; only what it covers is Committed."""
     rows = zip(batch.category, batch["purchase_option"], strict=True)
     return ["Standard" if category == "Purchase" else PRICING_CATEGORY.get(option) for category, option in rows]
 
 
-def _sku_price_id(batch: Batch) -> Sequence[Any]:
+def _sku_price_id(batch: Batch) -> Values:
     rows = zip(batch.sku, batch["region"], batch["purchase_option"], batch["price_version"], strict=True)
     return ["/".join(parts) for parts in rows]
 
 
-def _sku_price_details(batch: Batch) -> Sequence[Any]:
+def _sku_price_details(batch: Batch) -> Values:
     return list(map(_details, batch["accelerator"], batch["num_devices"], batch["mig_profile"]))
 
 

@@ -79,14 +79,17 @@ def _batches(ledger: Ledger, start: datetime | None, end: datetime | None, issue
             yield Batch(dict(zip(LEDGER_COLUMNS, zip(*rows, strict=True), strict=True)), issuer)
 
 
-class _Cells(dict[Any, str]):
+ToText = Callable[[Any], str]
+
+
+class _Cells(dict[object, str]):
     """Value -> its CSV cell, made when first asked for: most columns hold few values, and costs repeat in a row."""
 
-    def __init__(self, to_text: Callable[[Any], str]) -> None:
+    def __init__(self, to_text: ToText) -> None:
         super().__init__()
         self._to_text = to_text
 
-    def __missing__(self, value: Any) -> str:
+    def __missing__(self, value: object) -> str:
         cell = self[value] = "" if value is None else self._to_text(value)
         return cell
 
@@ -95,7 +98,7 @@ def _quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if _NEEDS_QUOTES(text) else text
 
 
-_TO_TEXT: dict[str, Callable[[Any], str]] = {DECIMAL: pico_text, TIME: time_text, INTEGER: str, TEXT: _quoted}
+_TO_TEXT: dict[str, ToText] = {DECIMAL: pico_text, TIME: time_text, INTEGER: str, TEXT: _quoted}
 
 
 def _write_csv(path: Path, batches: Iterator[Batch]) -> int:

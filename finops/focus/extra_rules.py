@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 Row = Mapping[str, Any]
+Check = dict[str, Any]
+"""A rule, condition or requirement of the validator's model, as its JSON has it."""
 Test = Callable[[Row], bool]
 MODEL = "focus_validator/rules/model-1.2.0.1.json"
 RELATIVE_TOLERANCE, TOLERANCE = 1e-9, 1e-12
@@ -48,7 +50,7 @@ class Breach:
 
 def blind_rules(package_folder: Path) -> list[BlindRule]:
     """The static rules of the validator's model that its defects hide."""
-    rules: dict[str, Any] = {}
+    rules: dict[str, Check] = {}
     _collect(json.loads((package_folder / MODEL).read_text()), rules)
     parents = {
         item["ModelRuleId"]: name
@@ -80,7 +82,7 @@ def find_breaches(rules: Iterable[BlindRule], rows: Iterable[tuple[str, Row]]) -
     return [Breach(rule.id, rule.says, counts[rule.id], first[rule.id]) for rule in asked or () if rule.id in counts]
 
 
-def _collect(node: Any, rules: dict[str, Any]) -> None:
+def _collect(node: object, rules: dict[str, Check]) -> None:
     """Every rule of the model by its id, however deep it stands."""
     if isinstance(node, dict):
         rules.update({key: value for key, value in node.items() if isinstance(value, dict) and _is_rule(value)})
@@ -88,11 +90,11 @@ def _collect(node: Any, rules: dict[str, Any]) -> None:
             _collect(value, rules)
 
 
-def _is_rule(value: dict[str, Any]) -> bool:
+def _is_rule(value: Check) -> bool:
     return "ValidationCriteria" in value
 
 
-def _is_choice(requirement: dict[str, Any]) -> bool:
+def _is_choice(requirement: Check) -> bool:
     """`one of the allowed values`: an OR over values, or over values of two columns together."""
     items = requirement.get("Items", ())
     return requirement.get("CheckFunction") == "OR" and all(
@@ -100,11 +102,11 @@ def _is_choice(requirement: dict[str, Any]) -> bool:
     )
 
 
-def _has_guard(condition: dict[str, Any]) -> bool:
+def _has_guard(condition: Check) -> bool:
     return condition == _GUARD or (condition.get("CheckFunction") == "AND" and _GUARD in condition["Items"])
 
 
-def _conditions(name: str, rules: Mapping[str, Any], parents: Mapping[str, str]) -> list[dict[str, Any]]:
+def _conditions(name: str, rules: Mapping[str, Check], parents: Mapping[str, str]) -> list[Check]:
     """A rule's condition and those of the composites that it is a part of."""
     found = []
     at: str | None = name
@@ -115,7 +117,7 @@ def _conditions(name: str, rules: Mapping[str, Any], parents: Mapping[str, str])
     return found
 
 
-def _blind_rule(name: str, criteria: dict[str, Any], conditions: list[dict[str, Any]]) -> BlindRule:
+def _blind_rule(name: str, criteria: Check, conditions: list[Check]) -> BlindRule:
     requirement, applies = criteria["Requirement"], [_test(condition) for condition in conditions]
     if name in _CORRECTED_VALUES:
         (column,) = {item["ColumnName"] for item in requirement["Items"]}
@@ -137,12 +139,12 @@ def _blind_rule(name: str, criteria: dict[str, Any], conditions: list[dict[str, 
     return BlindRule(name, criteria["MustSatisfy"], (*columns, *sorted(asked - set(columns))), is_broken)
 
 
-def _columns(check: dict[str, Any]) -> list[str]:
+def _columns(check: Check) -> list[str]:
     names = [check[key] for key in ("ColumnName", "ColumnAName", "ColumnBName", "ResultColumnName") if key in check]
     return [*names, *(name for item in check.get("Items", ()) for name in _columns(item))]
 
 
-def _test(check: dict[str, Any]) -> Test:
+def _test(check: Check) -> Test:
     """A check of the model as a function of a row; an unknown one is an error, so that a new model is looked at."""
     kind = check["CheckFunction"]
     if kind in ("AND", "OR"):
@@ -167,9 +169,9 @@ def _product(first: str, second: str, result: str) -> Test:
     return test
 
 
-def _value(row: Row, column: str) -> Any:
+def _value(row: Row, column: str) -> object:
     return row[column] or None if isinstance(row[column], str) else row[column]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     return "is missing" if value in (None, "") else f"'{value}'"

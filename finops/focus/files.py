@@ -9,8 +9,11 @@ from typing import Any
 
 from core.errors import UserError
 
+NamedRow = tuple[str, dict[str, Any]]
+"""Where a row stands (`row 7`), and its cells by column."""
 
-def read_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+
+def read_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[NamedRow]:
     """The rows of a FOCUS file, each with the place to name in an error (`FILE, row 2`; a CSV's first line is 1).
 
     A missing value is an empty text in CSV and None in Parquet. Raises `UserError` for a file that cannot be read or
@@ -29,7 +32,7 @@ def read_rows(path: Path, needed: tuple[str, ...] = ()) -> Iterator[tuple[str, d
         raise UserError(f"focus: cannot read {path}: {reason}") from None
 
 
-def _read_parquet(path: Path, needed: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _read_parquet(path: Path, needed: tuple[str, ...]) -> Iterator[NamedRow]:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 

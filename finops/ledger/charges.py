@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Decimal
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from core.errors import ConfigError, UserError, closest
 from core.redact import contains_secret, redact_text
@@ -120,7 +120,7 @@ class Rate:
             raise UserError(f"price.fx_date: billing in {self.currency} needs the date of its exchange rate")
 
     @classmethod
-    def of(cls, price: Any, **changes: Any) -> Rate:
+    def of(cls, price: object, **changes: Any) -> Rate:
         """A rate from anything with the catalog's price fields, as attributes or as a mapping."""
 
         def read(name: str) -> Any:
@@ -137,6 +137,17 @@ class Rate:
     def unit(self, usd: Decimal) -> Decimal:
         """A USD unit price in the billing currency, rounded half-even to what the ledger stores."""
         return round_decimals(usd * self.fx_rate, UNIT_PRICE_DECIMALS)
+
+
+class Usage(TypedDict, total=False):
+    """What a charged stage yielded."""
+
+    model_id: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    num_requests: int | None
+    busy_micro: int | None
+    """Device time in micro-hours in which it was at work."""
 
 
 @dataclass(frozen=True)
@@ -212,9 +223,9 @@ class Charge:
         """Device time used; zero for purchases, tokens and corrections."""
         return from_micro(self.device_micro)
 
-    def with_usage(self, **usage: int | str | None) -> Charge:
-        """The same charge with what it yielded: model_id, input_tokens, output_tokens, num_requests, busy_micro."""
-        return replace(self, **usage)  # type: ignore[arg-type]
+    def with_usage(self, **usage: Unpack[Usage]) -> Charge:
+        """The same charge with what it yielded."""
+        return replace(self, **usage)
 
 
 def charge_key(run_id: str, resource_id: str, start_us: int, end_us: int, *, meter: str, price_version: str) -> str:

@@ -15,17 +15,22 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsInt
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from core.command import command
 from core.redact import redact_text
 from finops.errors import LedgerUnavailableError
 from finops.ledger.schema import HEAD, VERSION_TABLE
+
+Row = sa.Row[*tuple[Any, ...]]
+"""A row of a query, its columns as attributes."""
 
 DEFAULT_URL = "sqlite:///mlruns/finops.db"
 URL_VARIABLE = "PARSIMONY_LEDGER_URL"
@@ -119,7 +124,7 @@ class Database:
     def _migrate(self, path: Path | None) -> None:
         if self._revision() == HEAD:
             return
-        lock: Any = contextlib.nullcontext()
+        lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
         if path is not None:
             lock = _file_lock(path.with_name(f"{path.name}.migrate.lock"))
         with lock:
@@ -175,7 +180,7 @@ def _sqlite_engine(url: sa.URL) -> Engine:
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S, "isolation_level": None})
 
     @event.listens_for(engine, "connect")
-    def _settings(connection: Any, _record: Any) -> None:
+    def _settings(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.execute(f"PRAGMA synchronous={synchronous}")
@@ -196,7 +201,7 @@ def _postgresql_engine(url: sa.URL) -> Engine:
 
 
 @functools.cache
-def insert_ignore(table: sa.Table, is_sqlite: bool) -> Any:
+def insert_ignore(table: sa.Table, is_sqlite: bool) -> sa.Insert:
     """INSERT that leaves an existing row with the same unique key alone."""
     if is_sqlite:
         from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -207,7 +212,7 @@ def insert_ignore(table: sa.Table, is_sqlite: bool) -> Any:
     return postgresql_insert(table).on_conflict_do_nothing()
 
 
-def exact_sum(column: Any) -> tuple[Any, Any]:
+def exact_sum(column: sa.ColumnElement[int]) -> tuple[sa.ColumnElement[int], sa.ColumnElement[int]]:
     """Two SQL sums, whole micro-units and the rest, that together are the exact sum of a 64-bit column.
 
     One sum of pico-units would pass 64 bits at 9.2 million dollars. Put them together with `join_sum`.
@@ -218,6 +223,6 @@ def exact_sum(column: Any) -> tuple[Any, Any]:
     )
 
 
-def join_sum(whole: Any, rest: Any) -> int:
+def join_sum(whole: SupportsInt, rest: SupportsInt) -> int:
     """The exact integer of `exact_sum`'s two parts. Both databases divide towards zero, so the parts share a sign."""
     return int(whole) * 1_000_000 + int(rest)

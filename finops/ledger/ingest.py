@@ -138,10 +138,13 @@ def usage_charge(
             busy = _hours_micro(row, "busy_device_seconds", Decimal(3600))
         if busy is not None and busy > (charge.quantity_micro or 0):
             raise UserError("busy device time is longer than the device time")
-        counts = {name: whole_number(row, name) for name in _COUNTS}
+        input_tokens, output_tokens, num_requests = (whole_number(row, name) for name in _COUNTS)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return charge.with_usage(model_id=row.get("model_id"), busy_micro=busy, **counts)
+    return charge.with_usage(
+        model_id=row.get("model_id"), busy_micro=busy, input_tokens=input_tokens, output_tokens=output_tokens,
+        num_requests=num_requests,
+    )  # fmt: skip
 
 
 def _covered_rate(row: Mapping[str, str], commitments: Mapping[str, Rate]) -> Rate | None:

@@ -22,15 +22,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import sqlalchemy as sa
+from sqlalchemy.sql.dml import ReturningInsert
 
 from finops.errors import ChargeConflictError, LedgerUnavailableError
 from finops.ledger import schema
-from finops.ledger.charges import Charge, Rate, Resource, clean_tags, cut, device_charge
+from finops.ledger.charges import Charge, Rate, Resource, Usage, clean_tags, cut, device_charge
 from finops.ledger.corrections import correction
-from finops.ledger.database import Database, exact_sum, insert_ignore, join_sum
+from finops.ledger.database import Database, Row, exact_sum, insert_ignore, join_sum
 from finops.ledger.spend import book_spend
 from finops.money import from_pico, from_us, to_us
 
@@ -187,7 +188,7 @@ class Ledger:
         status: str = "completed",
         end: datetime | None = None,
         safe_until: datetime | None = None,
-        **usage: Any,
+        **usage: Unpack[Usage],
     ) -> list[Charge]:
         """End an open charge and record it. Closing one that is closed already returns no charge and changes nothing.
 
@@ -233,7 +234,7 @@ class Ledger:
 
     def _close(
         self, connection: Connection, opened: OpenCharge, end: datetime, *, status: str, safe_us: int | None,
-        usage: Mapping[str, Any],
+        usage: Usage,
     ) -> list[Charge]:  # fmt: skip
         table = schema.open_charges
         whole = device_charge(
@@ -275,15 +276,15 @@ class Ledger:
 
 
 @functools.cache
-def _insert_charge(is_sqlite: bool) -> Any:
+def _insert_charge(is_sqlite: bool) -> ReturningInsert[tuple[str]]:
     return insert_ignore(schema.charges, is_sqlite).returning(schema.charges.c.key)
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     return str(value) if isinstance(value, Decimal) else value
 
 
-def _opened(row: Any) -> OpenCharge:
+def _opened(row: Row) -> OpenCharge:
     terms = json.loads(row.terms)
     rate = terms["rate"]
     for name in ("usd_per_hour", "list_usd_per_hour", "fx_rate"):
@@ -294,7 +295,7 @@ def _opened(row: Any) -> OpenCharge:
     )  # fmt: skip
 
 
-def _is_alive(row: Any, now_us: int, grace_us: int) -> bool:
+def _is_alive(row: Row, now_us: int, grace_us: int) -> bool:
     """Whether an open charge's process may still live: a process of this host is asked, others by their heartbeat."""
     if row.host == socket.gethostname() and not _process_exists(row.pid):
         return False

@@ -12,14 +12,15 @@ Left normally the stage is `completed`; by an exception `failed`; by `Preempted`
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from core.errors import UserError
-from finops.ledger.charges import Charge, Rate, Resource
+from finops.ledger.charges import Charge, Rate, Resource, Usage
 
 if TYPE_CHECKING:
     from finops.controls.budgets import Reservation
@@ -48,18 +49,19 @@ class Meter:
         heartbeat_every_s: float = 10.0,
     ) -> None:
         self._ledger, self._reservation, self._every_s = ledger, reservation, heartbeat_every_s
-        self._terms: dict[str, Any] = {
-            "run_id": run_id, "stage": stage, "resource": resource, "rate": rate, "tags": tags,
-            "hold_id": reservation.id if reservation else None, "heartbeat_every_s": heartbeat_every_s,
-        }  # fmt: skip
-        self._usage: dict[str, Any] = {}
+        self._stage = stage
+        self._open = functools.partial(
+            ledger.open_charge, run_id=run_id, stage=stage, resource=resource, rate=rate, tags=tags,
+            hold_id=reservation.id if reservation else None, heartbeat_every_s=heartbeat_every_s,
+        )  # fmt: skip
+        self._usage: Usage = {}
         self._stop = threading.Event()
         self._failure: UserError | None = None
         self.charges: list[Charge] = []
 
     def __enter__(self) -> Meter:
         """Open the charge. Raises `LedgerUnavailableError`: then the stage must not start."""
-        self._opened = self._ledger.open_charge(**self._terms)
+        self._opened = self._open()
         self._thread = threading.Thread(target=self._beat, name="finops-heartbeat", daemon=True)
         self._thread.start()
         return self
@@ -81,10 +83,10 @@ class Meter:
         except UserError as failure:
             if kind is None:
                 raise
-            log.error("the charge of stage %s stays open until the next start: %s", self._terms["stage"], failure)
+            log.error("the charge of stage %s stays open until the next start: %s", self._stage, failure)
 
-    def usage(self, **usage: Any) -> None:
-        """What the stage yielded: model_id, input_tokens, output_tokens, num_requests, busy_micro (device time)."""
+    def usage(self, **usage: Unpack[Usage]) -> None:
+        """Note what the stage yielded."""
         self._usage.update(usage)
 
     def checkpoint(self) -> None:
@@ -106,4 +108,4 @@ class Meter:
                 self._failure = None
             except UserError as failure:
                 self._failure = failure
-                log.warning("heartbeat of stage %s: %s", self._terms["stage"], failure)
+                log.warning("heartbeat of stage %s: %s", self._stage, failure)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from finops.ledger import schema
-from finops.ledger.database import Database, exact_sum, insert_ignore, join_sum
+from finops.ledger.database import Database, Row, exact_sum, insert_ignore, join_sum
 from finops.money import from_us, to_us
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ def period_bounds(period: str, moment: datetime) -> tuple[datetime, datetime]:
     return start, start.replace(year=start.year + following // 12, month=following % 12 + 1)
 
 
-def matching_budgets(connection: Connection, scope: dict[str, str]) -> Sequence[Any]:
+def matching_budgets(connection: Connection, scope: dict[str, str]) -> Sequence[Row]:
     """The budgets that a charge with these tags falls under, locked, by ascending id."""
     return connection.execute(_MATCHING, {name: scope.get(name, "") for name in SCOPES}).all()
 
 
-def spent_in_period(connection: Connection, database: Database, budget: Any, moment: datetime) -> tuple[int, int, bool]:
+def spent_in_period(connection: Connection, database: Database, budget: Row, moment: datetime) -> tuple[int, int, bool]:
     """Period start (us), spend (pico-USD), and whether its row was made now, from the charges recorded so far."""
     start, end = period_bounds(budget.period, moment)
     start_us, table = to_us(start), schema.budget_periods
@@ -81,7 +81,7 @@ def spent_in_period(connection: Connection, database: Database, budget: Any, mom
     return start_us, total, True
 
 
-def sum_of_charges(connection: Connection, budget: Any, start_us: int, end_us: int) -> int:
+def sum_of_charges(connection: Connection, budget: Row, start_us: int, end_us: int) -> int:
     """Exact effective cost (pico-USD) of the charges under a budget that began in a period."""
     table = schema.charges
     query = sa.select(*exact_sum(table.c.effective_usd_pico)).where(
@@ -113,7 +113,7 @@ def book_spend(connection: Connection, database: Database, charge: Charge, now_u
 def note_alerts(
     connection: Connection,
     database: Database,
-    budget: Any,
+    budget: Row,
     *,
     start_us: int,
     spent: int,

@@ -229,7 +229,7 @@ def _offer(index: int, row: Any, hardware: Mapping[str, Hardware], problems: lis
     return Offer(low=low, high=high, residency=residency, interruptions_per_hour=rate, **texts)
 
 
-def _fx(name: str, row: Any, problems: list[str]) -> FxRate | None:
+def _fx(name: str, row: object, problems: list[str]) -> FxRate | None:
     where = f"fx {name}"
     if not isinstance(row, Mapping) or set(row) != set(FX_KEYS):
         problems.append(f"{where}: needs {', '.join(FX_KEYS)}")
@@ -239,14 +239,14 @@ def _fx(name: str, row: Any, problems: list[str]) -> FxRate | None:
     return None if usd is None else FxRate(usd, str(row["as_of"]), str(row["source"]))
 
 
-def _check_date(where: str, value: Any, problems: list[str]) -> None:
+def _check_date(where: str, value: object, problems: list[str]) -> None:
     try:
         earliest_day(str(value))
     except ValueError:
         problems.append(f"{where}: as_of {value!r} is no date (YYYY, YYYY-MM or YYYY-MM-DD)")
 
 
-def _positive(where: str, key: str, value: Any, problems: list[str]) -> Decimal | None:
+def _positive(where: str, key: str, value: object, problems: list[str]) -> Decimal | None:
     try:
         return positive(value)
     except ValueError as error:
@@ -254,7 +254,7 @@ def _positive(where: str, key: str, value: Any, problems: list[str]) -> Decimal 
         return None
 
 
-def positive(value: Any) -> Decimal:
+def positive(value: object) -> Decimal:
     """A number above 0 as Decimal. Raises ValueError with the value and the reason."""
     try:
         amount = Decimal(str(value))

@@ -17,7 +17,6 @@ from datetime import date
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from core.errors import PriceError, closest
 from core.files import write_atomic
@@ -333,8 +332,8 @@ def write_refreshed(path: Path, new_path: Path) -> list[str]:
     return changes
 
 
-def _row(offer: Offer) -> dict[str, Any]:
-    row: dict[str, Any] = {key: getattr(offer, key) for key in offer.__dataclass_fields__}
+def _row(offer: Offer) -> dict[str, object]:
+    row: dict[str, object] = {key: getattr(offer, key) for key in offer.__dataclass_fields__}
     row |= {"low": str(offer.low), "high": str(offer.high), "residency": list(offer.residency)}
     row["interruptions_per_hour"] = None if offer.interruptions_per_hour is None else str(offer.interruptions_per_hour)
     return {key: value for key, value in row.items() if value not in (None, [])}

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
 from finops.ledger import schema
 from finops.ledger.charges import Rate
-from finops.ledger.database import exact_sum, insert_ignore, join_sum
+from finops.ledger.database import Row, exact_sum, insert_ignore, join_sum
 from finops.ledger.ledger import Ledger
 from finops.money import from_pico, from_us, to_pico, to_us
 from finops.reports.work import (
@@ -35,7 +35,7 @@ from finops.reports.work import (
 )
 
 if TYPE_CHECKING:
-    from sqlalchemy.engine import Connection, Row
+    from sqlalchemy.engine import Connection
 
 PRIOR_LOG_SD = math.log(1.4)
 PRIOR_RUNS = 2
@@ -117,7 +117,7 @@ def _stage(connection: Connection, work: StageWork, rate: Rate) -> StageEstimate
     return estimate_of(work, expected, factor, rate.usd_per_hour, f"{len(rows)} recorded {runs} of {basis}")
 
 
-def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Row[Any]], str]:
+def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Row], str]:
     table = schema.stage_runs
     base = (
         sa.select(table)
@@ -132,7 +132,7 @@ def _similar(connection: Connection, work: StageWork) -> tuple[Sequence[Row[Any]
     return connection.execute(base).all(), f"{work.stage} by other methods on {work.hardware}"
 
 
-def _from_runs(rows: Sequence[Row[Any]], work: StageWork) -> tuple[float, float]:
+def _from_runs(rows: Sequence[Row], work: StageWork) -> tuple[float, float]:
     """Geometric mean of the scaled durations (s), and the factor of the 90% interval around it."""
     logs, distances = [], []
     for row in rows:

@@ -152,7 +152,10 @@ def _share_of_revenue(total: _Sums, revenue_usd: Decimal | None) -> Kpi:
     return Kpi("cost_share_of_revenue", label, from_pico(total.usd_pico) / revenue_usd, "fraction")
 
 
-def _where(query: Any, start: datetime | None, end: datetime | None, team: str | None) -> Any:
+Query = sa.Select[*tuple[Any, ...]]
+
+
+def _where(query: Query, start: datetime | None, end: datetime | None, team: str | None) -> Query:
     table = schema.charges
     if start is not None:
         query = query.where(table.c.start_us >= to_us(start))
@@ -169,10 +172,10 @@ def _read(
     tokens = sa.func.coalesce(c.input_tokens, 0) + sa.func.coalesce(c.output_tokens, 0)
     has_tokens = c.input_tokens.is_not(None) | c.output_tokens.is_not(None)
 
-    def total(value: Any, when: Any) -> Any:
+    def total(value: sa.ColumnElement[int], when: sa.ColumnElement[bool]) -> sa.ColumnElement[int]:
         return sa.func.coalesce(sa.func.sum(sa.case((when, value), else_=0)), 0)
 
-    def money(when: Any) -> tuple[Any, Any]:
+    def money(when: sa.ColumnElement[bool]) -> tuple[sa.ColumnElement[int], sa.ColumnElement[int]]:
         return exact_sum(sa.case((when, c.effective_usd_pico), else_=0))
 
     query = sa.select(

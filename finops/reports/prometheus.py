@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from core.errors import UserError
 from finops.controls.budgets import Budgets
@@ -122,14 +121,15 @@ def exposition(open_ledger: Callable[[], Ledger]) -> str:
 def server(open_ledger: Callable[[], Ledger], host: str, port: int, cache_s: float = 15.0) -> ThreadingHTTPServer:
     """An HTTP server with /metrics and /healthz, not yet serving. Port 0 takes a free one."""
     lock = threading.Lock()
-    cached: list[Any] = [None, ""]
+    cached: tuple[float, str] | None = None
 
     def text() -> str:
+        nonlocal cached
         with lock:
             now = time.monotonic()
-            if cached[0] is None or now - cached[0] >= cache_s:
-                cached[:] = [now, exposition(open_ledger)]
-            return str(cached[1])
+            if cached is None or now - cached[0] >= cache_s:
+                cached = now, exposition(open_ledger)
+            return cached[1]
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -142,7 +142,7 @@ def server(open_ledger: Callable[[], Ledger], host: str, port: int, cache_s: flo
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_: object) -> None:
             """Scrapes are not worth a log line."""
 
     try:

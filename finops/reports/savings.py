@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 import sqlalchemy as sa
 
 from finops.ledger import schema
-from finops.ledger.database import insert_ignore
+from finops.ledger.database import Row, insert_ignore
 from finops.ledger.ledger import Ledger
 from finops.money import from_pico, from_us, round_decimals, to_pico, to_us
 
@@ -101,7 +100,7 @@ def savings(ledger: Ledger) -> list[Saving]:
     return found
 
 
-def _saving(row: Any, num_tokens: int) -> Saving:
+def _saving(row: Row, num_tokens: int) -> Saving:
     usd, reason = None, ""
     if row.replaced_price_per_1k_nano is None:
         reason = "it replaced no model with a known price"
@@ -140,7 +139,7 @@ def right_size(
     return found
 
 
-def _right_size(accelerator: str, reserved: Decimal, rows: Sequence[Any]) -> Reservation:
+def _right_size(accelerator: str, reserved: Decimal, rows: Sequence[Row]) -> Reservation:
     hours_at, period_us = _hours_by_level(rows)
     quantity = sum(row.quantity_micro for row in rows)
     on_demand = from_pico(sum(row.effective_usd_pico for row in rows)) * 1_000_000 / quantity
@@ -156,7 +155,7 @@ def _right_size(accelerator: str, reserved: Decimal, rows: Sequence[Any]) -> Res
     return Reservation(accelerator, on_demand, reserved, period, best + 1, saved[best], tuple(saved))
 
 
-def _hours_by_level(rows: Sequence[Any]) -> tuple[dict[float, Decimal], int]:
+def _hours_by_level(rows: Sequence[Row]) -> tuple[dict[float, Decimal], int]:
     """Hours for which each number of devices was in use at once, and the length of the whole period (us)."""
     changes: dict[int, float] = defaultdict(float)
     for row in rows:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.environments import ROOT
-from finops.ledger.charges import GPU_SLICES, Resource
+from finops.ledger.charges import GPU_SLICES, Resource, Usage
 from finops.ledger.rates import mig_share, num_devices
 from pipeline.config import LEDGER_VARIABLE, LedgerConfig, TrackingConfig
 from pipeline.types import Machine
@@ -58,12 +58,12 @@ def kind_of(machine: Machine) -> str:
     return "GPU" if machine.device == "cuda" else "CPU"
 
 
-def load_usage(result: Mapping[str, Any]) -> dict[str, int]:
+def load_usage(result: Mapping[str, Any]) -> Usage:
     """Requests and tokens of a load stage's completed requests, for its charge; warm-up requests are not counted."""
-    totals = {"num_requests": 0, "input_tokens": 0, "output_tokens": 0}
+    num_requests = input_tokens = output_tokens = 0
     for point in result.get("points", []):
         done = sum(int(repeat.get("num_completed") or 0) for repeat in point["repeats"])
-        totals["num_requests"] += done
-        totals["input_tokens"] += done * int(point["input_tokens"])
-        totals["output_tokens"] += done * int(point["output_tokens"])
-    return totals
+        num_requests += done
+        input_tokens += done * int(point["input_tokens"])
+        output_tokens += done * int(point["output_tokens"])
+    return {"num_requests": num_requests, "input_tokens": input_tokens, "output_tokens": output_tokens}

@@ -162,6 +162,7 @@ class _Builder:
 def suite_of(config: RunConfig) -> Suite:
     """The questions as the evaluation takes them."""
     suite = config.suite
+    files = {task: Path(file).expanduser().resolve() for task, file in suite.files.items()}
     return Suite(
         source=suite.source,
         tasks=tuple(suite.tasks),
@@ -170,7 +171,7 @@ def suite_of(config: RunConfig) -> Suite:
         num_concurrent=suite.num_concurrent,
         apply_chat_template=suite.apply_chat_template,
         seed=config.seed,
-        files={task: Path(file).expanduser().resolve() for task, file in suite.files.items()},
+        files=files if suite.source == "files" else {},
     )
 
 

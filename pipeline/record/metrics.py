@@ -11,10 +11,9 @@ from decimal import Decimal
 from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
 from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.decide.evidence import mean_quality
-from evals.decide.task_gates import TaskGate
 from evals.load import summary
 from evals.stats import PairedComparison
-from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport
+from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport, TaskGate
 from pipeline.config import EnergyConfig
 from pipeline.types import Measured, StageOutcome
 
@@ -27,7 +26,7 @@ def run_metrics(
         **quality_metrics(measured.quality),
         **summary.metrics(measured.load),
         **cost_metrics(measured.cost),
-        **price_metrics(measured.cost, measured.load.machine.get("startup_s")),
+        **price_metrics(measured.cost, measured.load.machine.startup_s),
         **attribution_metrics(measured.cost),
         **energy_metrics(measured.load, energy or EnergyConfig()),
         **spend_metrics(measured, baseline),

@@ -217,7 +217,7 @@ def option_prices(one: Variant) -> dict[str, Money]:
             price = lookup(cost.price.hardware, option, cost.price.num_devices)
         except PriceError:
             continue
-        money = reprice(cost, serving_price(price, one.evidence.load.machine.get("startup_s"))).usd_per_1k_tokens
+        money = reprice(cost, serving_price(price, one.evidence.load.machine.startup_s)).usd_per_1k_tokens
         if money is not None:
             found[option] = money
     return found

@@ -24,9 +24,9 @@ from core.files import write_atomic, write_json
 from evals.config import GateConfig
 from evals.decide.decide import Loss, Ranking
 from evals.decide.evidence import Evidence, mean_quality
-from evals.decide.task_gates import TaskGate, gates_of
+from evals.decide.task_gates import gates_of
 from evals.gate.gate import Gate, best_of_k_level
-from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport
+from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport, TaskGate
 from pipeline.report.text import MISSING, action_text
 
 RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
@@ -90,7 +90,7 @@ def make_record(
     """The record of the decision on `candidates[index]`, among those that competed. `now` None is the clock."""
     candidate = candidates[index]
     evaluation = gates_of(candidate.quality, baseline.quality, gate)
-    tasks = ranking.decisions[index].evidence.get("tasks", {})
+    tasks = ranking.decisions[index].evidence.tasks
     return DecisionRecord(
         model=model,
         decided_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -107,7 +107,7 @@ def make_record(
 
 def _ranked_variants(ranking: Ranking, candidates: Sequence[Evidence]) -> Iterable[RankedVariant]:
     for index, (one, decision) in enumerate(zip(candidates, ranking.decisions, strict=True)):
-        is_second = bool(decision.evidence.get("passed")) and index != ranking.winner
+        is_second = decision.evidence.passed and index != ranking.winner
         yield _ranked_variant(one, "passed, but more expensive" if is_second else action_text(decision.action))
 
 
@@ -225,7 +225,7 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
             for loss in record.losses
         )
         parts.append(f"<h2>Why the other variants are not promoted</h2><ul>{losses}</ul>")
-    tasks = list(decision.evidence.get("tasks", {}).values())
+    tasks = list(decision.evidence.tasks.values())
     if tasks:
         parts.append("<h2>Task by task</h2>" + _table(*_task_table(tasks)))
         parts.append(
@@ -247,7 +247,7 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
 
 
 def _saving(decision: Decision) -> str:
-    ours, theirs = decision.evidence.get("usd_per_1k_tokens"), decision.evidence.get("baseline_usd_per_1k_tokens")
+    ours, theirs = decision.evidence.usd_per_1k_tokens, decision.evidence.baseline_usd_per_1k_tokens
     if ours is None or theirs is None:
         return "The saving is unknown, because a price was not measured."
     share = 1 - float(ours.value / theirs.value)

@@ -14,7 +14,7 @@ from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.load.tokens import load_tokens
-from evals.types import LoadReport
+from evals.types import LoadConditions, LoadReport
 from pipeline.record.store import from_json
 from pipeline.serve.engine import server_environment, speed_inputs
 from pipeline.serve.server import keep_log
@@ -82,7 +82,7 @@ class Load(Stage[LoadReport]):
             self.seed,
             env=server_environment(self.served.engine, self.served.machine),
             slo=self.slo if self.slo else None,
-            machine={**self.served.machine.fingerprint, "engine": target.engine, "startup_s": served.startup_s},
+            machine=LoadConditions(**self.served.machine.fingerprint, engine=target.engine, startup_s=served.startup_s),
             on_run=effects.progress(self),
             known=effects.home / "points" / self.known_points,
         )

@@ -43,7 +43,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
     }
     made: dict[str, StageResult] = distilled(variant, effects) | found
-    speed_price = serving_price(price, load.machine.get("startup_s"))
+    speed_price = serving_price(price, load.machine.startup_s)
     return Measured(
         candidate=variant.candidate,
         artifact=with_student(artifact, made),
@@ -54,7 +54,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         stage_keys={name: stage.key for name, stage in made.items()},
         stage_wall_s={name: stage.wall_s for name, stage in made.items()},
         reused=tuple(name for name, stage in found.items() if stage.reused and name != "digest"),
-        measured_at=min(made["quality"].started_at, load.machine.get("oldest_result_at", made["load"].started_at)),
+        measured_at=min(made["quality"].started_at, load.machine.oldest_result_at or made["load"].started_at),
     )
 
 

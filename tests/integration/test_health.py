@@ -34,8 +34,8 @@ MAKE = """
 import sys
 from pathlib import Path
 from llmcompressor.modifiers.quantization import QuantizationModifier
-from pipeline.compress.llmcompressor import one_shot
-from pipeline.registry import CompressJob
+from pipeline.compress.backends.llmcompressor import one_shot
+from pipeline.compress.registry import CompressJob
 weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 64}
 groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
 schemes = {"int4": {"config_groups": groups}, "int8": {"scheme": "W8A8"}}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import GateRule, replay
 from evals.quality.run import GatedReports, Suite, Tools, run_gated_suite, run_suite
 from evals.types import QualityReport, Target
@@ -191,7 +191,7 @@ def test_all_items_score_as_plain_lm_eval_does(
     )
     assert again.tasks["colours"].settings_digest == baseline.tasks["colours"].settings_digest
     states = replay(again.tasks, baseline.tasks, rule)
-    assert states.combined.decision is Decision.PASS
+    assert states.combined.decision is Verdict.PASS
     assert {gate.state.reason for gate in states.gates.values()} == {"exact"}
 
 
@@ -215,7 +215,7 @@ def test_an_equal_candidate_passes_with_a_part_of_the_items(world, order: str) -
     server = FakeServer(seed=1, noise=0.3, writes=solver(0.3, seed=1))
     report = gated(server, f"equal {order}", rule, world).candidate
     states = replay(report.tasks, baseline.tasks, rule)
-    assert states.combined.decision is Decision.PASS
+    assert states.combined.decision is Verdict.PASS
     for name, total in (("colours", NUM_CHOICE), ("pens", NUM_MATH)):
         task = report.tasks[name]
         assert len(task.items) < total
@@ -237,12 +237,12 @@ def test_the_first_rejected_task_ends_the_evaluation_and_the_full_run_agrees(wor
     bad = FakeServer(writes=solver(0.9, seed=1))
     report = gated(bad, "bad at sums", rule, world).candidate
     states = replay(report.tasks, baseline.tasks, rule)
-    assert states.combined.decision is Decision.FAIL
+    assert states.combined.decision is Verdict.FAIL
     assert states.combined.because == "pens"
     assert len(report.tasks["colours"].items) < NUM_CHOICE
     whole = replace(rule, stop_early=False)
     full = gated(FakeServer(writes=solver(0.9, seed=1)), "bad at sums", whole, world).candidate
-    assert replay(full.tasks, baseline.tasks, rule).combined.decision is Decision.FAIL
+    assert replay(full.tasks, baseline.tasks, rule).combined.decision is Verdict.FAIL
     stopped, complete = report.tasks["pens"], full.tasks["pens"]
     assert complete.is_complete
     assert stopped.estimate.lo <= complete.estimate.value <= stopped.estimate.hi
@@ -271,7 +271,7 @@ def test_the_baseline_is_extended_only_as_far_as_needed(world, tmp_path: Path) -
     assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(asked))
     assert servers == [4 * (n - before) for before, n in zip([0, *asked], asked, strict=False)], "asked twice"
     states = replay(done.candidate.tasks, done.baseline.tasks, rule)
-    assert states.combined.decision is Decision.PASS
+    assert states.combined.decision is Verdict.PASS
     assert not done.baseline.tasks["colours"].is_complete
     complete = {item.item_id: item.score for item in baseline.tasks["colours"].items}
     assert all(complete[item.item_id] == item.score for item in done.baseline.tasks["colours"].items)

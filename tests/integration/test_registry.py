@@ -29,8 +29,8 @@ from pipeline.record.store import Recorder, RunRecord, connect
 from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
 
 pytestmark = pytest.mark.integration
-PROMOTE = Decision("promote", "int8", ("passed: quality",), {}, {})
-HOLD = Decision("hold", "int8", ("not met: price",), {}, {})
+PROMOTE = Decision("promote", "int8", ("passed: quality",))
+HOLD = Decision("hold", "int8", ("not met: price",))
 
 
 @pytest.fixture(scope="module")

@@ -117,6 +117,14 @@ def test_an_earlier_attempts_result_is_never_taken(job: Job) -> None:
     assert LocalLauncher().run(replace(job, payload={"number": 1}))["twice"] == 2
 
 
+def test_what_killed_attempts_left_is_removed(job: Job) -> None:
+    job.folder.mkdir()
+    for name in (".measured.json.0123", ".measured.json.0123.error", "..measured.json.0123.77.tmp"):
+        (job.folder / name).write_text("{")
+    LocalLauncher().run(job)
+    assert sorted(path.name for path in job.folder.iterdir()) == ["job.json", "measured.json", "worker.log"]
+
+
 def test_a_late_result_of_an_earlier_attempt_is_not_taken(job: Job) -> None:
     """An orphan writes to its own attempt's name, under which nobody looks."""
 
@@ -180,6 +188,7 @@ def test_a_script_gets_nothing_of_ours(job: Job, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OURS", "1")
     script = job.folder.parent / "client.py"
     script.write_text(SCRIPT)
+    (script.parent / "json.py").write_text("raise ImportError('a file beside the script was taken for a package')")
     alone = replace(job, program=str(script), environment={"GIVEN": "1"}, inherit=False, python=Path(sys.executable))
     result = LocalLauncher().run(alone)
     assert result["number"] == 21

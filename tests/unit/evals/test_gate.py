@@ -13,9 +13,9 @@ from evals.gate.flip_model import CURVES
 from evals.gate.gate import (
     ACCEPT_BETS,
     REJECT_BETS,
-    Decision,
     Gate,
     GateState,
+    Verdict,
     best_of_k_level,
     combine,
     differences,
@@ -182,9 +182,9 @@ def test_blocks_do_not_matter_and_the_end_is_exact(d, delta, block, seed):
     assert (parts.state.decided_at, parts.state.reason) == (whole.state.decided_at, whole.state.reason)
     shortfall = sum(Fraction(x) for x in d) + Fraction(str(delta)) * len(d)
     if abs(shortfall) > Fraction(1, 10**6):
-        assert whole.state.decision is (Decision.PASS if shortfall > 0 else Decision.FAIL)
+        assert whole.state.decision is (Verdict.PASS if shortfall > 0 else Verdict.FAIL)
     elif shortfall <= 0:
-        assert whole.state.decision is Decision.FAIL
+        assert whole.state.decision is Verdict.FAIL
     assert whole.confidence_sequence().value == pytest.approx(float(np.mean(d)), abs=1e-12)
 
 
@@ -193,14 +193,14 @@ def test_a_tie_with_minus_delta_is_not_a_pass(num_items, delta):
     num_lost = round(num_items * delta)
     d = [-1.0] * num_lost + [0.0] * (num_items - num_lost)
     for order in (d, d[::-1]):
-        assert Gate(num_items, delta, alpha=1e-9, beta=1e-9).update(order).decision is Decision.FAIL
+        assert Gate(num_items, delta, alpha=1e-9, beta=1e-9).update(order).decision is Verdict.FAIL
     if num_lost:
         better = [-1.0] * (num_lost - 1) + [0.0] * (num_items - num_lost + 1)
-        assert Gate(num_items, delta, alpha=1e-9, beta=1e-9).update(better).decision is Decision.PASS
+        assert Gate(num_items, delta, alpha=1e-9, beta=1e-9).update(better).decision is Verdict.PASS
 
 
 def test_a_tie_of_fractional_scores_is_not_a_pass():
-    assert Gate(30, 0.1, alpha=1e-9, beta=1e-9).update([-0.1] * 30).decision is Decision.FAIL
+    assert Gate(30, 0.1, alpha=1e-9, beta=1e-9).update([-0.1] * 30).decision is Verdict.FAIL
 
 
 @settings(max_examples=100, deadline=None)
@@ -211,8 +211,8 @@ def test_certainty_is_never_wrong_and_never_late(d, delta):
         state = gate.update([x])
         worst, best = sum(d[:t]) - (n - t) + n * delta, sum(d[:t]) + (n - t) + n * delta
         if state.reason in ("certain", "exact"):
-            assert worst > -1e-6 if state.decision is Decision.PASS else best < 1e-6
-        elif state.decision is Decision.UNDECIDED:
+            assert worst > -1e-6 if state.decision is Verdict.PASS else best < 1e-6
+        elif state.decision is Verdict.UNDECIDED:
             assert worst <= 1e-6
             assert best >= -1e-6
 
@@ -235,15 +235,15 @@ def test_extremes_stay_finite(d, delta):
                 assert -1 <= estimate.lo <= estimate.hi <= 1
         assert np.isfinite(gate.trajectory().log_e_pass).all()
         assert np.isfinite(gate.trajectory().log_e_fail).all()
-        assert gate.state.decision is not Decision.UNDECIDED
+        assert gate.state.decision is not Verdict.UNDECIDED
 
 
 def test_fewer_items_than_a_block_and_a_single_item():
-    assert Gate(3, 0.02).update([0.0, 0.0, 0.0]).decision is Decision.PASS
+    assert Gate(3, 0.02).update([0.0, 0.0, 0.0]).decision is Verdict.PASS
     assert Gate(1, 0.02).update([0.0]).reason == "exact"
-    assert Gate(1, 0.02).update([-1.0]).decision is Decision.FAIL
+    assert Gate(1, 0.02).update([-1.0]).decision is Verdict.FAIL
     gate = Gate(2, 0.02)
-    assert gate.update([]).decision is Decision.UNDECIDED
+    assert gate.update([]).decision is Verdict.UNDECIDED
     with pytest.raises(ValueError, match="for 2 items left"):
         gate.update([0.0, 0.0, 0.0])
 
@@ -251,10 +251,10 @@ def test_fewer_items_than_a_block_and_a_single_item():
 def test_a_clear_case_stops_early_and_says_where():
     rng = np.random.default_rng(0)
     gate = Gate(10_000, 0.05)
-    while gate.state.decision is Decision.UNDECIDED:
+    while gate.state.decision is Verdict.UNDECIDED:
         gate.update(rng.choice([-1.0, 0.0, 1.0], p=[0.02, 0.96, 0.02], size=64))
     state = gate.state
-    assert (state.decision, state.reason) == (Decision.PASS, "e-value")
+    assert (state.decision, state.reason) == (Verdict.PASS, "e-value")
     assert state.num_items < 400
     assert state.num_items - 64 < state.decided_at <= state.num_items
     assert gate.trajectory().log_e_pass[state.decided_at - 1] >= math.log(20)
@@ -264,25 +264,25 @@ def test_a_clear_case_stops_early_and_says_where():
 def test_more_answers_after_an_early_decision_are_kept_and_the_exact_answer_stands():
     d = [0.0] * 100 + [-1.0] * 100
     gate = Gate(200, 0.1, alpha=0.2)
-    assert gate.update(d[:100]).decision is Decision.PASS
-    assert gate.update(d[100:110]).decision is Decision.PASS
-    assert gate.update(d[110:]).decision is Decision.FAIL
+    assert gate.update(d[:100]).decision is Verdict.PASS
+    assert gate.update(d[100:110]).decision is Verdict.PASS
+    assert gate.update(d[110:]).decision is Verdict.FAIL
     assert gate.state.log_e_pass == -math.inf
 
 
 def test_full_evaluation_decides_at_the_last_item_only():
     gate = Gate(200, 0.05, stop_early=False)
-    assert gate.update([0.0] * 199).decision is Decision.UNDECIDED
+    assert gate.update([0.0] * 199).decision is Verdict.UNDECIDED
     state = gate.update([0.0])
-    assert (state.decision, state.reason, state.decided_at) == (Decision.PASS, "exact", 200)
+    assert (state.decision, state.reason, state.decided_at) == (Verdict.PASS, "exact", 200)
 
 
 def test_a_budget_ends_futile_never_as_a_pass():
     gate = Gate(2000, 0.01, max_items=100)
     state = gate.update([0.0, -1.0, 1.0] * 30)
-    while state.decision is Decision.UNDECIDED:
+    while state.decision is Verdict.UNDECIDED:
         state = gate.update([0.0])
-    assert (state.decision, state.reason) == (Decision.FUTILE, "budget")
+    assert (state.decision, state.reason) == (Verdict.FUTILE, "budget")
     assert state.num_items <= 100
 
 
@@ -296,7 +296,7 @@ def test_futility_is_never_declared_where_gains_would_still_pass(d, used):
         rest = Gate(len(d), 0.1)
         rest.update(d[: gate.state.num_items])
         rest.update([1.0] * (20 - gate.state.num_items))
-        assert rest.state.decision is not Decision.PASS
+        assert rest.state.decision is not Verdict.PASS
 
 
 def test_unscored_items_count_against_the_candidate():
@@ -310,14 +310,14 @@ def state(decision, log_e=0.0):
 
 
 def test_all_tasks_must_pass_and_the_first_failed_ends_it():
-    p, f, u = Decision.PASS, Decision.FAIL, Decision.UNDECIDED
+    p, f, u = Verdict.PASS, Verdict.FAIL, Verdict.UNDECIDED
     assert combine({"a": state(p, 3.0), "b": state(p, 4.0)}).decision is p
     assert combine({"a": state(p, 3.0), "b": state(p, 4.0)}).log_e_pass == 3.0
     assert combine({"a": state(p), "b": state(u)}).undecided == ("b",)
     assert combine({"a": state(p), "b": state(u)}).decision is u
     both = combine({"a": state(u), "b": state(f)})
     assert (both.decision, both.because) == (f, "b")
-    assert combine({"a": state(p), "b": state(Decision.FUTILE)}).decision is Decision.FUTILE
+    assert combine({"a": state(p), "b": state(Verdict.FUTILE)}).decision is Verdict.FUTILE
     with pytest.raises(ValueError, match="no task"):
         combine({})
 

@@ -83,6 +83,7 @@ def test_a_scenario_is_measured_in_one_client_process(tmp_path):
     (job,) = client.jobs
     assert command_of(job, tmp_path / "job", tmp_path / "out") == [
         Path("/serve/python"),
+        "-P",
         str(CLIENT),
         tmp_path / "job",
         tmp_path / "out",
@@ -147,4 +148,4 @@ def test_a_report_is_as_old_as_its_oldest_repeat(tmp_path):
     run_load(TARGET, SCENARIO, Path("p"), tmp_path / "a", 0, launcher=FakeClient(), known=known)
     os.utime(next(known.glob("c8*r1.json")), (86_400, 86_400))
     report = run_load(TARGET, SCENARIO, Path("p"), tmp_path / "b", 0, launcher=FakeClient(limit=0), known=known)
-    assert report.machine["oldest_result_at"] == "1970-01-02T00:00:00+00:00"
+    assert report.machine.oldest_result_at == "1970-01-02T00:00:00+00:00"

@@ -88,7 +88,7 @@ def test_a_replay_hands_the_trace_to_the_client(tmp_path):
     files = [run["arguments"][run["arguments"].index("--dataset-path") + 1] for run in job["runs"] if run["result"]]
     assert len(set(files)) == 3
     assert all(len(Path(file).read_text().splitlines()) == 20 for file in files)
-    assert report.machine["trace_requests_passed_over"] >= 0
+    assert report.machine.trace_requests_passed_over is not None
 
 
 def test_a_trace_without_a_request_that_fits_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.gate.gate import Decision, Gate
+from evals.gate.gate import Gate, Verdict
 from evals.gate.ordering import FLOOR, guide_weights, guided_order, margin, margin_ranks, uniform_order
 
 
@@ -87,7 +87,7 @@ def run_to_decision(d, delta, rng, guide=None, baseline=None):
         known |= {"ranks": guide.ranks[order], "baseline": baseline[order]}
     gate = Gate(len(d), delta, **known)
     for begin in range(0, len(d), 100):
-        if gate.update(d[order[begin : begin + 100]]).decision is not Decision.UNDECIDED:
+        if gate.update(d[order[begin : begin + 100]]).decision is not Verdict.UNDECIDED:
             break
     return gate.state
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from evals.gate.gate import Decision
+from evals.gate.gate import Verdict
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
@@ -72,7 +72,7 @@ def test_tasks_take_turns_until_all_are_decided(order: str) -> None:
     evaluation = SequentialEvaluation(orders, baseline, rule)
     turns = ask_all(evaluation, candidate)
     assert turns[:4] == ["a", "b", "a", "b"]
-    assert evaluation.combined.decision is Decision.PASS
+    assert evaluation.combined.decision is Verdict.PASS
     assert all(20 <= gate.state.num_items < 600 for gate in evaluation.gates.values())
 
 
@@ -83,7 +83,7 @@ def test_the_first_failed_task_ends_it() -> None:
     evaluation = SequentialEvaluation(orders, baseline, rule)
     turns = ask_all(evaluation, candidate)
     assert evaluation.combined.because == "b"
-    assert evaluation.gates["a"].state.decision is Decision.UNDECIDED
+    assert evaluation.gates["a"].state.decision is Verdict.UNDECIDED
     assert len(turns) < 12
     assert not evaluation.items_needed
 
@@ -94,10 +94,10 @@ def test_nothing_stops_early_when_told_so_and_the_budget_is_kept() -> None:
     full = SequentialEvaluation(orders, baseline, GateRule({"a": 0.1, "b": 0.1}, stop_early=False))
     ask_all(full, candidate)
     assert [gate.state.num_items for gate in full.gates.values()] == [90, 90]
-    assert full.combined.decision is Decision.PASS
+    assert full.combined.decision is Verdict.PASS
     small = SequentialEvaluation(orders, baseline, GateRule({"a": 0.01, "b": 0.01}, max_items=25, block_items=10))
     ask_all(small, candidate)
-    assert small.combined.decision is Decision.FUTILE
+    assert small.combined.decision is Verdict.FUTILE
     assert max(gate.state.num_items for gate in small.gates.values()) <= 25
 
 
@@ -172,7 +172,7 @@ def test_items_in_no_random_order_count_only_all_together() -> None:
     base = result([1.0] * 1000)
     worse = result([1.0] * 900 + [0.0] * 100)
     states = replay({"a": worse}, {"a": base}, GateRule({"a": 0.05}))
-    assert states.gates["a"].state.decision is Decision.FAIL
+    assert states.gates["a"].state.decision is Verdict.FAIL
     assert states.gates["a"].state.reason == "exact"
     some = result([1.0] * 900)
     assert replay({"a": some}, {"a": base}, GateRule({"a": 0.05})).gates["a"].state.num_items == 900
@@ -244,6 +244,6 @@ def test_unscored_items_count_against_the_candidate() -> None:
     base = {"a": result([1.0] * 40)}
     recorded = {"a": result([None] * 4 + [1.0] * 36)}
     gate = replay(recorded, base, GateRule({"a": 0.05})).gates["a"]
-    assert gate.state.decision is Decision.FAIL
+    assert gate.state.decision is Verdict.FAIL
     assert scores_of(recorded)["a"][0] is None
     assert math.isinf(gate.state.log_e_fail)

@@ -12,19 +12,18 @@ from pipeline.plan.plan import make_plan
 from pipeline.plan.resolve import NOT_BUILT, RunPlan
 from pipeline.plan.variants import variants_of
 from pipeline.stages.graph import Stage
+from pipeline.types import Machine
 from tests.unit.pipeline.shapes import FACTS, MACHINE
 
 POINT = {"concurrency": 1, "input_tokens": 32, "output_tokens": 8, "num_requests": 4}
 SCENARIO = from_config({"name": "one", "num_repeats": 2, "points": [POINT]})
 
 
-def run_plan(
-    config: RunConfig, price: Price, scenario: LoadScenario = SCENARIO, external: Path | None = None
-) -> RunPlan:
+def run_plan(config: RunConfig, price: Price, scenario: LoadScenario = SCENARIO, machine: Machine = MACHINE) -> RunPlan:
     """A run's plan for the test machine."""
-    choices = make_plan(config, FACTS, MACHINE, price, 100 * 2**30)
+    choices = make_plan(config, FACTS, machine, price, 100 * 2**30)
     store = StageStore(Path(config.home) / "store")
-    variants = variants_of(config, choices, scenario, external, NOT_BUILT, store)
+    variants = variants_of(config, choices, scenario, None, NOT_BUILT, store)
     return RunPlan(config, choices, scenario, variants, NOT_BUILT, store)
 
 

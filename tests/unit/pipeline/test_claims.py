@@ -32,7 +32,7 @@ from benchmarks.claims import (
     verdict,
 )
 from core.errors import ConfigError
-from evals.types import LoadPoint, LoadReport, ThetaSlo
+from evals.types import LoadConditions, LoadPoint, LoadReport, ThetaSlo
 from pipeline.config import TrackingConfig
 from pipeline.plan.plan import make_plan
 from tests.unit.pipeline.shapes import FACTS, MACHINE
@@ -51,7 +51,7 @@ def a_load(rates: dict[int, tuple[float, ...]], engine: dict[str, Any] = ENGINE)
         )
         for load, found in rates.items()
     )  # fmt: skip
-    machine = {"device": "cpu", "device_name": "test CPU", "num_cpus": 2, "engine": engine}
+    machine = LoadConditions("cpu", "test CPU", num_cpus=2, engine=engine)
     return LoadReport("quick", points, machine, mix=(128, 32))
 
 

@@ -24,6 +24,7 @@ from evals.types import (
     CostReport,
     Decision,
     ItemOutcome,
+    LoadConditions,
     LoadPoint,
     LoadReport,
     Money,
@@ -81,7 +82,7 @@ def test_as_good_and_cheaper_is_promoted() -> None:
     assert comparison.recovery.value == 1
     assert all(reason.startswith("passed") for reason in decision.reasons)
     assert "not worse by 2 points or more (by all items)" in decision.reasons[0]
-    assert decision.evidence["beaten_by"] == []
+    assert decision.evidence.beaten_by == ()
 
 
 def test_much_worse_is_held_with_its_figures() -> None:
@@ -89,7 +90,7 @@ def test_much_worse_is_held_with_its_figures() -> None:
     assert decision.action == "hold"
     assert "arc_easy: -15.0 points" in decision.reasons[0]
     assert "800 of 800 items: worse by 2 points or more" in decision.reasons[0]
-    assert "arc_easy: -15.0 points" in decision.evidence["beaten_by"][0]
+    assert "arc_easy: -15.0 points" in decision.evidence.beaten_by[0]
 
 
 def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
@@ -106,9 +107,9 @@ def test_a_more_expensive_one_is_not_promoted() -> None:
     assert decision.action == "hold"
     assert "not cheaper" in decision.reasons[1]
     assert "+20.0%" in decision.reasons[1]
-    assert decision.evidence["beaten_by"] == [
-        "it is not cheaper than the baseline: 1.2 against 1 USD per 1k tokens (+20.0%)"
-    ]
+    assert decision.evidence.beaten_by == (
+        "it is not cheaper than the baseline: 1.2 against 1 USD per 1k tokens (+20.0%)",
+    )
 
 
 def test_a_missing_price_is_never_free() -> None:
@@ -252,7 +253,7 @@ def test_a_stopped_evaluation_decides_and_says_how_much_it_asked() -> None:
     assert comparison is not None
     assert "confidence sequences" in comparison.recovery.method
     assert comparison.recovery.lo <= 0.73 / 0.75 <= comparison.recovery.hi, "the recovery over all 800 items"
-    metrics = gate_metrics(decision.evidence["tasks"].values()) | comparison_metrics(comparison)
+    metrics = gate_metrics(decision.evidence.tasks.values()) | comparison_metrics(comparison)
     assert metrics["gate/piqa/num_items"] < metrics["gate/piqa/num_items_total"] == 800
     assert metrics["gate/piqa/log_e_pass"] >= np.log(20)
     assert metrics["gate/piqa/difference_points.lo"] > -10
@@ -271,7 +272,7 @@ def test_a_task_that_was_never_asked_is_named_and_has_no_figures() -> None:
     assert comparison is None
     assert mean_quality(cut.quality) is None
     assert "not met: quality: arc_easy: not evaluated, because piqa had ended the evaluation" in decision.reasons
-    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence["tasks"].values()))
+    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence.tasks.values()))
 
 
 def test_the_evidence_survives_its_json_form() -> None:
@@ -307,6 +308,10 @@ def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> No
     record = json.loads((tmp_path / "decision.json").read_text())
     assert record["decision"]["action"] == "promote"
     assert record["decision"]["rule"]["delta_points"] == 5.0
+    assert set(record["decision"]) == {"action", "variant", "reasons", "rule", "evidence"}
+    money = {"usd_per_1k_tokens", "baseline_usd_per_1k_tokens"}
+    assert set(record["decision"]["evidence"]) == {"tasks", "recovery", "passed", "beaten_by", *money}
+    assert set(record["decision"]["rule"]) == set(vars(gate))
     assert record["losses"][0]["variant"] == "<costly>"
     assert "'int8' passed too" in record["losses"][0]["beaten_by"][0]
     assert record["decided_at"] == "2026-11-01T00:00:00+00:00"
@@ -376,7 +381,7 @@ def test_each_price_stands_on_its_own_best_load() -> None:
 
 def test_a_price_says_when_the_speeds_are_hours_apart() -> None:
     def at(time: str) -> LoadReport:
-        return replace(a_loop([100]), machine={"oldest_result_at": time})
+        return replace(a_loop([100]), machine=LoadConditions(oldest_result_at=time))
 
     noon = at("2026-11-01T12:00:00+00:00")
     assert measured_apart(noon, at("2026-11-01T12:59:00+00:00")) == measured_apart(noon, a_loop([100])) == ""
