@@ -120,6 +120,19 @@ def missing_package(error: BaseException) -> str | None:
     return f"the Python package '{package}' is not installed\n  -> pip install 'parsimony[all]'"
 
 
+def check_installed(*packages: str) -> None:
+    """Check that this environment holds these packages, before work starts that would miss one at its end.
+
+    Raises:
+        ConfigError: names those that are missing, and the command that installs them.
+
+    """
+    found = versions(Path(sys.executable), *packages)
+    if missing := sorted(set(packages) - found.keys()):
+        listed = ", ".join(missing)
+        raise ConfigError(f"this needs packages that are not installed: {listed}\n  -> pip install 'parsimony[all]'")
+
+
 @cache
 def versions(python: Path, *packages: str) -> dict[str, str]:
     """Versions of installed packages, read from their metadata without starting that interpreter.

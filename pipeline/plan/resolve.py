@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from core.environments import serving_python
+from core.environments import check_installed, serving_python
 from core.errors import AssetError, ConfigError
 from core.files import digest_json
 from core.store import StageStore
@@ -29,6 +29,8 @@ from pipeline.types import Machine, Plan
 
 NOT_BUILT = Path("/not-built/bin/python")
 """In place of an interpreter whose environment is not built."""
+RUN_PACKAGES = ("lm-eval", "mlflow", "pip", "tokenizers", "torch", "transformers")
+"""What every run needs, whatever its method: recording comes last, and must not be where the first one is missed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ def resolve(config: RunConfig) -> RunPlan:
     config = with_tags(config)
     store = StageStore(Path(config.home) / "store")
     python = planned_serving_python(config)
+    if not config.dry_run:
+        check_installed(*RUN_PACKAGES, *registry.method(str(config.quant["method"])).tools)
     variants = variants_of(config, choices, scenario, external, python, store)
     return RunPlan(config, choices, scenario, variants, python, store)
 

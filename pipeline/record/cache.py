@@ -95,14 +95,16 @@ def needed(stages: Sequence[CachedStage], needs: Needs) -> set[Path]:
         since = needs.measured_since
         return since is not None and one.stage in MEASURED and one.made_at >= since
 
-    kept = [one for one in stages if is_named(one)]
-    todo = list(kept)
+    todo = [one for one in stages if is_named(one)]
+    kept = {one.folder for one in todo}
     while todo:
         reader = todo.pop()
-        upstream = [one for one in stages if one not in kept and any(name in reader.inputs for name in one.names)]
-        kept += upstream
+        upstream = [
+            one for one in stages if one.folder not in kept and any(name in reader.inputs for name in one.names)
+        ]
+        kept |= {one.folder for one in upstream}
         todo += upstream
-    return {one.folder for one in kept}
+    return kept
 
 
 def prunable(stages: Sequence[CachedStage], needs: Needs, before: datetime) -> list[CachedStage]:

@@ -1,4 +1,4 @@
-"""From what was measured to MLflow metrics: the names of docs/guide.md, "The numbers' names". Pure.
+"""From what was measured to MLflow metrics: the names of `pipeline.record.metric_names` (docs/metrics.md). Pure.
 
 A figure that was not measured has no metric: missing is never zero.
 """

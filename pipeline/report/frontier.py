@@ -72,7 +72,7 @@ def in_one_group(runs: Sequence[Run], group: str = "") -> list[Run]:
     found = [name for name in groups if name.startswith(group)] if group else [next(iter(groups))]
     if len(found) != 1:
         told = "several groups start with it" if found else "there is no such group"
-        raise ConfigError(f"+group={group}: {told}; recorded:\n" + "\n".join(map(group_text, groups.values())))
+        raise ConfigError(f"--group {group}: {told}; recorded:\n" + "\n".join(map(group_text, groups.values())))
     return groups[found[0]]
 
 
@@ -90,7 +90,7 @@ def group_text(runs: Sequence[Run]) -> str:
     newest = datetime.fromtimestamp(max(run.info.start_time for run in runs) / 1000, UTC)
     load = f" under load={','.join(sorted(names))}" if names else ""
     group = tag_of(runs[0].data.tags, FRONTIER_GROUP)
-    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: +group={group[:8]}"
+    return f"{len(runs)} variant{'s' * (len(runs) > 1)}{load}, the newest of {newest:%Y-%m-%d}: --group {group[:8]}"
 
 
 def shown_points(runs: Sequence[Run], resamples: Resamples) -> list[Shown]:

@@ -31,6 +31,9 @@ StageName = Literal[
     "teacher-cache", "distill", "compress", "health", "quality", "load",
 ]  # fmt: skip
 """Every stage there is."""
+WORK_SHARE = "work_share"
+"""Key of a result: the share of the stage's work that was done now; the rest had been measured before. Estimates rest
+on stages that did all of it."""
 MachineUse = Literal["free", "shared", "alone"]
 """What a stage needs of the machine while it runs: nothing, computing beside other runs, or all of it."""
 

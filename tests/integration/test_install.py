@@ -30,7 +30,7 @@ from core.environments import CODE, DATA, ROOT, folder_of, lock_of
 from evals.load.trace import read_trace, trace_path
 from finops.ledger.database import Database
 from finops.pricing.prices import CATALOG
-from pipeline.cli.app import choices
+from pipeline.cli.compose import choices
 from pipeline.report.frontier_page import TEMPLATE
 from pipeline.serve.engine import PLUGIN
 
@@ -72,11 +72,6 @@ class Installed:
         )  # fmt: skip
         assert done.returncode == code, f"{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         return done.stderr if code else done.stdout
-
-
-def ledger_command(verb: str, *arguments: str) -> tuple[str, ...]:
-    """A command of the ledger's, as an installed product starts it."""
-    return ("python", "-m", f"finops.cli.{verb}", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -225,27 +220,23 @@ def test_the_ledger_needs_no_torch(ledger_only: Installed) -> None:
     assert not {"torch", "transformers", "mlflow", "llmcompressor"} & names
     assert "quant" in ledger_only.run("parsimony", "--help")
     assert "dry run: nothing was loaded or started" in ledger_only.run("parsimony", "quant=int8", "dry_run=true")
-    assert "usage" in ledger_only.run(*ledger_command("report", "--help"))
-    assert "h100" in ledger_only.run(*ledger_command("prices", "list")).lower()
+    assert "usage" in ledger_only.run("parsimony", "report", "--help")
+    assert "h100" in ledger_only.run("parsimony", "prices", "list").lower()
 
 
 def test_a_ledger_is_written_below_the_current_folder(ledger_only: Installed) -> None:
-    ledger_only.run(*ledger_command("budgets", "set", "research", "--limit-usd", "100"))
+    ledger_only.run("parsimony", "budgets", "set", "research", "--limit-usd", "100")
     assert (ledger_only.work / "mlruns" / "finops.db").is_file()
-    assert "research" in ledger_only.run(*ledger_command("budgets", "list"))
-    ledger_only.run(*ledger_command("report", "--format", "html", "--output", "spend.html"))
+    assert "research" in ledger_only.run("parsimony", "budgets", "list")
+    ledger_only.run("parsimony", "report", "--format", "html", "--output", "spend.html")
     assert "<html" in (ledger_only.work / "spend.html").read_text()
 
 
-def test_a_run_without_its_packages_names_the_way_out(ledger_only: Installed) -> None:
+def test_a_run_names_what_is_missing_and_the_way_out(ledger_only: Installed) -> None:
     told = ledger_only.run("parsimony", "quant=int8", code=2)
-    assert "is not installed\n  -> pip install 'parsimony[all]'" in told
-    assert "Traceback" not in told
-
-
-def test_a_run_without_a_serving_environment_names_the_command_that_builds_it(everything: Installed) -> None:
-    program = "from core.environments import serving_python as p; from pipeline.cli.app import run_command as run; "
-    program += "import sys; sys.exit(run(lambda _: p(), []))"
-    told = everything.run("-c", program, code=2, PARSIMONY_HOME=str(everything.work / "empty"))
     assert told.startswith("error: the serving environment")
-    assert f"-> {everything.python} -m core.environments build serve" in told
+    assert f"-> {ledger_only.python} -m core.environments build serve" in told
+    # With a serving environment, the next thing that is missing has its own way out.
+    told = ledger_only.run("parsimony", "quant=int8", code=2, PARSIMONY_SERVE_PYTHON=sys.executable)
+    needed = "compressed-tensors, llmcompressor, lm-eval, mlflow, pip, tokenizers, torch, transformers"
+    assert told == f"error: this needs packages that are not installed: {needed}\n  -> pip install 'parsimony[all]'\n"

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import TrackingConfig
+from pipeline.record.metric_names import row_of
 from pipeline.record.store import Recorder
 from tests.integration.conftest import ROOT, Workplace
 
@@ -101,6 +102,7 @@ def test_baseline_and_variant_are_recorded_with_cost_beside_quality(finished, wo
     assert runs[LABEL].data.metrics["size/ratio"] > 1.4
     assert runs[LABEL].data.tags["decision"] in ("promote", "hold")
     assert "quality/piqa/flip_rate" in runs[LABEL].data.metrics
+    assert [name for run in runs.values() for name in run.data.metrics if row_of(name) is None] == []
 
 
 def test_the_evidence_is_attached(finished, workplace: Workplace, tmp_path: Path) -> None:

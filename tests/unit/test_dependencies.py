@@ -11,6 +11,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.compress.registry import known_methods, method
+from pipeline.plan.resolve import RUN_PACKAGES
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("core", "finops", "evals", "pipeline")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -104,6 +107,14 @@ def test_what_the_environment_is_made_of_is_what_is_declared(lock: str) -> None:
     source = [line.partition("#")[0].strip() for line in (ROOT / "requirements/pipeline.in").read_text().splitlines()]
     asked = {canonicalize_name(Requirement(line).name) for line in source if line}
     assert asked <= declared("all").keys()  # the environment holds nothing that an installed product would lack
+
+
+@pytest.mark.parametrize("lock", ["pipeline-cpu", "pipeline-cuda"])
+def test_the_lock_holds_what_a_run_and_each_method_check_for(lock: str) -> None:
+    tools = {tool for name in known_methods() for tool in method(name).tools}
+    assert {canonicalize_name(name) for name in {*tools, *RUN_PACKAGES}} <= pins(
+        ROOT / "requirements" / f"{lock}.txt"
+    ).keys()
 
 
 def test_the_tests_tools_are_not_in_the_products_environments() -> None:

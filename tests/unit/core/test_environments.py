@@ -105,3 +105,9 @@ def test_a_missing_package_names_the_extra_and_a_defect_of_ours_stays_one() -> N
         import core.no_such_file  # noqa: F401
     assert missing_package(caught.value) is None
     assert missing_package(ValueError("torch")) is None
+
+
+def test_every_missing_package_is_named_at_once() -> None:
+    environments.check_installed("numpy", "PyYAML")
+    with pytest.raises(ConfigError, match="not installed: no-such-one, no-such-two\n  -> pip install 'parsimony"):
+        environments.check_installed("numpy", "no-such-two", "no-such-one")

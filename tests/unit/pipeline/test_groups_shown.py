@@ -36,9 +36,9 @@ def test_older_records_under_the_tags_former_name_are_in_the_same_group() -> Non
 def test_a_name_that_is_not_one_group_is_refused_with_those_there_are(name: str, told: str) -> None:
     with pytest.raises(ConfigError) as caught:
         in_one_group([*NEW, *OLD, *TWIN], name)
-    assert f"+group={name}: {told}" in str(caught.value)
-    assert "1 variant under load=sweep, the newest of 2026-11-26: +group=5eeb03fa" in str(caught.value)
+    assert f"--group {name}: {told}" in str(caught.value)
+    assert "1 variant under load=sweep, the newest of 2026-11-26: --group 5eeb03fa" in str(caught.value)
 
 
 def test_a_group_names_its_variants_and_its_option() -> None:
-    assert group_text(NEW) == "2 variants under load=quick, the newest of 2026-11-26: +group=82d18dd0"
+    assert group_text(NEW) == "2 variants under load=quick, the newest of 2026-11-26: --group 82d18dd0"
