@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from core.console import say
 from core.jobs import LOCAL, Launcher
 from core.store import StageRef, StageResult, StageStore, lock, stage_key
 from pipeline.config import EngineConfig
@@ -132,7 +131,8 @@ class Effects:
     """Interpreter of the serving environment."""
     launcher: Launcher = LOCAL
     """Where processes of heavy work run."""
-    say: Callable[[str], None] = say
+    say: Callable[[str], None] = lambda text: None
+    """Told what a person wants to know while a stage runs."""
     serve: Callable[..., ServedModel] = ServedModel
     """Serves a checkpoint; replaced in tests of the main path."""
     _found: dict[str, StageResult] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class Effects:
 
     def machine(self, use: MachineUse) -> AbstractContextManager[None]:
         """Held by everything that computes: shared, or alone while speed is measured. Waiting is not charged."""
-        return nullcontext() if use == "free" else machine_lock(self.home, shared=use == "shared")
+        return nullcontext() if use == "free" else machine_lock(self.home, self.say, shared=use == "shared")
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -199,14 +199,14 @@ class Effects:
         log = self.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
 
         def on_start() -> None:
-            say(f"{label}: starting vLLM's server")
+            self.say(f"{label}: starting vLLM's server")
 
         served = self.serve(artifact, engine, machine, self.serving_python, log, on_start)
         self._server = (wanted, self._servers.enter_context(served))
         return self._server[1]
 
 
-def machine_lock(home: Path, *, shared: bool) -> AbstractContextManager[None]:
+def machine_lock(home: Path, say: Callable[[str], None], *, shared: bool) -> AbstractContextManager[None]:
     """The lock of this machine among runs with one cache folder."""
     return lock(home / "machine.lock", shared=shared, on_wait=lambda: say("waiting for another run on this machine"))
 

