@@ -18,7 +18,7 @@ from evals.types import LoadConditions, LoadReport
 from pipeline.record.store import from_json
 from pipeline.serve.engine import server_environment, speed_inputs
 from pipeline.serve.server import keep_log
-from pipeline.stages.graph import Effects, Stage, Work
+from pipeline.stages.graph import WORK_SHARE, Effects, Stage, Work
 from pipeline.stages.served import Served
 
 
@@ -74,6 +74,12 @@ class Load(Stage[LoadReport]):
         """
         served = self.served.start(effects)
         target = served.target()
+        progress, counts = effects.progress(self), [0, 1]
+
+        def on_run(done: int, total: int) -> None:
+            counts[:] = counts[0] + 1, total
+            progress(done, total)
+
         report = run_load(
             target,
             self.scenario,
@@ -83,11 +89,11 @@ class Load(Stage[LoadReport]):
             env=server_environment(self.served.engine, self.served.machine),
             slo=self.slo if self.slo else None,
             machine=LoadConditions(**self.served.machine.fingerprint, engine=target.engine, startup_s=served.startup_s),
-            on_run=effects.progress(self),
+            on_run=on_run,
             known=effects.home / "points" / self.known_points,
         )
         keep_log(served.log, folder)
-        return dict(plain(report))
+        return {**plain(report), WORK_SHARE: counts[0] / counts[1]}
 
     def load(self, found: StageResult) -> LoadReport:
         """The report."""

@@ -22,7 +22,7 @@ from pipeline.record.store import from_json
 from pipeline.serve.engine import answer_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.data import Datasets
-from pipeline.stages.graph import Effects, Stage, Work
+from pipeline.stages.graph import WORK_SHARE, Effects, Stage, Work
 from pipeline.stages.served import Served
 
 
@@ -93,7 +93,21 @@ class Quality(Stage[QualityReport]):
         served = self.served.start(effects)
         data = None if self.datasets is None else effects.result(self.datasets)
         answers = effects.home / "answers.sqlite"
-        tools = Tools(Path(sys.executable), answers, data, effects.progress(self), served.wait, effects.launcher)
+        fresh, known = [0], [0]
+
+        def on_answers(num_fresh: int, num_known: int) -> None:
+            fresh.append(num_fresh)
+            known.append(num_known)
+
+        tools = Tools(
+            Path(sys.executable),
+            answers,
+            data,
+            on_progress=effects.progress(self),
+            on_answers=on_answers,
+            meanwhile=served.wait,
+            launcher=effects.launcher,
+        )
         target = served.launch()
         if self.gated is None:
             report = run_suite(target, self.suite, folder, tools, quality_invalid_reason=self.invalid_reason)
@@ -108,7 +122,7 @@ class Quality(Stage[QualityReport]):
                 quality_invalid_reason=self.invalid_reason,
             ).candidate
         keep_log(served.log, folder)
-        return dict(plain(report))
+        return {**plain(report), WORK_SHARE: sum(fresh) / max(sum(fresh) + sum(known), 1)}
 
     def load(self, found: StageResult) -> QualityReport:
         """The report."""
