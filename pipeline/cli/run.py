@@ -24,7 +24,6 @@ from pipeline.cli.arguments import check_arguments, readable
 from pipeline.cli.completion import complete
 from pipeline.cli.compose import CONF, loader, plugin_keys, read_choices, run_config, use_plugin_packages
 from pipeline.cli.explain import hydra_message, is_hydra_error
-from pipeline.run import run
 
 JSON = "--json"
 SWITCHES = {
@@ -108,4 +107,7 @@ def compose_and_run(arguments: list[str]) -> int:
 
 def run_one(composed: object) -> int:
     """Run one composed configuration."""
-    return run(run_config(composed))
+    config = run_config(composed)
+    from pipeline.run import run  # loads SQLAlchemy: not for --help, nor for a mistake
+
+    return run(config)
