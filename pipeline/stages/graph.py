@@ -153,8 +153,7 @@ class Effects:
             for needed in stage.needs:
                 self.found(needed)
         with self.machine(stage.machine_use):
-            found = stage.find(self.store) if stage.is_given else None
-            found = found or self.store.run(
+            found = self._given(stage) or self.store.run(
                 stage.name,
                 stage.inputs,
                 lambda folder: stage.run(folder, self),
@@ -163,6 +162,13 @@ class Effects:
             )
         self._found[stage.key] = found
         return found
+
+    def _given(self, stage: Stage[Any]) -> StageResult | None:
+        """A stage that is found outside the store; what is stored of one whose files are gone is forgotten."""
+        found = stage.find(self.store)
+        if found is None:
+            self.store.discard_if(stage.name, stage.key, lambda: stage.find(self.store) is None)
+        return found if stage.is_given else None
 
     def progress(self, stage: Stage[Any]) -> Progress:
         """Tells the store's hooks how far a running stage is."""
