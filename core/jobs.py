@@ -25,12 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+from core.environments import CODE
 from core.errors import ParsimonyError, ToolError
 from core.files import read_json, write_json
 from core.process import run_logged
-
-ROOT = Path(__file__).resolve().parent.parent
-"""What a worker of ours needs on its module path."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def environment_of(job: Job, ours: Mapping[str, str]) -> dict[str, str]:
     found = {**(ours if job.inherit else {}), **job.environment}
     if ":" in job.program:
         # Only workers of ours: in another environment our folder may hold other versions of that one's packages.
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), job.environment.get("PYTHONPATH", "")]))
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), job.environment.get("PYTHONPATH", "")]))
     if job.gpus is not None:
         given = found.get("CUDA_VISIBLE_DEVICES")
         visible = [str(index) for index in range(job.gpus)] if given is None else given.split(",")

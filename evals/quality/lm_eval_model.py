@@ -34,6 +34,8 @@ class SelectedRequests:
     def __init__(self, cache: AnswerCache, selection: ItemSelection, places: Places) -> None:
         self.cache, self.selection, self.places = cache, selection, places
         self.failures: dict[str, str] = {}
+        self.num_fresh = self.num_known = 0
+        """Answers that the server gave now, and answers that the cache had."""
 
     def answer(self, kind: str, requests: list[Request], ask: Ask) -> list[Answer]:
         """An answer for every request, in order; those of items that are not asked stand for nothing."""
@@ -76,11 +78,13 @@ class SelectedRequests:
     def fetch(self, wanted: Mapping[str, Request], ask: Ask) -> dict[str, Answer]:
         """Answers by request digest: from the cache, or from the server, stored block by block."""
         found = self.cache.get(wanted)
+        self.num_known += len(found)
         todo = [(key, request) for key, request in wanted.items() if key not in found | self.failures]
         for start in range(0, len(todo), BLOCK):
             fresh = self.ask_block(todo[start : start + BLOCK], ask)
             self.cache.put(fresh)
             found.update(fresh)
+            self.num_fresh += len(fresh)
         return found
 
     def ask_block(self, block: list[tuple[str, Request]], ask: Ask) -> dict[str, Answer]:

@@ -97,6 +97,10 @@ class Outcomes(TypedDict):
 
     tasks: Mapping[str, RawTask]
     items_needed: Mapping[str, int]
+    num_fresh: int
+    """Requests that the server answered now."""
+    num_known: int
+    """Requests that the answer cache knew."""
     """Tasks whose gate waits for more of the baseline's answers, with the number of items that it must reach."""
 
 

@@ -58,6 +58,8 @@ class Tools:
     """The unpacked `hf_datasets/` folder, for `source=embedded`."""
     on_progress: Callable[[int, int], None] = lambda done, total: None
     """Called with the items asked so far and the items that will be asked at most."""
+    on_answers: Callable[[int, int], None] = lambda fresh, known: None
+    """Told, once lm-eval has ended, how many requests the server answered and how many the cache knew."""
     meanwhile: Callable[[], object] | None = None
     """Called while lm-eval starts: the target may be launched and not answer yet."""
     launcher: Launcher = LOCAL
@@ -176,7 +178,9 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
         environment=environment,
         gpus=0,
     )
-    return cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
+    raw = cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
+    tools.on_answers(raw["num_fresh"], raw["num_known"])
+    return raw
 
 
 def report(outcomes: Mapping[str, RawTask], suite: Suite, quality_invalid_reason: str = "") -> QualityReport:

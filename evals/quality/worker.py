@@ -126,7 +126,13 @@ def evaluate(tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], mode
     )
     assert results is not None
     outcomes = {task.name: outcome_of(task, results, model) for task in tasks}
-    return {"tasks": outcomes, "items_needed": model.selected.selection.items_needed}
+    selected = model.selected
+    return {
+        "tasks": outcomes,
+        "items_needed": selected.selection.items_needed,
+        "num_fresh": selected.num_fresh,
+        "num_known": selected.num_known,
+    }
 
 
 def outcome_of(task: NamedTask, results: Any, model: Any) -> RawTask:

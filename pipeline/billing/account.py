@@ -46,7 +46,7 @@ from pipeline.billing.terms import ledger_url, load_usage, resource_of
 from pipeline.plan.resolve import RunPlan
 from pipeline.plan.tags import charge_tags
 from pipeline.record.registry import Subject
-from pipeline.stages.graph import Stage
+from pipeline.stages.graph import WORK_SHARE, Stage
 from pipeline.types import Spend, StageOutcome
 
 if TYPE_CHECKING:
@@ -358,7 +358,7 @@ class Billing(StageHook):
 
 def is_representative(found: StageResult) -> bool:
     """Whether a stage did all of its work itself, so that later estimates may rest on its duration."""
-    return bool(found.result.get("work_share", 1.0) == 1.0)
+    return bool(found.result.get(WORK_SHARE, 1.0) == 1.0)
 
 
 def _say_recovered(charges: list[Charge]) -> None:

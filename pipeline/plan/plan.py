@@ -29,6 +29,7 @@ from pipeline.plan.checks import (
 )
 from pipeline.plan.tags import tag_problems
 from pipeline.serve.checks import _check_engine, _check_kv_cache, check_engine, engine_suffix
+from pipeline.serve.memory import memory_problems
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
 SERVED_AS_PLAIN = (
@@ -90,6 +91,7 @@ def make_plan(
         *_check_gate(config),
         *_check_engine(config, facts, machine),
         *check_engine(config.engine, facts),
+        *memory_problems(config.engine, facts, machine),
         *_check_kv_cache(config, machine),
         *_check_split(method, config, machine),
         *_check_room(method, config, facts, machine, free_disk_bytes),

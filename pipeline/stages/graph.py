@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
-from core.console import say
 from core.jobs import LOCAL, Launcher
 from core.store import StageRef, StageResult, StageStore, lock, stage_key
 from pipeline.config import EngineConfig
@@ -32,6 +31,9 @@ StageName = Literal[
     "teacher-cache", "distill", "compress", "health", "quality", "load",
 ]  # fmt: skip
 """Every stage there is."""
+WORK_SHARE = "work_share"
+"""Key of a result: the share of the stage's work that was done now; the rest had been measured before. Estimates rest
+on stages that did all of it."""
 MachineUse = Literal["free", "shared", "alone"]
 """What a stage needs of the machine while it runs: nothing, computing beside other runs, or all of it."""
 
@@ -130,7 +132,8 @@ class Effects:
     """Interpreter of the serving environment."""
     launcher: Launcher = LOCAL
     """Where processes of heavy work run."""
-    say: Callable[[str], None] = say
+    say: Callable[[str], None] = lambda text: None
+    """Told what a person wants to know while a stage runs."""
     serve: Callable[..., ServedModel] = ServedModel
     """Serves a checkpoint; replaced in tests of the main path."""
     _found: dict[str, StageResult] = field(default_factory=dict)
@@ -151,8 +154,7 @@ class Effects:
             for needed in stage.needs:
                 self.found(needed)
         with self.machine(stage.machine_use):
-            found = stage.find(self.store) if stage.is_given else None
-            found = found or self.store.run(
+            found = self._given(stage) or self.store.run(
                 stage.name,
                 stage.inputs,
                 lambda folder: stage.run(folder, self),
@@ -162,13 +164,20 @@ class Effects:
         self._found[stage.key] = found
         return found
 
+    def _given(self, stage: Stage[object]) -> StageResult | None:
+        """A stage that is found outside the store; what is stored of one whose files are gone is forgotten."""
+        found = stage.find(self.store)
+        if found is None:
+            self.store.discard_if(stage.name, stage.key, lambda: stage.find(self.store) is None)
+        return found if stage.is_given else None
+
     def progress(self, stage: Stage[object]) -> Progress:
         """Tells the store's hooks how far a running stage is."""
         return lambda done, total: self.store.progressed(stage.ref, done, total)
 
     def machine(self, use: MachineUse) -> AbstractContextManager[None]:
         """Held by everything that computes: shared, or alone while speed is measured. Waiting is not charged."""
-        return nullcontext() if use == "free" else machine_lock(self.home, shared=use == "shared")
+        return nullcontext() if use == "free" else machine_lock(self.home, self.say, shared=use == "shared")
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -191,14 +200,14 @@ class Effects:
         log = self.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
 
         def on_start() -> None:
-            say(f"{label}: starting vLLM's server")
+            self.say(f"{label}: starting vLLM's server")
 
         served = self.serve(artifact, engine, machine, self.serving_python, log, on_start)
         self._server = (wanted, self._servers.enter_context(served))
         return self._server[1]
 
 
-def machine_lock(home: Path, *, shared: bool) -> AbstractContextManager[None]:
+def machine_lock(home: Path, say: Callable[[str], None], *, shared: bool) -> AbstractContextManager[None]:
     """The lock of this machine among runs with one cache folder."""
     return lock(home / "machine.lock", shared=shared, on_wait=lambda: say("waiting for another run on this machine"))
 

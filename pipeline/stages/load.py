@@ -9,15 +9,15 @@ from pathlib import Path
 from core.environments import versions
 from core.files import digest_json, plain
 from core.store import StageResult
+from evals.json_form import from_json
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.load.tokens import load_tokens
 from evals.types import LoadConditions, LoadReport
-from pipeline.record.store import from_json
 from pipeline.serve.engine import server_environment, speed_inputs
 from pipeline.serve.server import keep_log
-from pipeline.stages.graph import Effects, Stage, Work
+from pipeline.stages.graph import WORK_SHARE, Effects, Stage, Work
 from pipeline.stages.served import Served
 
 
@@ -73,6 +73,12 @@ class Load(Stage[LoadReport]):
         """
         served = self.served.start(effects)
         target = served.target()
+        progress, counts = effects.progress(self), [0, 1]
+
+        def on_run(done: int, total: int) -> None:
+            counts[:] = counts[0] + 1, total
+            progress(done, total)
+
         report = run_load(
             target,
             self.scenario,
@@ -82,13 +88,12 @@ class Load(Stage[LoadReport]):
             env=server_environment(self.served.engine, self.served.machine),
             slo=self.slo if self.slo else None,
             machine=LoadConditions(**self.served.machine.fingerprint, engine=target.engine, startup_s=served.startup_s),
-            on_run=effects.progress(self),
+            on_run=on_run,
             known=effects.home / "points" / self.known_points,
         )
         keep_log(served.log, folder)
-        return dict(plain(report))
+        return {**plain(report), WORK_SHARE: counts[0] / counts[1]}
 
     def load(self, found: StageResult) -> LoadReport:
         """The report."""
-        report: LoadReport = from_json(LoadReport, found.result)
-        return report
+        return from_json(LoadReport, found.result)

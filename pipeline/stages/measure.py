@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from core.console import say
 from core.store import StageResult
 from evals.cost.token_cost import cost_report
 from evals.types import Price
@@ -36,7 +35,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         artifact = effects.result(variant.checkpoint)
         if variant.health is not None:
             health = effects.result(variant.health)
-            say(f"{variant.quality.served.name}: health: {health.line()}")
+            effects.say(f"{variant.quality.served.name}: health: {health.line()}")
             artifact = replace(artifact, making=replace(artifact.making, health_metrics=health.metrics()))
         quality, load = effects.result(variant.quality), effects.result(variant.load)
     found: dict[str, StageResult] = {

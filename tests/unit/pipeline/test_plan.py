@@ -202,6 +202,6 @@ def test_the_format_of_an_external_checkpoint_says_what_it_multiplies() -> None:
         ("fp8", None, None),
     ]:
         facts = replace(FACTS, quant_format=made, quant_bits=bits)
-        plan = make_plan(config, FACTS, machine, PRICE, FREE, elsewhere=facts)
+        plan = make_plan(config, FACTS, machine, PRICE, FREE, external=facts)
         notes = [note for note in plan.notes if note.startswith("vLLM has no kernel")]
         assert [note.partition(" for ")[2].startswith(what or "") for note in notes] == ([True] if what else [])
