@@ -197,8 +197,17 @@ def error_of(raw: ErrorJson, name: str) -> ParsimonyError:
     return ToolError(f"{name} stopped: {raw['message']}")
 
 
-def usage(since: float) -> dict[str, float | int | None]:
-    """What this process has used: wall seconds since a monotonic time, and peak memory in bytes (None: no GPU)."""
+class Usage(TypedDict):
+    """What a process has used."""
+
+    wall_s: float
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+    """GPU memory that torch allocated; None without a GPU."""
+
+
+def usage(since: float) -> Usage:
+    """What this process has used: seconds since a monotonic time, and peak memory."""
     return {
         "wall_s": time.monotonic() - since,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -36,7 +36,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         if variant.health is not None:
             health = effects.result(variant.health)
             effects.say(f"{variant.quality.served.name}: health: {health.line()}")
-            artifact = replace(artifact, details={**artifact.details, "health": health.metrics()})
+            artifact = replace(artifact, making=replace(artifact.making, health_metrics=health.metrics()))
         quality, load = effects.result(variant.quality), effects.result(variant.load)
     found: dict[str, StageResult] = {
         stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
@@ -70,5 +70,5 @@ def with_student(artifact: Artifact, made: dict[str, StageResult]) -> Artifact:
     if "distill" not in made:
         return artifact
     result = made["distill"].result
-    details = {"distill": distill_metrics(result), "distill_curve": training_curve(result)}
-    return replace(artifact, details={**artifact.details, **details})
+    making = replace(artifact.making, distill_metrics=distill_metrics(result), distill_curve=training_curve(result))
+    return replace(artifact, making=making)

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.files import plain
@@ -41,7 +40,7 @@ class Quality(Stage[QualityReport]):
     fixed_s = 35.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The checkpoint, all of the engine that can change an answer, the questions, the gates and the tools."""
         gated = self.gated
         return {
@@ -73,7 +72,7 @@ class Quality(Stage[QualityReport]):
         return Work(self.served.method, self.served.num_parameters, tokens)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The checkpoint, the questions, and what the baseline answered."""
         baseline = None if self.gated is None else self.gated.baseline
         return tuple(stage for stage in (self.served.checkpoint, self.datasets, baseline) if stage is not None)
@@ -83,7 +82,7 @@ class Quality(Stage[QualityReport]):
         if self.suite.source == "hub":
             require_hub(f"suite.tasks={','.join(self.suite.tasks)}")
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Serve the checkpoint and ask.
 
         Raises:
