@@ -10,7 +10,7 @@ VERBS = {
     ),
     "focus": Verb("finops.cli.focus:main", "FOCUS 1.2 files: export, import, check"),
     "prices": Verb("finops.cli.prices:main", "the price catalog: list, refresh"),
-    "ingest": Verb("finops.cli.ingest:main", "a serving fleet's hours and tokens, from CSV or Prometheus text"),
+    "ingest": Verb("finops.cli.ingest:main", "a serving fleet's usage, commitments and shared machines, from files"),
     "metrics": Verb("finops.cli.metrics:main", "the ledger as Prometheus metrics: serve, print"),
 }
 """Verb -> the function behind it, imported when it is used."""

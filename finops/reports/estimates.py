@@ -80,6 +80,9 @@ class EstimateError:
     expected_usd: Decimal
     actual_usd: Decimal
     within_range: bool
+    low_s: float
+    high_s: float
+    basis: str
 
     @property
     def relative_error(self) -> float | None:
@@ -90,7 +93,11 @@ class EstimateError:
 def record_stage(
     ledger: Ledger, run_id: str, work: StageWork, duration_s: float, *, status: str = "completed"
 ) -> None:  # fmt: skip
-    """Record how long a stage took (monotonic seconds): what later estimates rest on. Only completed ones count."""
+    """Record how long a stage took (monotonic seconds): what later estimates rest on.
+
+    Only `completed` ones count there; `partial` says that part of the work was found done. Both are held against the
+    run's own estimate.
+    """
     with ledger.database.write() as connection:
         connection.execute(
             insert_ignore(schema.stage_runs, ledger.database.is_sqlite),
@@ -187,7 +194,7 @@ def estimate_errors(ledger: Ledger, *, since: datetime | None = None) -> list[Es
             guess, sa.func.sum(run.c.duration_us).label("actual_us"), sa.func.max(run.c.created_us).label("done_us")
         )
         .join(run, sa.and_(run.c.run_id == guess.c.run_id, run.c.stage == guess.c.stage))
-        .where(run.c.status == "completed")
+        .where(run.c.status.in_(("completed", "partial")))
         .group_by(*guess.c)
         .order_by(sa.func.max(run.c.created_us))
     )
@@ -204,6 +211,7 @@ def estimate_errors(ledger: Ledger, *, since: datetime | None = None) -> list[Es
                 EstimateError(
                     row.run_id, row.stage, from_us(row.done_us), row.expected_us / 1e6, int(row.actual_us) / 1e6,
                     from_pico(row.expected_pico), actual, bool(row.low_us <= row.actual_us <= row.high_us),
+                    row.low_us / 1e6, row.high_us / 1e6, row.basis,
                 )
             )  # fmt: skip
     return found

@@ -207,9 +207,11 @@ class Billing(StageHook):
         self._wall_s[place] = self._wall_s.get(place, 0.0) + found.wall_s
         self._keys[place].append(ref.key)
         stage = self._stages.get(ref.key)
-        if stage is not None and is_representative(found):
+        if stage is not None:
+            status = "completed" if is_representative(found) else "partial"
             try:
-                record_stage(self._opened(), self.run_id, self.estimates.work_of(stage), found.wall_s)
+                work = self.estimates.work_of(stage)
+                record_stage(self._opened(), self.run_id, work, found.wall_s, status=status)
             except LedgerUnavailableError as error:
                 log.warning("%s", error)  # the charge itself says it again, and stays open until the next start
 

@@ -50,9 +50,7 @@ def main(arguments: list[str]) -> int:
     commands.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where the files go (default: mlruns/frontier/MODEL)"
     )
-    commands.add_argument(
-        "--group", "--plane", default="", metavar="DIGITS", help="show the runs of this group, not the newest's"
-    )
+    commands.add_argument("--group", default="", metavar="DIGITS", help="show the runs of this group, not the newest's")
     options = commands.parse(arguments)
     config = config_of(options)
     recorder = Recorder(config.tracking)

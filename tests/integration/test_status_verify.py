@@ -39,7 +39,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tags |= {"artifact_path": str(checkpoint), "stage_keys": json.dumps({"load": f"key-of-{variant}"})}
         run_id = recorder.client.create_run(recorder.experiment_id, tags=tags).info.run_id
         recorder.client.set_terminated(run_id)
-        decision = Decision("promote", variant, ("passed: quality",), {}, {})
+        decision = Decision("promote", variant, ("passed: quality",))
         promote(recorder, run_id, decision, MODEL, checkpoint, checkpoint_digest(checkpoint), PromoteConfig())
     return folder
 

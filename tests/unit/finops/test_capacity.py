@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from core.errors import UserError
+from finops.cli.ingest import main
 from finops.ledger.capacity import commitment_rates, ingest_commitments, shared_machine_charges
 from finops.ledger.charges import Rate
 from finops.ledger.ingest import read_csv
@@ -65,6 +66,20 @@ def test_a_shared_machines_uses_and_idle_rest_are_its_cost(ledger, write):
     assert abs(cost["b"] - Decimal("2.8") * 4 / 7) < grain
     assert sum(cost.values()) == Decimal("2.8") * 4
     assert ledger.record(*shared_machine_charges(write(USES), Rate(Decimal("2.8"), "v1"), POLICY)) == 0
+
+
+def test_the_command_takes_all_of_them(tmp_path, write, capsys):
+    place = ["--ledger", str(tmp_path / "ledger.db")]
+    price = ["--price", "2.8", "--price-version", "v1"]
+    assert main([*place, "commitments", str(write(COMMITMENTS, "c.csv"))]) == 0
+    assert main([*place, "csv", str(write(USAGE.format("c1"), "u.csv"))]) == 0
+    assert main([*place, "shared-machines", str(write(USES, "s.csv")), *price]) == 0
+    assert main([*place, "shared-machines", str(write(USES, "s.csv")), *price]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 purchase rows are in the ledger, ")
+    assert lines[1:] == [
+        "1 new charges, 0 known already", "3 new charges, 0 known already", "0 new charges, 3 known already",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -456,8 +456,11 @@ def test_a_stage_that_found_part_of_its_work_done_is_no_basis_for_estimates(
         stage = run_plan(config, PRICE).variants.all[0].load
         stored(stage, store_of(account, config), lambda folder: {"points": [], "work_share": share})
     with ledger.database.read() as connection:
-        found = connection.exec_driver_sql("SELECT count(*) FROM finops_stage_runs WHERE stage = 'load'").scalar()
+        found = connection.exec_driver_sql(
+            "SELECT count(*) FROM finops_stage_runs WHERE stage = 'load' AND status = 'completed'"
+        ).scalar()
     assert found == num_recorded
+    assert len(estimate_errors(ledger)) == 1, "it is held against its own estimate all the same"
 
 
 # Budgets --------------------------------------------------------------------------------------------------------------

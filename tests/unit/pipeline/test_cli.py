@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import yaml
 from core import console
 from core.environments import set_defaults
 from core.store import StageRef, StageResult
+from evals.config import GateConfig
 from evals.load.scenario import from_config
-from evals.types import Decision
+from evals.types import Decision, DecisionEvidence, Money
 from pipeline.checkpoints.facts import facts_from_shape
 from pipeline.cli.app import VERBS, dispatch, run_command, version
 from pipeline.cli.compose import CONF, choices, command_config
@@ -427,12 +429,19 @@ def test_without_json_the_result_is_not_printed(capsys: pytest.CaptureFixture[st
 
 
 def test_a_decision_as_json() -> None:
-    decision = Decision("hold", "int8", ("not met: price",), {"max_age_days": None}, {"usd": None, "größe": 1.5})
+    money = Money(Decimal("0.2"), Decimal("0.1"), Decimal("0.3"))
+    evidence = DecisionEvidence(usd_per_1k_tokens=money, beaten_by=("größer",))
+    decision = Decision("hold", "int8", ("not met: price",), GateConfig(delta_points=3), evidence)
     text = decision_json(decision, model="tiny", registry="registry: unchanged", run_id="abc")
     assert "\n" not in text
-    assert json.loads(text) == {
+    found = json.loads(text)
+    rule, figures = found.pop("rule"), found.pop("evidence")
+    assert found == {
         "model": "tiny", "variant": "int8", "action": "hold", "promoted": False, "reasons": ["not met: price"],
-        "registry": "registry: unchanged", "run_id": "abc", "rule": {"max_age_days": None},
-        "evidence": {"usd": None, "größe": 1.5},
+        "registry": "registry: unchanged", "run_id": "abc",
     }  # fmt: skip
+    assert rule["delta_points"] == 3
+    assert figures["usd_per_1k_tokens"] == {"value": "0.2", "lo": "0.1", "hi": "0.3"}
+    assert figures["recovery"] is None
+    assert figures["beaten_by"] == ["größer"]
     assert json.loads(rollback_json("tiny", "done"))["action"] == "rollback"
