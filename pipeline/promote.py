@@ -24,6 +24,7 @@ from evals.stats import PairedComparison
 from evals.types import Decision
 from pipeline.billing.approvals import ledgers_approver
 from pipeline.billing.promotions import note_in_ledger
+from pipeline.billing.terms import ledger_url
 from pipeline.config import PromoteConfig, RunConfig
 from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import (
@@ -211,7 +212,7 @@ class Outcome:
 
 def decide_on_run(run_id: str, artifact: Artifact, config: RunConfig, recorder: Recorder) -> Decided:
     """Decide on a candidate's run, together with every recorded candidate that compares with it."""
-    found = recorded_candidates(config, recorder, run_id)
+    found = recorded_candidates(recorder, config.model.name, config.gate, config.seed, run_id)
     return decided_on(
         found, found.index_of(recorder.client.get_run(run_id)), run_id, artifact.path, artifact.digest, config
     )
@@ -246,14 +247,15 @@ def apply(
 
     """
     client, decision = recorder.client, decided.decision
-    record_decision(decision, decided.comparison, decided.page, decided.run_id, config, recorder)
-    before = champion_version(client, config.model.name, config.promote.alias)
+    name = config.model.name
+    record_decision(decision, decided.comparison, decided.page, decided.run_id, name, config.gate, recorder)
+    before = champion_version(client, name, config.promote.alias)
     try:
         done = promote(
             recorder,
             decided.run_id,
             decision,
-            config.model.name,
+            name,
             decided.folder,
             decided.digest,
             config.promote,
@@ -282,8 +284,11 @@ def promote_winner(found: RecordedCandidates, config: RunConfig, recorder: Recor
     tags = run.data.tags
     folder, digest = Path(tags["artifact_path"]), tags["artifact_digest"]
     decided = decided_on(found, winner, run.info.run_id, folder, digest, config)
-    note = partial(note_in_ledger, config=config, team=tags.get("team", ""))
-    outcome = apply(decided, config, recorder, partial(ledgers_approver, config=config), note)
+    ledger, tracking = config.finops.ledger, config.tracking
+    named = {"name": config.model.name, "alias": config.promote.alias, "team": tags.get("team", "")}
+    note = partial(note_in_ledger, url=ledger_url(ledger, tracking), **named)
+    approvals = partial(ledgers_approver, ledger=ledger, tracking=tracking)
+    outcome = apply(decided, config, recorder, approvals, note)
     if outcome.refused is not None:
         raise outcome.refused
     return outcome.registry

@@ -81,7 +81,7 @@ def record_and_decide(measured: list[Measured], plan: RunPlan, billing: Billing,
             decided = decide_on_run(run_ids[-1], candidate.artifact, config, recorder)
     outcome = apply(decided, config, recorder, billing.approver, billing.promoted)
     billing.deliver_alerts(partial(recorder.client.set_tag, decided.run_id))
-    report.show_result(measured, outcome, decided.comparison, config)
+    report.show_result(measured, outcome, decided.comparison, plan)
     return outcome
 
 

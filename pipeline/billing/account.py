@@ -304,7 +304,8 @@ class Billing(StageHook):
 
     def promoted(self, client: MlflowClient, before: ModelVersion | None) -> None:
         """Note a promotion with both models' prices per token; nothing where the champion is still `before`."""
-        note_promotion(self._opened(), client, self._config, before, self.tags.get("team", ""))
+        name, alias = self._config.model.name, self._config.promote.alias
+        note_promotion(self._opened(), client, before, name=name, alias=alias, team=self.tags.get("team", ""))
 
     def approver(self, subject: Subject) -> str | None:
         """Who approved a promotion (`promote.require_approval`); a request is filed where nobody was asked yet.
@@ -313,7 +314,7 @@ class Billing(StageHook):
             PromotionRefusedError: it waits, was rejected, or was approved by the one who asks.
 
         """
-        return approver_of(subject, self._config, self._opened(), self.charged_usd)
+        return approver_of(subject, self._opened(), self.charged_usd)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from decimal import Decimal
 
 from core.errors import UserError
@@ -10,16 +11,15 @@ from finops.controls.approvals import Approvals, subject_hash
 from finops.errors import ApprovalRequiredError
 from finops.ledger.ledger import Ledger
 from pipeline.billing.terms import ledger_url
-from pipeline.config import RunConfig
+from pipeline.config import LedgerConfig, TrackingConfig
 from pipeline.record.registry import PromotionRefusedError, Subject
 
 
-def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd: Decimal) -> str | None:
+def approver_of(subject: Subject, ledger: Ledger, charged_usd: Decimal) -> str | None:
     """Who approved a promotion; a request is filed where nobody was asked yet.
 
     Args:
         subject: the checkpoint, and the model that it would become a version of.
-        config: names the ledger in the commands of a message.
         ledger: holds requests and approvals.
         charged_usd: what the evidence cost in this run, shown with the request.
 
@@ -45,10 +45,7 @@ def approver_of(subject: Subject, config: RunConfig, ledger: Ledger, charged_usd
     return None if found is None else found.decided_by
 
 
-def ledgers_approver(subject: Subject, config: RunConfig) -> str | None:
+def ledgers_approver(subject: Subject, ledger: LedgerConfig, tracking: TrackingConfig) -> str | None:
     """`approver_of` with the configured ledger, which is opened only for this."""
-    ledger = Ledger(ledger_url(config.finops.ledger, config.tracking))
-    try:
-        return approver_of(subject, config, ledger, Decimal(0))
-    finally:
-        ledger.close()
+    with closing(Ledger(ledger_url(ledger, tracking))) as opened:
+        return approver_of(subject, opened, Decimal(0))

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 from finops.errors import LedgerUnavailableError
 from finops.ledger.ledger import Ledger
 from finops.reports.savings import record_promotion
-from pipeline.billing.terms import ledger_url
-from pipeline.config import RunConfig
 from pipeline.record.registry import champion_version
 
 if TYPE_CHECKING:
@@ -28,11 +26,20 @@ EVIDENCE = ("cost/compress_usd", "cost/eval_usd")
 
 
 def note_promotion(
-    ledger: Ledger, client: MlflowClient, config: RunConfig, before: ModelVersion | None, team: str
+    ledger: Ledger, client: MlflowClient, before: ModelVersion | None, *, name: str, alias: str, team: str
 ) -> None:
-    """Note that the champion is another one than `before`; nothing where it is the same, or has no measured price."""
-    name = config.model.name
-    after = champion_version(client, name, config.promote.alias)
+    """Note that the champion is another one than `before`; nothing where it is the same, or has no measured price.
+
+    Args:
+        ledger: where it is noted.
+        client: the model registry.
+        before: the champion before the promotion; None where there was none.
+        name: the registered model.
+        alias: the champion's.
+        team: whose promotion it is.
+
+    """
+    after = champion_version(client, name, alias)
     if after is None or (before is not None and before.version == after.version):
         return
     price, former = (None if one is None else _metrics(client, one.run_id).get(PRICE) for one in (after, before))
@@ -52,11 +59,13 @@ def note_promotion(
     )
 
 
-def note_in_ledger(client: MlflowClient, before: ModelVersion | None, config: RunConfig, team: str) -> None:
-    """`note_promotion` in the configured ledger. One that cannot be reached is a warning: the promotion is done."""
+def note_in_ledger(
+    client: MlflowClient, before: ModelVersion | None, *, url: str, name: str, alias: str, team: str
+) -> None:
+    """`note_promotion` in the ledger at this URL. One that cannot be reached is a warning: the promotion is done."""
     try:
-        with closing(Ledger(ledger_url(config.finops.ledger, config.tracking))) as ledger:
-            note_promotion(ledger, client, config, before, team)
+        with closing(Ledger(url)) as ledger:
+            note_promotion(ledger, client, before, name=name, alias=alias, team=team)
     except LedgerUnavailableError as error:
         log.warning("the promotion is not in the ledger: %s", error)
 

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
     if options.rollback:
         return _go_back(config)
     recorder = Recorder(config.tracking)
-    found = recorded_candidates(config, recorder)
+    found = recorded_candidates(recorder, config.model.name, config.gate, config.seed)
     show(found)
     done = promote_winner(found, config, recorder)
     say(done)

@@ -10,7 +10,16 @@ from core.errors import Problem
 from pipeline.checkpoints.publish import name_problem
 from pipeline.compress import registry
 from pipeline.compress.memory import CalibrationSize
-from pipeline.config import LEDGER_VARIABLE, RunConfig
+from pipeline.config import (
+    LEDGER_VARIABLE,
+    CalibConfig,
+    EnergyConfig,
+    EngineConfig,
+    FinopsConfig,
+    ModelConfig,
+    PublishConfig,
+    RunConfig,
+)
 from pipeline.types import GIB, Machine, ModelFacts
 
 WORKING_SPACE = 2.5
@@ -43,13 +52,12 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 """Keys whose value has a range: key, test, and the range in words."""
 
 
-def _check_model(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
+def check_model(model: ModelConfig, facts: ModelFacts) -> list[Problem]:
+    """The weights are real or random, and the base is no quantized checkpoint."""
     problems = []
-    if registry.is_external(config.quant):
-        problems += _check_external(config, facts, external)
-    if config.model.weights not in ("real", "random"):
+    if model.weights not in ("real", "random"):
         ways = ("model.weights=real", "model.weights=random")
-        problems.append(Problem("model.weights", f"'{config.model.weights}' is not one of real, random", ways))
+        problems.append(Problem("model.weights", f"'{model.weights}' is not one of real, random", ways))
     if facts.quant_format is not None:
         problems.append(
             Problem(
@@ -61,7 +69,7 @@ def _check_model(config: RunConfig, facts: ModelFacts, external: ModelFacts | No
     return problems
 
 
-def _check_external(config: RunConfig, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
+def check_external(model: str, facts: ModelFacts, external: ModelFacts | None) -> list[Problem]:
     """The external checkpoint is of the baseline's shape."""
     if external is None:
         way = "model=NAME model.path=FOLDER quant=external, NAME being the model that it was made from"
@@ -71,11 +79,12 @@ def _check_external(config: RunConfig, facts: ModelFacts, external: ModelFacts |
     if not differ:
         return []
     named = ", ".join(f"{key} {getattr(external, key)} against {getattr(facts, key)}" for key in differ)
-    message = f"the checkpoint is not a form of '{config.model.name}': {named}"
+    message = f"the checkpoint is not a form of '{model}': {named}"
     return [Problem("model.path", message, ("model= the model that it was made from",))]
 
 
-def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
+def check_device(method: registry.Method, machine: Machine) -> list[Problem]:
+    """The method runs on this device."""
     if machine.device in method.devices:
         return []
     why = method.refused.get(machine.device)
@@ -87,16 +96,17 @@ def _check_device(method: registry.Method, machine: Machine) -> list[Problem]:
     return [Problem("quant.method", message, tuple(ways))]
 
 
-def _check_split(method: registry.Method, config: RunConfig, machine: Machine) -> list[Problem]:
+def check_split(method: registry.Method, engine: EngineConfig, machine: Machine) -> list[Problem]:
     """Whether the checkpoint can be split over the GPUs of one replica."""
-    count = config.engine.tensor_parallel_size
+    count = engine.tensor_parallel_size
     if machine.device != "cuda" or count == 1 or method.splits:
         return []
     message = f"vLLM does not split a checkpoint of '{method.name}' over {count} GPUs"
     return [Problem("engine.tensor_parallel_size", message, ("engine.tensor_parallel_size=1", "quant=gptq"))]
 
 
-def _check_numbers(config: RunConfig) -> list[Problem]:
+def check_numbers(config: RunConfig) -> list[Problem]:
+    """Every number is in its range."""
     problems = []
     for key, allowed, words in NUMBERS:
         value: Any = config
@@ -107,29 +117,30 @@ def _check_numbers(config: RunConfig) -> list[Problem]:
     return problems
 
 
-def _check_publish(config: RunConfig) -> list[Problem]:
-    wrong = None if config.publish.hub is None else name_problem(config.publish.hub)
+def check_publish(publish: PublishConfig) -> list[Problem]:
+    """The hub's name for the checkpoint can be one."""
+    wrong = None if publish.hub is None else name_problem(publish.hub)
     return [] if wrong is None else [Problem("publish.hub", wrong)]
 
 
-def _check_room(
-    method: registry.Method, config: RunConfig, facts: ModelFacts, machine: Machine, free_disk_bytes: int
+def check_room(
+    method: registry.Method, calib: CalibConfig, facts: ModelFacts, machine: Machine, free_disk_bytes: int
 ) -> list[Problem]:
+    """The disk holds what is made, and memory the making."""
     problems = []
     disk = WORKING_SPACE * facts.num_bytes
     if disk > free_disk_bytes:
         message = f"about {disk / GIB:.1f} GiB of disk are needed, {free_disk_bytes / GIB:.1f} GiB are free there"
         problems.append(Problem("home", message, ("free some space", "home=/another/disk, or export PARSIMONY_HOME")))
     if method.memory is not None:
-        problems += _check_memory(method, config, facts, machine)
+        problems += _check_memory(method, calib, facts, machine)
     return problems
 
 
-def _check_memory(method: registry.Method, config: RunConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
+def _check_memory(method: registry.Method, calib: CalibConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
     """The estimated peak fits into host and device memory; names the calibration that would fit."""
     assert method.memory is not None
     estimate = method.memory
-    calib = config.calib
     asked = CalibrationSize(calib.num_samples, calib.length) if method.needs_calibration else CalibrationSize(0, 0)
     host_room = float("inf") if machine.host_memory_bytes is None else machine.host_memory_bytes
     device_room = machine.device_memory_bytes if machine.device == "cuda" else None
@@ -159,10 +170,10 @@ def _check_memory(method: registry.Method, config: RunConfig, facts: ModelFacts,
     return [Problem("quant.method", message, tuple(ways))]
 
 
-def ledger_problems(config: RunConfig) -> list[Problem]:
+def ledger_problems(finops: FinopsConfig) -> list[Problem]:
     """A password in a URL would stand in logs and in MLflow; a negative threshold means nothing."""
     problems = []
-    uri, threshold = config.finops.ledger.uri, config.finops.approval.threshold_usd
+    uri, threshold = finops.ledger.uri, finops.approval.threshold_usd
     if uri is not None and urlsplit(uri).password:
         way = f"export {LEDGER_VARIABLE}=..., and finops.ledger.uri=null"
         problems.append(Problem("finops.ledger.uri", "holds a password, which would be recorded", (way,)))
@@ -172,9 +183,8 @@ def ledger_problems(config: RunConfig) -> list[Problem]:
     return problems
 
 
-def fleet_problems(config: RunConfig) -> list[Problem]:
+def fleet_problems(peak: float | None, energy: EnergyConfig) -> list[Problem]:
     """What is wrong with the peak load and the price of electricity."""
-    peak, energy = config.peak_req_per_s, config.finops.energy
     problems = []
     if peak is not None and not 0 < peak < 1e9:
         problems.append(Problem("peak_req_per_s", f"{peak} is not allowed; it must be null, or above 0 (requests/s)"))

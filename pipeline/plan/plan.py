@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import PlanError, Problem, closest
+from evals.config import GateConfig, SuiteConfig
 from evals.gate.sequential import ORDERS
 from evals.quality.embedded import EMBEDDED_TASKS
 from evals.quality.task_file import task_file_problem
@@ -18,17 +19,18 @@ from pipeline.config import RunConfig
 from pipeline.distill.checks import check as check_distill
 from pipeline.distill.student_size import student_facts
 from pipeline.plan.checks import (
-    _check_device,
-    _check_model,
-    _check_numbers,
-    _check_publish,
-    _check_room,
-    _check_split,
+    check_device,
+    check_external,
+    check_model,
+    check_numbers,
+    check_publish,
+    check_room,
+    check_split,
     fleet_problems,
     ledger_problems,
 )
 from pipeline.plan.tags import tag_problems
-from pipeline.serve.checks import _check_engine, _check_kv_cache, check_engine, engine_suffix
+from pipeline.serve.checks import check_engine, check_kv_cache, check_size, engine_suffix
 from pipeline.serve.memory import memory_problems
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
@@ -81,24 +83,26 @@ def make_plan(
     of_distill = check_distill(config.distill, facts, machine)
     cut = config.distill.enabled and config.distill.student.path is None and not of_distill
     compressed = student_facts(config.distill.student, facts) if cut else facts
+    external_problems = check_external(config.model.name, facts, external) if registry.is_external(config.quant) else []
     problems = [
-        *_check_model(config, facts, external),
+        *check_model(config.model, facts),
+        *external_problems,
         *of_distill,
-        *_check_device(method, machine),
+        *check_device(method, machine),
         *method.check(args, compressed, machine),
-        *_check_numbers(config),
-        *_check_suite(config),
-        *_check_gate(config),
-        *_check_engine(config, facts, machine),
+        *check_numbers(config),
+        *_check_suite(config.suite),
+        *_check_gate(config.gate, config.suite.tasks),
+        *check_size(config.engine, facts, machine),
         *check_engine(config.engine, facts),
         *memory_problems(config.engine, facts, machine),
-        *_check_kv_cache(config, machine),
-        *_check_split(method, config, machine),
-        *_check_room(method, config, facts, machine, free_disk_bytes),
-        *_check_publish(config),
+        *check_kv_cache(config.engine, machine),
+        *check_split(method, config.engine, machine),
+        *check_room(method, config.calib, facts, machine, free_disk_bytes),
+        *check_publish(config.publish),
         *tag_problems(config),
-        *ledger_problems(config),
-        *fleet_problems(config),
+        *ledger_problems(config.finops),
+        *fleet_problems(config.peak_req_per_s, config.finops.energy),
     ]
     if problems:
         raise PlanError(problems)
@@ -149,8 +153,7 @@ def _kernel_notes(method: registry.Method, machine: Machine, external: ModelFact
     return [NO_KERNEL[product] for product in products if lacking[product]]
 
 
-def _check_suite(config: RunConfig) -> list[Problem]:
-    suite = config.suite
+def _check_suite(suite: SuiteConfig) -> list[Problem]:
     if suite.source not in ("embedded", "hub", "files"):
         return [Problem("suite.source", f"'{suite.source}' is not one of embedded, hub, files")]
     if not suite.tasks:
@@ -183,9 +186,8 @@ def _check_task_files(tasks: Sequence[str], files: Mapping[str, str]) -> list[Pr
     return problems
 
 
-def _check_gate(config: RunConfig) -> list[Problem]:
+def _check_gate(gate: GateConfig, tasks: Sequence[str]) -> list[Problem]:
     """The order is known, and every task that the gate names is one of the suite's."""
-    gate, tasks = config.gate, config.suite.tasks
     problems = []
     if gate.order not in ORDERS:
         problems.append(Problem("gate.order", f"'{gate.order}' is not one of {', '.join(ORDERS)}"))

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from core.environments import check_installed, serving_python
 from core.errors import AssetError, ConfigError
@@ -19,7 +18,7 @@ from finops.pricing.prices import hardware_of_device, lookup
 from pipeline.checkpoints.facts import facts_from_folder
 from pipeline.checkpoints.sources import model_facts
 from pipeline.compress import registry
-from pipeline.config import RunConfig
+from pipeline.config import EngineConfig, RunConfig
 from pipeline.plan.machine import find_machine
 from pipeline.plan.plan import make_plan
 from pipeline.plan.tags import with_tags
@@ -77,7 +76,7 @@ def resolve(config: RunConfig) -> RunPlan:
     """
     scenario = from_config(config.load)
     machine = planned_machine(config, find_machine())
-    config, external = without_checkpoint(replace(config, engine=planned_engine(config, machine)))
+    config, external = without_checkpoint(replace(config, engine=planned_engine(config.engine, machine)))
     made = None if external is None else facts_from_folder(external.name, external)
     free = free_disk_bytes(Path(config.home))
     choices = make_plan(config, model_facts(config.model), machine, find_price(config, machine), free, made)
@@ -153,11 +152,11 @@ def planned_machine(config: RunConfig, found: Machine) -> Machine:
     return found
 
 
-def planned_engine(config: RunConfig, machine: Machine) -> Any:
+def planned_engine(engine: EngineConfig, machine: Machine) -> EngineConfig:
     """The engine with `dtype=auto` made definite: bfloat16 where the hardware computes it, else float32 on a CPU."""
-    if config.engine.dtype != "auto" or machine.device != "cpu":
-        return config.engine
-    return replace(config.engine, dtype="bfloat16" if machine.has_bf16 else "float32")
+    if engine.dtype != "auto" or machine.device != "cpu":
+        return engine
+    return replace(engine, dtype="bfloat16" if machine.has_bf16 else "float32")
 
 
 def free_disk_bytes(folder: Path) -> int:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from core.command import command
 from core.errors import ConfigError, closest
+from evals.config import GateConfig
 from evals.decide.decide import Ranking, rank
 from evals.decide.evidence import Evidence
-from pipeline.config import RunConfig
 from pipeline.record.tags import COMPARISON_GROUP, tag_of
 
 if TYPE_CHECKING:
@@ -35,22 +35,27 @@ class RecordedCandidates:
         return [one.data.tags["candidate_key"] for one in self.candidates].index(run.data.tags["candidate_key"])
 
 
-def recorded_candidates(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> RecordedCandidates:
-    """Decide on every recorded candidate in this run's comparison group, under the configured gate.
+def recorded_candidates(
+    recorder: Recorder, model: str, gate: GateConfig, seed: int, run_id: str | None = None
+) -> RecordedCandidates:
+    """Decide on every recorded candidate in one comparison group.
 
-    `run_id` is a candidate's run. None takes the newest candidate whose baseline is recorded.
+    Args:
+        recorder: the tracking store.
+        model: the model's name.
+        gate: the rule of the decision.
+        seed: of the resampling.
+        run_id: a candidate's run, whose group it is; None takes the newest candidate whose baseline is recorded.
 
     Raises:
         ConfigError: the model has no recorded baseline, or no recorded candidate.
 
     """
-    runs = recorder.runs(config.model.name)
+    runs = recorder.runs(model)
     if not runs:
         known = recorder.models()
         listed = ", ".join(known) or "none"
-        raise ConfigError(
-            f"model={config.model.name}: no run is recorded{closest(config.model.name, known)}; recorded: {listed}"
-        )
+        raise ConfigError(f"model={model}: no run is recorded{closest(model, known)}; recorded: {listed}")
     baselines: dict[str, Run] = {}
     for run in runs:
         if run.data.tags["role"] == "baseline":
@@ -60,14 +65,13 @@ def recorded_candidates(config: RunConfig, recorder: Recorder, run_id: str | Non
     groups = [group for run in asked_for if (group := _group_of(run)) in baselines]
     if not groups:
         raise ConfigError(
-            f"model={config.model.name}: no candidate is recorded beside its baseline\n"
-            f"  -> {command(f'model={config.model.name} quant=int8')}"
+            f"model={model}: no candidate is recorded beside its baseline\n  -> {command(f'model={model} quant=int8')}"
         )
     baseline = baselines[groups[0]]
     mine = tuple(run for run in candidates if _group_of(run) == groups[0])
     base = recorder.evidence(baseline.info.run_id)
     evidence = tuple(recorder.evidence(run.info.run_id) for run in mine)
-    ranked = rank(evidence, base, config.gate, config.seed)
+    ranked = rank(evidence, base, gate, seed)
     return RecordedCandidates(baseline, mine, base, evidence, ranked, len(candidates) - len(mine))
 
 

@@ -16,7 +16,6 @@ from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
 from evals.stats import PairedComparison
 from evals.types import Decision, Estimate
-from pipeline.config import RunConfig
 from pipeline.plan.resolve import RunPlan
 from pipeline.promote import Outcome
 from pipeline.record.run_record import evidence_of
@@ -70,10 +69,9 @@ def outcome_of() -> Iterator[None]:
     say(f"total {duration(time.monotonic() - started)}")
 
 
-def show_result(
-    measured: list[Measured], outcome: Outcome, comparison: PairedComparison | None, config: RunConfig
-) -> None:
+def show_result(measured: list[Measured], outcome: Outcome, comparison: PairedComparison | None, plan: RunPlan) -> None:
     """The final table, the decision with its reasons, and where everything is."""
+    config = plan.config
     decision, recovery = outcome.decision, None if comparison is None else comparison.recovery
     rows = [result_row(one, decision, recovery) for one in measured]
     say()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from core.files import digest_json, plain, write_json
+from core.files import digest_json, write_json
+from evals.config import GateConfig
 from evals.stats import PairedComparison
 from evals.types import Decision
-from pipeline.config import RunConfig
 from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.record.run_record import decision_tags
 from pipeline.record.store import Recorder, staging_folder
@@ -18,15 +18,16 @@ def record_decision(
     comparison: PairedComparison | None,
     page: DecisionRecord | None,
     run_id: str,
-    config: RunConfig,
+    model: str,
+    gate: GateConfig,
     recorder: Recorder,
 ) -> None:
     """Add the decision's record and page, and the frontier's picture and page, to the candidate's run.
 
     They are drawn once: the same decision among the same runs has them already.
     """
-    runs = recorder.runs(config.model.name)
-    key = digest_json({"decision": decision, "runs": [run.info.run_id for run in runs], "config": plain(config)})
+    runs = recorder.runs(model)
+    key = digest_json({"decision": decision, "runs": [run.info.run_id for run in runs], "gate": gate})
     if recorder.client.get_run(run_id).data.tags.get("decision_key") == key:
         return
     with staging_folder() as folder:
@@ -34,7 +35,7 @@ def record_decision(
             write_json(folder / decision_page.RECORD, decision)
         else:
             decision_page.write(page, folder)
-        frontier_figure.draw(config.model.name, runs, folder, recorder.evidence)
+        frontier_figure.draw(model, runs, folder, recorder.evidence)
         recorder.annotate(
             run_id,
             tags=decision_tags(decision, key),

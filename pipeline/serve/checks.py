@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from core.errors import Problem, closest
-from pipeline.config import EngineConfig, RunConfig
+from pipeline.config import EngineConfig
 from pipeline.types import AUTO, FP8_CAPABILITY, GIB, Machine, ModelFacts
 
 KV_CACHE_DTYPES = (AUTO, "fp8")
@@ -65,9 +65,9 @@ def _check_speculation(engine: EngineConfig, facts: ModelFacts) -> Iterable[Prob
         yield Problem("engine.draft_model", f"no model is given that proposes tokens for '{facts.name}'", (way,))
 
 
-def _check_kv_cache(config: RunConfig, machine: Machine) -> list[Problem]:
+def check_kv_cache(engine: EngineConfig, machine: Machine) -> list[Problem]:
     """FP8 keys and values need FP8 units on a GPU, and AVX-512 or AMX on a CPU."""
-    wanted = config.engine.kv_cache_dtype
+    wanted = engine.kv_cache_dtype
     if wanted not in KV_CACHE_DTYPES:
         return [Problem("engine.kv_cache_dtype", f"'{wanted}' is not one of {', '.join(KV_CACHE_DTYPES)}")]
     if wanted == AUTO:
@@ -82,8 +82,8 @@ def _check_kv_cache(config: RunConfig, machine: Machine) -> list[Problem]:
     return [Problem("engine.kv_cache_dtype", f"'{wanted}' needs {needed}", (f"engine.kv_cache_dtype={AUTO}",))]
 
 
-def _check_engine(config: RunConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
-    engine = config.engine
+def check_size(engine: EngineConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:
+    """The model's positions, the GPUs of one replica and their attention heads."""
     problems = []
     if engine.max_model_len > facts.max_positions:
         message = f"{engine.max_model_len} is longer than the {facts.max_positions} positions of '{facts.name}'"

@@ -138,7 +138,7 @@ def test_the_same_command_again_does_nothing_again(finished, workplace: Workplac
 def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, tmp_path: Path) -> None:
     """The same items, asked by lm-eval's own command from our task file, against a server of the same checkpoint."""
     from core.environments import serving_python
-    from pipeline.config import EngineConfig, RunConfig
+    from pipeline.config import EngineConfig
     from pipeline.plan.machine import find_machine
     from pipeline.plan.resolve import planned_engine
     from pipeline.serve.server import ServedModel
@@ -149,7 +149,7 @@ def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, t
     recorded = book.evidence(run.info.run_id).quality.tasks["arc_easy"]
     folder = next(path for path in (workplace.home / "store" / "quality").glob("*/tasks/arc_easy.yaml"))
     machine = find_machine()
-    engine = planned_engine(RunConfig(engine=EngineConfig(startup_timeout_s=900)), machine)
+    engine = planned_engine(EngineConfig(startup_timeout_s=900), machine)
     artifact = Artifact(Path(run.data.tags["artifact_path"]), run.data.tags["artifact_digest"], 0, "none", None)
     with ServedModel(artifact, engine, machine, serving_python(), tmp_path / "vllm.log") as served:
         target = served.target()

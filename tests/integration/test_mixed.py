@@ -15,7 +15,7 @@ from pipeline.checkpoints.facts import facts_from_folder, tensor_headers
 from pipeline.compress.allocate import fused_groups
 from pipeline.compress.methods.mixed import METHOD, Args, stored_bits
 from pipeline.compress.registry import CompressJob
-from pipeline.config import CalibConfig, EngineConfig, RunConfig
+from pipeline.config import CalibConfig, EngineConfig
 from pipeline.plan.machine import find_machine
 from pipeline.plan.resolve import planned_engine
 from pipeline.serve.server import ServedModel
@@ -123,7 +123,7 @@ def test_vllm_serves_what_transformers_computes(folder: Path, tmp_path: Path) ->
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     machine = find_machine()
-    engine = planned_engine(RunConfig(engine=EngineConfig(startup_timeout_s=900)), machine)
+    engine = planned_engine(EngineConfig(startup_timeout_s=900), machine)
     with ServedModel(Artifact(folder, "", 0, "mixed", None), engine, machine, serving_python(), tmp_path / "log") as it:
         asked = {"model": "model", "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "logprobs": 1, "echo": True}
         request = urllib.request.Request(

@@ -22,7 +22,7 @@ from finops.reports.savings import savings
 from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.config import FinopsConfig, LedgerConfig, ModelConfig, PromoteConfig, RunConfig, TrackingConfig
 from pipeline.promote import PromotionRefusedError, Subject, promote, promote_winner, require_artifact
-from pipeline.record.candidates import recorded_candidates
+from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.metrics import cost_metrics, quality_metrics
 from pipeline.record.registry import PREVIOUS, rollback
 from pipeline.record.store import Recorder, RunRecord, connect
@@ -201,6 +201,10 @@ def a_config(**gate: Any) -> RunConfig:
     return RunConfig(model=ModelConfig(name="tiny"), gate=GateConfig(num_resamples=500, **gate))
 
 
+def candidates_of(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> RecordedCandidates:
+    return recorded_candidates(recorder, config.model.name, config.gate, config.seed, run_id)
+
+
 def test_a_training_curve_is_a_metric_with_steps(recorder: Recorder) -> None:
     evidence = Evidence("none", QualityReport({}), load(), cost("1"))
     points = [(step, 1 / step) for step in range(1, 1200)]  # more than MLflow takes in one call
@@ -223,7 +227,7 @@ def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record
     ):
         record(recorder, tmp_path, label, scores, usd)
     config = a_config()
-    found = recorded_candidates(config, recorder)
+    found = candidates_of(config, recorder)
     assert found.num_others == 1
     assert {run.data.tags["label"] for run in found.candidates} == {"int8", "awq", "gptq"}
     text = promote_winner(found, config, recorder)
@@ -239,7 +243,7 @@ def test_the_cheapest_recorded_candidate_that_passed_is_promoted_with_its_record
     assert {loss["variant"] for loss in kept["losses"]} == {"int8", "awq"}
     # A stricter gate holds everything and leaves the registry as it is.
     assert "no candidate passed" in promote_winner(
-        recorded_candidates(a_config(delta_points=0.0), recorder), config, recorder
+        candidates_of(a_config(delta_points=0.0), recorder), config, recorder
     )
     assert aliases_of(recorder) == ["1"]
 
@@ -252,13 +256,13 @@ def test_deciding_again_asks_the_ledger_for_approval_and_says_what_became_of_it(
     run_id = record(recorder, tmp_path, "gptq", GOOD, "0.5")
     config = replace(a_config(), promote=PromoteConfig(require_approval=True))
     with pytest.raises(PromotionRefusedError, match="waits for approval, request 1"):
-        promote_winner(recorded_candidates(config, recorder), config, recorder)
+        promote_winner(candidates_of(config, recorder), config, recorder)
     tags = recorder.client.get_run(run_id).data.tags
     assert tags["decision"] == "hold"
     assert "not met: promotion: promote.require_approval=true" in tags["reasons"]
     with closing(Ledger(where)) as ledger:
         Approvals(ledger).decide(1, approve=True, who="bob")
-    assert "is now 'champion'" in promote_winner(recorded_candidates(config, recorder), config, recorder)
+    assert "is now 'champion'" in promote_winner(candidates_of(config, recorder), config, recorder)
     assert recorder.client.get_run(run_id).data.tags["decision"] == "promote"
     assert recorder.client.get_model_version_by_alias("tiny", "champion").tags["approved_by"] == "bob"
 
@@ -269,9 +273,7 @@ def test_deciding_again_notes_what_the_promotion_saves(
     record(recorder, tmp_path, "none", GOOD, "1")
     for number, (label, usd) in enumerate((("gptq", "0.5"), ("int8", "0.4")), start=1):
         record(recorder, tmp_path, label, GOOD, usd)
-        assert f"version {number} is now" in promote_winner(
-            recorded_candidates(a_config(), recorder), a_config(), recorder
-        )
+        assert f"version {number} is now" in promote_winner(candidates_of(a_config(), recorder), a_config(), recorder)
     with closing(Ledger(where)) as ledger:
         first, second = savings(ledger)
         assert (first.model_id, first.replaced_model_id) == ("tiny:v1", None)
@@ -282,7 +284,7 @@ def test_deciding_again_notes_what_the_promotion_saves(
     unreachable = replace(
         a_config(), finops=FinopsConfig(ledger=LedgerConfig("postgresql://u:topsecret@127.0.0.1:1/x"))
     )
-    assert "version 3 is now" in promote_winner(recorded_candidates(unreachable, recorder), unreachable, recorder)
+    assert "version 3 is now" in promote_winner(candidates_of(unreachable, recorder), unreachable, recorder)
     assert "the promotion is not in the ledger" in caplog.text
     assert "topsecret" not in caplog.text
 
@@ -296,7 +298,7 @@ def test_a_run_stands_beside_its_own_baseline(recorder: Recorder, tmp_path: Path
     old = record(recorder, tmp_path, "fp8", GOOD, "0.1", "older suite")
     record(recorder, tmp_path, "none", GOOD, "1")
     record(recorder, tmp_path, "int8", GOOD, "0.6")
-    found = recorded_candidates(a_config(), recorder, old)
+    found = candidates_of(a_config(), recorder, old)
     assert [run.data.tags["label"] for run in found.candidates] == ["fp8"]
     assert found.index_of(recorder.client.get_run(old)) == 0
 
@@ -305,14 +307,14 @@ def test_records_with_the_tags_former_name_are_in_the_same_comparison_group(reco
     record(recorder, tmp_path, "none", GOOD, "1", group_tag="comparable")
     record(recorder, tmp_path, "int8", GOOD, "0.6", group_tag="comparable")
     record(recorder, tmp_path, "gptq", GOOD, "0.5")
-    found = recorded_candidates(a_config(), recorder)
+    found = candidates_of(a_config(), recorder)
     assert {run.data.tags["label"] for run in found.candidates} == {"int8", "gptq"}
     assert found.baseline.data.tags["label"] == "none"
 
 
 def test_without_records_the_message_says_what_to_do(recorder: Recorder, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run is recorded"):
-        recorded_candidates(a_config(), recorder)
+        candidates_of(a_config(), recorder)
     record(recorder, tmp_path, "none", GOOD, "1")
     with pytest.raises(ConfigError, match="no candidate is recorded beside its baseline; run quant=int8 first"):
-        recorded_candidates(a_config(), recorder)
+        candidates_of(a_config(), recorder)

@@ -1,8 +1,10 @@
 """The rooms and the way imports run between them: gateway -> pipeline -> evals -> finops -> core."""
 
 import ast
+import io
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,12 @@ PURE = (
     "finops.focus.columns",
     "core.svg",
 )
+KNOW_RUN_CONFIG = {"pipeline.config", "pipeline.run", "pipeline.tune", "pipeline.promote"}
+PLANNERS = ("pipeline.cli.", "pipeline.plan.")
+INSIDE_FUNCTIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "pipeline.cli.run": (("pipeline.run",), "it loads SQLAlchemy: not for --help, nor for a mistake"),
+}
+"""Module -> our own modules that it imports inside functions, and why it must."""
 FORBIDDEN_IN_PURE = {"torch", "vllm", "mlflow", "redis", "time", "random", "subprocess"}
 
 
@@ -53,6 +61,24 @@ def imported(path: Path) -> set[str]:
             submodules = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
             names |= submodules or {node.module}
     return names
+
+
+def inside_functions(source: str) -> set[str]:
+    """Our own modules that are imported inside functions; `if TYPE_CHECKING` is at the top of a file."""
+    found: set[str] = set()
+    for function in ast.walk(ast.parse(source)):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                found.update(name for name in names if name.split(".")[0] in ORDER)
+    return found
+
+
+def names_in(source: str) -> set[str]:
+    """Every name of the code; comments and texts do not count."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return {token.string for token in tokens if token.type == tokenize.NAME}
 
 
 def circles(graph: dict[str, set[str]]) -> list[str]:
@@ -90,6 +116,29 @@ def test_files_are_acyclic() -> None:
 
 def test_a_circle_is_found() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b -> c -> b"]
+
+
+def test_our_own_imports_stand_at_the_top() -> None:
+    found = {module: names for module, path in MODULES.items() if (names := inside_functions(path.read_text()))}
+    assert found == {module: set(names) for module, (names, _) in INSIDE_FUNCTIONS.items()}
+
+
+def test_an_import_inside_a_function_is_found() -> None:
+    source = "from core import files\n\ndef f():\n    from pipeline.run import run\n    import evals.stats, torch\n"
+    assert inside_functions(source) == {"pipeline.run", "evals.stats"}
+
+
+def test_functions_take_the_configuration_group_that_they_read() -> None:
+    """Only the command line, the plan and what runs it know the whole configuration."""
+    knowing = {module for module, path in MODULES.items() if "RunConfig" in names_in(path.read_text())}
+    outside = {module for module in knowing if module not in KNOW_RUN_CONFIG and not module.startswith(PLANNERS)}
+    assert outside == set()
+    assert knowing >= KNOW_RUN_CONFIG
+
+
+def test_a_name_in_the_code_is_found_and_one_in_a_text_is_not() -> None:
+    assert "RunConfig" in names_in("def f(config: RunConfig) -> None:\n    pass\n")
+    assert "RunConfig" not in names_in('"""RunConfig."""  # RunConfig\n')
 
 
 @pytest.mark.parametrize("module", PURE)

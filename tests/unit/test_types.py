@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST_PER_1000_LINES = {"core": 8, "finops": 4, "evals": 5}
+MOST_PER_1000_LINES = {"core": 8, "finops": 4, "evals": 5, "pipeline": 6}
 
 
 def num_any(source: str) -> int:
