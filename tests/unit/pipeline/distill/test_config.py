@@ -46,7 +46,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"student__intermediate_size": 2000}, "student.intermediate_size", "1536 neurons"),
     ({"student__num_kv_heads": 4}, "student.num_kv_heads", "3 key-value heads"),
     ({"objective__divergence": "forward_lk"}, "objective.divergence", "did you mean 'forward_kl'"),
-    ({"objective__divergence": "none"}, "objective", "nothing to minimise"),
+    ({"objective__divergence": "none"}, "objective", "nothing to minimize"),
     ({"objective__temperature": 0.0}, "objective.temperature", "above 0"),
     ({"teacher__mode": "cached", "objective__hidden_weight": 1.0}, "objective.hidden_weight", "not in the teacher's"),
     ({"teacher__mode": "cached", "data__mode": "on_policy", "data__prompt_tokens": 4}, "data.mode", "yet to write"),
