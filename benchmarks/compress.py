@@ -26,6 +26,7 @@ import numpy as np
 from core.environments import ROOT
 from core.files import read_json, write_atomic, write_json
 from core.store import StageStore
+from pipeline.checkpoints.card import Recipe
 from pipeline.checkpoints.facts import count_parameters, facts_from_folder
 from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
@@ -151,7 +152,6 @@ def ours(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, flo
     """Our compress stage: the worker's process, then digest, sizes, manifest and model card."""
     method = registry.method(name)
     args = vars(method.resolve(registry.method_args(name, {}), facts_from_folder("base", base.path)))
-    inputs = {"base": base.digest, "method": name, "args": args, "calibration": None, "seed": 0, "tools": {}}
     job = {
         "method": name,
         "base": base.path,
@@ -165,7 +165,7 @@ def ours(name: str, base: Artifact, tokens: Path, folder: Path) -> dict[str, flo
     write_json(folder / "job.json", job)
     command = ["-m", "core.jobs", worker.PROGRAM, str(folder / "job.json"), str(folder / "measured.json")]
     _run(command, folder, {"PYTHONPATH": str(ROOT)})
-    finish(folder, inputs, ModelConfig(name="benchmark"), base, None, stage_key="")
+    finish(folder, Recipe(name, args, 0, {}), ModelConfig(name="benchmark"), base, None, stage_key="")
     wall_s = time.monotonic() - started
     return {"wall_s": wall_s, "peak_host_bytes": read_json(folder / "measured.json")["peak_host_bytes"]}
 

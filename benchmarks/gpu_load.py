@@ -30,6 +30,7 @@ from typing import Any
 from core.files import digest_json, read_json, write_atomic, write_json
 from core.process import ChildProcess
 from evals.cost.curves import compare, cost_curve, energy_per_token_j
+from evals.json_form import from_json
 from evals.load.counters import server_facts
 from evals.load.monitor import Monitor
 from evals.load.run import run_load
@@ -37,7 +38,6 @@ from evals.load.scenario import LoadScenario, PointSpec, from_config
 from evals.load.summary import figure
 from evals.types import LoadConditions, LoadReport, Target
 from finops.pricing.prices import lookup
-from pipeline.record.store import from_json
 from pipeline.serve.server import free_port, wait_until_ready
 
 SHAPES: dict[str, dict[str, Any]] = {

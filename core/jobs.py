@@ -25,12 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+from core.environments import CODE
 from core.errors import ParsimonyError, ToolError
 from core.files import read_json, write_json
 from core.process import run_logged
-
-ROOT = Path(__file__).resolve().parent.parent
-"""What a worker of ours needs on its module path."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def environment_of(job: Job, ours: Mapping[str, str]) -> dict[str, str]:
     found = {**(ours if job.inherit else {}), **job.environment}
     if ":" in job.program:
         # Only workers of ours: in another environment our folder may hold other versions of that one's packages.
-        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), job.environment.get("PYTHONPATH", "")]))
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CODE), job.environment.get("PYTHONPATH", "")]))
     if job.gpus is not None:
         given = found.get("CUDA_VISIBLE_DEVICES")
         visible = [str(index) for index in range(job.gpus)] if given is None else given.split(",")
@@ -199,8 +197,17 @@ def error_of(raw: ErrorJson, name: str) -> ParsimonyError:
     return ToolError(f"{name} stopped: {raw['message']}")
 
 
-def usage(since: float) -> dict[str, float | int | None]:
-    """What this process has used: wall seconds since a monotonic time, and peak memory in bytes (None: no GPU)."""
+class Usage(TypedDict):
+    """What a process has used."""
+
+    wall_s: float
+    peak_host_bytes: int
+    peak_device_bytes: int | None
+    """GPU memory that torch allocated; None without a GPU."""
+
+
+def usage(since: float) -> Usage:
+    """What this process has used: seconds since a monotonic time, and peak memory."""
     return {
         "wall_s": time.monotonic() - since,
         "peak_host_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

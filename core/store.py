@@ -150,6 +150,14 @@ class StageStore:
             raise StoreError(f"{record} belongs to stage {stored['key']}: remove the folder {folder} and run again")
         return StageResult(stage, key, folder, stored["result"], stored["wall_s"], True, stored["started_at"])
 
+    def discard_if(self, stage: str, key: str, is_broken: Callable[[], bool]) -> None:
+        """Forget a finished stage whose result is no longer whole; `is_broken` is asked while nobody else makes it."""
+        folder = self.root / stage / key
+        if folder.exists():
+            with self._locked(StageRef(stage, key)):
+                if is_broken():
+                    shutil.rmtree(folder, ignore_errors=True)
+
     def _make(
         self,
         stage: str,

@@ -54,7 +54,7 @@ def effects_of(plan: RunPlan, billing: Billing) -> Effects:
     """The real effects: a store whose stages are shown and charged."""
     bars = ProgressBars(plan.config.model.name, billing.estimates.expected_s)
     store = StageStore(plan.store.root, hooks=(bars, billing))
-    return Effects(store, plan.home, plan.serving_python)
+    return Effects(store, plan.home, plan.serving_python, say=say)
 
 
 def measure_all(plan: RunPlan, effects: Effects) -> list[Measured]:

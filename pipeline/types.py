@@ -111,6 +111,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Making:
+    """What the making of a checkpoint took, and what was found about it on the way. Unknown is None, or left out."""
+
+    wall_s: float | None = None
+    peak_host_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    """GPU memory; None on a CPU."""
+    size_metrics: Mapping[str, float] = field(default_factory=dict)
+    """`size/...` by metric name."""
+    health_metrics: Mapping[str, float] = field(default_factory=dict)
+    """`health/...`."""
+    distill_metrics: Mapping[str, float] = field(default_factory=dict)
+    """`distill/...` of the student behind it."""
+    distill_curve: Sequence[tuple[int, float]] = ()
+    """(step, loss) of the student's training."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All of it by metric name."""
+        used = {name: getattr(self, name) for name in ("wall_s", "peak_host_bytes", "peak_device_bytes")}
+        measured = {f"compress/{name}": float(value) for name, value in used.items() if value is not None}
+        return {**self.size_metrics, **self.health_metrics, **self.distill_metrics, **measured}
+
+
+NOT_MADE = Making()
+"""Of a checkpoint that was given."""
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A checkpoint folder in Hugging Face form."""
 
@@ -122,8 +151,7 @@ class Artifact:
     method: str
     base_digest: str | None
     """Digest of the checkpoint it was made from; None for a base model."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """Wall time, peak memory, versions, calibration: what the making reported."""
+    making: Making = NOT_MADE
 
 
 @dataclass(frozen=True)

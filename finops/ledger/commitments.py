@@ -19,6 +19,7 @@ from datetime import datetime
 from decimal import Decimal
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection
 
 from core.errors import UserError
 from finops.ledger import schema
@@ -117,11 +118,30 @@ def _purchase(commitment: Commitment, tags: Mapping[str, str], start: datetime, 
     )
 
 
+def _running(connection: Connection, commitment: Commitment, until_us: int) -> int:
+    """What usage that ends after a moment had used until then, in micro-hours, rounded down."""
+    table = schema.charges
+    rows = connection.execute(
+        sa.select(table.c.start_us, table.c.end_us, table.c.quantity_micro).where(
+            table.c.commitment_id == commitment.id,
+            table.c.commitment_status == "Used",
+            table.c.start_us < until_us,
+            table.c.end_us > until_us,
+        )
+    ).all()
+    parts = (row.quantity_micro * (until_us - row.start_us) // (row.end_us - row.start_us) for row in rows)
+    return int(sum(parts))
+
+
 def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags: Mapping[str, str]) -> Charge | None:
     """Record what the commitment offered from its start to `until` and nobody used, less what was recorded before.
 
-    Usage counts when it has ended. Returns None where nothing new is unused. Raises `UserError` at the end of the term
-    where more was charged to the commitment than it offers: that usage was on demand and needs a correction.
+    Usage that goes on beyond `until` counts with its part before it. Returns None where nothing new is unused.
+
+    Raises:
+        UserError: at the end of the term more was charged to the commitment than it offers. That usage was on demand
+            and needs a correction.
+
     """
     table = schema.charges
     until_us, start_us = min(to_us(until), to_us(commitment.end)), to_us(commitment.start)
@@ -134,7 +154,7 @@ def settle_unused(ledger: Ledger, commitment: Commitment, until: datetime, tags:
             table.c.commitment_id == commitment.id, table.c.commitment_status.is_not(None), table.c.end_us <= until_us
         )
         query = sa.select(sa.func.coalesce(sa.func.sum(table.c.quantity_micro), 0)).where(counted)
-        rest = whole - int(connection.execute(query).scalar_one())
+        rest = whole - int(connection.execute(query).scalar_one()) - _running(connection, commitment, until_us)
         if rest < 0 and until_us == to_us(commitment.end):
             raise UserError(
                 f"commitment {commitment.id}: more usage was charged to it than it offers ({-rest} micro-hours)"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from core.console import duration, say
 from core.errors import ParsimonyError, UserError
@@ -65,7 +65,7 @@ EXTENSION, EXTENSION_S = Decimal("0.25"), 60
 class Billing(StageHook):
     """See the module. One run's; not shared with another process."""
 
-    def __init__(self, plan: RunPlan, stages: Sequence[Stage[Any]] | None = None) -> None:
+    def __init__(self, plan: RunPlan, stages: Sequence[Stage[object]] | None = None) -> None:
         """`stages` are those that will run; None: the plan's pending ones.
 
         Raises:

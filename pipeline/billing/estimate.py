@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
 
 from core.console import duration, say, table
 from core.store import StageRef
@@ -45,7 +44,7 @@ class Estimates:
 
     def __init__(
         self,
-        stages: Sequence[Stage[Any]],
+        stages: Sequence[Stage[object]],
         price: Price,
         machine: Machine,
         ledger: str,
@@ -83,7 +82,7 @@ class Estimates:
             say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
             return [rough_estimate(work, rate.usd_per_hour) for work in stage_works]
 
-    def work_of(self, stage: Stage[Any]) -> StageWork:
+    def work_of(self, stage: Stage[object]) -> StageWork:
         """A stage's work as recorded stages are compared by."""
         work = stage.work
         return StageWork(
@@ -169,7 +168,7 @@ def _usd_range(expected: Decimal, low: Decimal, high: Decimal) -> str:
     return f"{usd_text(expected)} ({usd_text(low)} to {usd_text(high)})"
 
 
-def _estimate_row(stage: Stage[Any], one: StageEstimate) -> tuple[str, ...]:
+def _estimate_row(stage: Stage[object], one: StageEstimate) -> tuple[str, ...]:
     times = _range(one.expected_s, one.low_s, one.high_s)
     usd = _usd_range(one.expected_usd, one.low_usd, one.high_usd)
     return stage.label or SHARED, stage.name, times, usd, one.basis.partition(":")[0]

@@ -8,17 +8,21 @@ a hub repository: a base from another place is described in the text instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, TypeVar
 
 import yaml
 
 from core.files import plain
+from core.jobs import Usage
 from pipeline.checkpoints.sizes import SizeReport, collapse
 from pipeline.config import ModelConfig
+from pipeline.data.calibration import CalibrationRecord
 from pipeline.types import Artifact
 
+T = TypeVar("T")
 MANIFEST_VERSION = 1
 HUB_LICENSES = {
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bsd-2-clause", "bsd-3-clause",
@@ -33,33 +37,128 @@ LOADERS = {
     "bitsandbytes": "bitsandbytes",
 }
 """`quant_method` of a checkpoint -> the package that transformers needs to load it."""
-TITLES = {
-    "quantized": "Quantized weights",
-    "scale": "Scales and zero points",
-    "bits16": "16-bit parts",
-    "bits32": "32-bit parts",
-    "other": "Other tensors",
-    "header": "File headers",
+Part = Literal[
+    "quantized_bytes", "scale_bytes", "bits16_bytes", "bits32_bytes", "other_bytes", "header_bytes"
+]  # fmt: skip
+TITLES: dict[Part, str] = {
+    "quantized_bytes": "Quantized weights",
+    "scale_bytes": "Scales and zero points",
+    "bits16_bytes": "16-bit parts",
+    "bits32_bytes": "32-bit parts",
+    "other_bytes": "Other tensors",
+    "header_bytes": "File headers",
 }
+
+
+class BaseEntry(TypedDict):
+    """What an artifact was made from."""
+
+    name: str
+    repo: str | None
+    """Its repository on the hub; None where it is from another place."""
+    revision: str | None
+    source: str
+    weights: str
+    license: str
+    family: str
+    note: str
+    digest: str
+    num_bytes: int
+
+
+class GroupEntry(TypedDict):
+    """`checkpoints.sizes.GroupSize` as JSON."""
+
+    name: str
+    num_bytes: int
+    num_parameters: int | None
+    bits_per_weight: float | None
+
+
+class SizeEntry(TypedDict):
+    """`checkpoints.sizes.SizeReport` as JSON."""
+
+    num_bytes: int
+    base_bytes: int | None
+    quantized_bytes: int
+    scale_bytes: int
+    bits16_bytes: int
+    bits32_bytes: int
+    other_bytes: int
+    header_bytes: int
+    num_parameters: int | None
+    bits_per_weight: float | None
+    groups: list[GroupEntry]
+    kept_16_bit: list[str]
+    kept_32_bit: list[str]
+    tied_lm_head: bool
+
+
+class Manifest(TypedDict):
+    """`manifest.json`."""
+
+    manifest_version: int
+    base: BaseEntry
+    method: str
+    recipe: dict[str, object]
+    """The method's own settings."""
+    seed: int
+    versions: dict[str, str]
+    calibration: CalibrationRecord | None
+    """None where the method needs no text."""
+    format: str | None
+    quant_method: str | None
+    architecture: str | None
+    digest: str
+    num_bytes: int
+    size: SizeEntry
+    wall_s: float | None
+    peak_host_bytes: int | None
+    peak_device_bytes: int | None
+    stage_key: str | None
+
+
+class QualityRow(TypedDict):
+    """One measured figure of a model card."""
+
+    task: str
+    metric: str
+    base: float | None
+    """The base's value; None for the base itself."""
+    value: float
+    lo: float
+    hi: float
+    num_items: int
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an artifact was made: the compress stage's settings."""
+
+    method: str
+    args: Mapping[str, object]
+    seed: int
+    tools: Mapping[str, str]
+    """Package -> version."""
 
 
 def manifest(
     *,
-    inputs: Mapping[str, Any],
-    measured: Mapping[str, Any],
+    recipe: Recipe,
+    measured: Usage,
     model: ModelConfig,
     base: Artifact,
     digest: str,
     size: SizeReport,
     config: Mapping[str, Any],
-    calibration: Mapping[str, Any] | None,
+    calibration: CalibrationRecord | None,
     stage_key: str | None,
-) -> dict[str, Any]:
+) -> Manifest:
     """Everything that an artifact was made from and with, as JSON. It has no path of this machine.
 
     Args:
-        inputs: the compress stage's inputs: `method`, `args`, `seed`, `tools`.
-        measured: `wall_s`, `peak_host_bytes`, `peak_device_bytes`; None where it was not measured.
+        recipe: how it was made.
+        measured: time and memory that the making took.
         model: the model that the run started from.
         base: its checkpoint.
         digest: `checkpoint_digest` of the artifact.
@@ -70,40 +169,39 @@ def manifest(
 
     """
     quantization = config.get("quantization_config") or {}
-    return dict(
-        plain(
-            {
-                "manifest_version": MANIFEST_VERSION,
-                "base": {
-                    "name": model.name,
-                    "repo": model.repo if model.source == "hub" and not model.path else None,
-                    "revision": base_revision(base.path),
-                    "source": "path" if model.path else model.source,
-                    "weights": model.weights,
-                    "license": model.license,
-                    "family": model.family,
-                    "note": model.note,
-                    "digest": base.digest,
-                    "num_bytes": base.num_bytes,
-                },
-                "method": inputs["method"],
-                "recipe": dict(inputs["args"]),
-                "seed": inputs["seed"],
-                "versions": dict(inputs["tools"]),
-                "calibration": None if calibration is None else dict(calibration),
-                "format": quantization.get("format") or quantization.get("quant_method"),
-                "quant_method": quantization.get("quant_method"),
-                "architecture": (config.get("architectures") or [None])[0],
-                "digest": digest,
-                "num_bytes": size.num_bytes,
-                "size": size,
-                "wall_s": measured.get("wall_s"),
-                "peak_host_bytes": measured.get("peak_host_bytes"),
-                "peak_device_bytes": measured.get("peak_device_bytes"),
-                "stage_key": stage_key,
-            }
-        )
+    found: Manifest = plain(
+        {
+            "manifest_version": MANIFEST_VERSION,
+            "base": {
+                "name": model.name,
+                "repo": model.repo if model.source == "hub" and not model.path else None,
+                "revision": base_revision(base.path),
+                "source": "path" if model.path else model.source,
+                "weights": model.weights,
+                "license": model.license,
+                "family": model.family,
+                "note": model.note,
+                "digest": base.digest,
+                "num_bytes": base.num_bytes,
+            },
+            "method": recipe.method,
+            "recipe": dict(recipe.args),
+            "seed": recipe.seed,
+            "versions": dict(recipe.tools),
+            "calibration": None if calibration is None else dict(calibration),
+            "format": quantization.get("format") or quantization.get("quant_method"),
+            "quant_method": quantization.get("quant_method"),
+            "architecture": (config.get("architectures") or [None])[0],
+            "digest": digest,
+            "num_bytes": size.num_bytes,
+            "size": size,
+            "wall_s": measured["wall_s"],
+            "peak_host_bytes": measured["peak_host_bytes"],
+            "peak_device_bytes": measured["peak_device_bytes"],
+            "stage_key": stage_key,
+        }
     )
+    return found
 
 
 def base_revision(folder: Path) -> str | None:
@@ -112,13 +210,12 @@ def base_revision(folder: Path) -> str | None:
     return folder.name if is_commit else None
 
 
-def model_card(manifest: Mapping[str, Any], quality: Sequence[Mapping[str, Any]] = ()) -> str:
+def model_card(manifest: Manifest, quality: Sequence[QualityRow] = ()) -> str:
     """README.md of an artifact.
 
     Args:
         manifest: as `manifest` made it.
-        quality: measured figures, one mapping per row: `task`, `metric`, `base`, `value`, `lo`, `hi`, `num_items`;
-            without any the card has no section on quality, and says so.
+        quality: measured figures; without any the card has no section on quality, and says so.
 
     """
     sections = [
@@ -133,10 +230,10 @@ def model_card(manifest: Mapping[str, Any], quality: Sequence[Mapping[str, Any]]
     return "\n".join(section.strip("\n") + "\n" for section in sections)
 
 
-def front_matter(manifest: Mapping[str, Any]) -> str:
+def front_matter(manifest: Manifest) -> str:
     """The YAML block that the hub reads."""
     base = manifest["base"]
-    entries: dict[str, Any] = dict(license_entries(base["license"]))
+    entries: dict[str, object] = dict(license_entries(base["license"]))
     if base["repo"]:
         entries["base_model"] = base["repo"]
         entries["base_model_relation"] = "quantized"
@@ -153,7 +250,7 @@ def license_entries(name: str) -> dict[str, str]:
     return {"license": known} if known in HUB_LICENSES else {"license": "other", "license_name": name}
 
 
-def _what(manifest: Mapping[str, Any]) -> str:
+def _what(manifest: Manifest) -> str:
     base = manifest["base"]
     origin = f"[{base['repo']}](https://huggingface.co/{base['repo']})" if base["repo"] else f"`{base['name']}`"
     if base["revision"]:
@@ -171,8 +268,8 @@ def _what(manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _how(manifest: Mapping[str, Any]) -> str:
-    rows = [("method", f"`{manifest['method']}`"), ("seed", manifest["seed"])]
+def _how(manifest: Manifest) -> str:
+    rows: list[tuple[str, object]] = [("method", f"`{manifest['method']}`"), ("seed", manifest["seed"])]
     rows += [(f"`{name}`", _value(value)) for name, value in sorted(manifest["recipe"].items())]
     rows += [(f"version of {name}", value) for name, value in sorted(manifest["versions"].items())]
     rows += [
@@ -186,7 +283,7 @@ def _how(manifest: Mapping[str, Any]) -> str:
     return "## How it was made\n\n" + _table(("", ""), rows) + "\n\n`manifest.json` has the same in full."
 
 
-def _calibration(calibration: Mapping[str, Any] | None) -> str:
+def _calibration(calibration: CalibrationRecord | None) -> str:
     if calibration is None:
         return "## Calibration text\n\nNone: the method does not look at data."
     counts = calibration["num_texts_by_source"]
@@ -217,9 +314,9 @@ def _calibration(calibration: Mapping[str, Any] | None) -> str:
     )
 
 
-def _sizes(manifest: Mapping[str, Any]) -> str:
+def _sizes(manifest: Manifest) -> str:
     size = manifest["size"]
-    parts = [(title, f"{size[f'{part}_bytes']:,}") for part, title in TITLES.items() if size[f"{part}_bytes"]]
+    parts = [(title, f"{size[part]:,}") for part, title in TITLES.items() if size[part]]
     groups = [
         (group["name"], f"{group['num_bytes']:,}", _or_unknown(group["bits_per_weight"], "{:.2f}".format, "-"))
         for group in size["groups"]
@@ -238,15 +335,15 @@ def _sizes(manifest: Mapping[str, Any]) -> str:
         _table(("part", "bytes"), parts),
         _table(("layers", "bytes", "bits per weight"), groups),
     ]
-    for bits_name in ("16", "32"):
-        if kept := size[f"kept_{bits_name}_bit"]:
+    for bits_name, kept in (("16", size["kept_16_bit"]), ("32", size["kept_32_bit"])):
+        if kept:
             text.append(f"Matrices in {bits_name} bit: {', '.join(f'`{name}`' for name in collapse(kept))}.")
     if size["tied_lm_head"]:
         text.append("The head shares the embedding matrix.")
     return "\n\n".join(text)
 
 
-def _use(manifest: Mapping[str, Any]) -> str:
+def _use(manifest: Manifest) -> str:
     package = LOADERS.get(str(manifest["quant_method"]))
     needs = f" and the package `{package}`" if package else ""
     return f"""## Use
@@ -268,7 +365,7 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """
 
 
-def _quality(quality: Sequence[Mapping[str, Any]]) -> str:
+def _quality(quality: Sequence[QualityRow]) -> str:
     if not quality:
         return "## Quality\n\nNo measured figures are published with this checkpoint."
     rows = [
@@ -285,22 +382,22 @@ def _quality(quality: Sequence[Mapping[str, Any]]) -> str:
     return "## Quality\n\n" + _table(header, rows)
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(
         "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines
     )
 
 
-def _or_unknown(value: Any, shown: Any, unknown: str = "not measured") -> str:
-    return unknown if value is None else str(shown(value))
+def _or_unknown(value: T | None, shown: Callable[[T], str], unknown: str = "not measured") -> str:
+    return unknown if value is None else shown(value)
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     return "none" if value is None else f"`{value}`"
 
 
-def _code(value: Any, otherwise: str) -> str:
+def _code(value: str | None, otherwise: str) -> str:
     return f"`{value}`" if value else otherwise
 
 

@@ -10,13 +10,36 @@ import functools
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 PROGRAM = "pipeline.checkpoints.convert:work"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 
 
-def work(job: Mapping[str, Any]) -> dict[str, Any]:
+class GgufJob(TypedDict):
+    """Dequantize a GGUF file."""
+
+    kind: Literal["gguf"]
+    gguf: str
+    output: str
+
+
+class RandomJob(TypedDict):
+    """Write a model with random weights and another checkpoint's tokenizer."""
+
+    kind: Literal["random"]
+    shape: Mapping[str, object]
+    """Entries of its config.json."""
+    seed: int
+    tokenizer: str
+    output: str
+
+
+def work(job: GgufJob | RandomJob) -> dict[str, object]:
     """Write the checkpoint that the job describes; its files are the result."""
     output = Path(job["output"])
     if job["kind"] == "gguf":
@@ -64,14 +87,17 @@ def array_reader() -> type:
     import numpy as np
 
     class ArrayReader(gguf.GGUFReader):  # type: ignore[misc]
-        def _get(self, *args: Any, **settings: Any) -> Any:
-            self.data: np.ndarray[Any, Any] = self.data.view(np.ndarray)
-            return super()._get(*args, **settings)
+        data: NDArray[np.uint8]
+
+        def _get(self, *args: object, **settings: object) -> NDArray[np.generic]:
+            self.data = self.data.view(np.ndarray)
+            found: NDArray[np.generic] = super()._get(*args, **settings)
+            return found
 
     return ArrayReader
 
 
-def random_weights(shape: dict[str, Any], seed: int, output: Path) -> None:
+def random_weights(shape: Mapping[str, object], seed: int, output: Path) -> None:
     """Write a model of this shape with seeded random weights (the library's own initialization)."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

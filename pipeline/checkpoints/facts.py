@@ -13,7 +13,7 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from core.errors import ConfigError
 from pipeline.types import ModelFacts
@@ -28,6 +28,16 @@ REQUIRED = (
 )
 BIASED_QKV = ("qwen2",)
 """Model types whose query, key and value projections have a bias."""
+
+
+class TensorHeader(TypedDict):
+    """One tensor in the header of a safetensors file."""
+
+    dtype: str
+    """BF16, F32, I8, ..."""
+    shape: list[int]
+    data_offsets: tuple[int, int]
+    """First byte and the one after the last, counted from the end of the header."""
 
 
 def facts_from_shape(name: str, shape: Mapping[str, Any], num_parameters: int | None = None) -> ModelFacts:
@@ -111,11 +121,11 @@ def linear_shapes(facts: ModelFacts) -> dict[str, tuple[int, int]]:
     }
 
 
-def tensor_headers(path: Path) -> dict[str, dict[str, Any]]:
+def tensor_headers(path: Path) -> dict[str, TensorHeader]:
     """The header of a safetensors file: tensor name -> dtype, shape, data_offsets."""
     with path.open("rb") as file:
         size = struct.unpack("<Q", file.read(8))[0]
-        header: dict[str, dict[str, Any]] = json.loads(file.read(size))
+        header: dict[str, TensorHeader] = json.loads(file.read(size))
     header.pop("__metadata__", None)
     return header
 

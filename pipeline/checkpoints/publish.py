@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from core.errors import UserError
 
@@ -28,21 +28,39 @@ class PublishError(UserError):
     """The artifact could not be put on the hub: the message says why, and what has been done so far."""
 
 
+class RepoFacts(Protocol):
+    """What we need of `huggingface_hub.ModelInfo`."""
+
+    @property
+    def private(self) -> bool | None:
+        """Whether only its owner sees it."""
+
+
+class Commit(Protocol):
+    """What we need of `huggingface_hub.CommitInfo`."""
+
+    @property
+    def oid(self) -> str:
+        """The commit's hash."""
+
+
 class HubApi(Protocol):
     """What we need of `huggingface_hub.HfApi`."""
 
     endpoint: str
 
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> Any:
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> object:
         """Make the repository, if it is not there."""
 
-    def repo_info(self, repo_id: str) -> Any:
+    def repo_info(self, repo_id: str) -> RepoFacts:
         """Facts of the repository; `private` among them."""
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> Any:
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str
+    ) -> Commit:
         """One commit with the named files of a folder."""
 
-    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str, commit_message: str) -> Any:
+    def upload_file(self, *, path_or_fileobj: bytes, path_in_repo: str, repo_id: str, commit_message: str) -> object:
         """One commit with one file."""
 
 

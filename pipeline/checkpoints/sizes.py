@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.errors import AssetError
 from core.files import read_json
@@ -315,7 +314,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Print the report of a folder."""
-    report: Any = size_report_of(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None)
+    report = size_report_of(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None)
     for name, value in vars(report).items():
         lines = value if name == "groups" else collapse(value) if name.startswith("kept") else [value]
         for line in lines:

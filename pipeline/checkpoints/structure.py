@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigError
+from pipeline.checkpoints.facts import TensorHeader
 
 INDEX = "model.safetensors.index.json"
 LAYER = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|h|blocks))\.(?P<index>\d+)\.(?P<rest>.+)$")
@@ -44,6 +45,8 @@ LLAMA_LAYER = (
     *(f"mlp.{name}_proj" for name in ("gate", "up", "down")),
 )
 CHUNK_ELEMENTS = 1 << 22
+Bits = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32] | NDArray[np.uint64]
+"""Raw values of any width."""
 MAX_NAMED = 8
 
 
@@ -69,7 +72,7 @@ class Shard:
     path: Path
     data_start: int
     """Offset of the tensors' bytes in the file."""
-    tensors: Mapping[str, Mapping[str, Any]]
+    tensors: Mapping[str, TensorHeader]
     """Tensor name -> dtype, shape, data_offsets."""
 
 
@@ -271,10 +274,10 @@ def scan(shard: Shard, name: str) -> tuple[int, bool]:
     return num_nonfinite, all_zero
 
 
-def _exponent_full(mask: int) -> Callable[[NDArray[Any]], NDArray[np.bool_]]:
+def _exponent_full(mask: int) -> Callable[[Bits], NDArray[np.bool_]]:
     """Test of raw bits: IEEE 754 values with every exponent bit set are NaN or infinite."""
 
-    def test(bits: NDArray[Any]) -> NDArray[np.bool_]:
+    def test(bits: Bits) -> NDArray[np.bool_]:
         wide = bits.dtype.type(mask)
         return np.asarray((bits & wide) == wide)
 

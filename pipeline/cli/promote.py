@@ -58,9 +58,8 @@ def main(arguments: list[str]) -> int:
     done = promote_winner(found, config, recorder)
     say(done)
     winner = found.ranking.winner
-    for decision in found.ranking.decisions if winner is None else [found.ranking.decisions[winner]]:
-        console.result(decision_json(decision, model=config.model.name, registry=done))
-        break
+    decision = found.ranking.decisions[0 if winner is None else winner]  # without a winner: the newest candidate's
+    console.result(decision_json(decision, model=config.model.name, registry=done))
     return NOT_PROMOTED if winner is None and config.fail_on_hold else 0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from core import console
 from core.command import CONSOLE_SCRIPT, MODULE, Parser, program, verb_parser
@@ -23,7 +24,6 @@ from pipeline.cli.arguments import check_arguments, readable
 from pipeline.cli.completion import complete
 from pipeline.cli.compose import CONF, loader, plugin_keys, read_choices, run_config, use_plugin_packages
 from pipeline.cli.explain import hydra_message, is_hydra_error
-from pipeline.run import run
 
 JSON = "--json"
 SWITCHES = {
@@ -31,12 +31,16 @@ SWITCHES = {
     ("--resolve",): "with --cfg: resolve what refers to other keys",
     (JSON,): "print the decision as one JSON object on standard output, all else on standard error",
 }
-VALUES = {
-    ("--config-dir", "-cd"): ("DIR", "a further folder of configuration files, laid out as conf/"),
-    ("--cfg", "-c"): ("job|hydra|all", "show the configuration instead of running"),
-    ("--package", "-p"): ("NAME", "with --cfg: show only this part"),
-    ("--info", "-i"): ("TOPIC", "what Hydra knows: all, config, defaults, defaults-tree, plugins, searchpath"),
+VALUES: dict[tuple[str, ...], dict[str, Any]] = {
+    ("--config-dir", "-cd"): {"metavar": "DIR", "help": "a further folder of configuration files, laid out as conf/"},
+    ("--cfg", "-c"): {"choices": ("job", "hydra", "all"), "help": "show the configuration instead of running"},
+    ("--package", "-p"): {"metavar": "NAME", "help": "with --cfg: show only this part"},
+    ("--info", "-i"): {
+        "choices": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+        "help": "show what Hydra knows instead of running",
+    },
 }
+"""Hydra's own options that make sense here."""
 
 
 def run_parser() -> Parser:
@@ -45,8 +49,8 @@ def run_parser() -> Parser:
     found.add_argument("overrides", nargs="*", metavar="key=value", help="configuration")
     for names, text in SWITCHES.items():
         found.add_argument(*names, action="store_true", help=text)
-    for names, (metavar, text) in VALUES.items():
-        found.add_argument(*names, metavar=metavar, help=text)
+    for names, settings in VALUES.items():
+        found.add_argument(*names, **settings)
     return found
 
 
@@ -61,6 +65,9 @@ def main(arguments: list[str]) -> int:
     if any(one in ("-sc", "--shell-completion") for one in arguments):
         return complete(arguments, compose_and_run, VERBS)
     options = run_parser().parse(arguments)
+    shown = [name for name in ("--cfg", "--info") if getattr(options, name.removeprefix("--"))]
+    if shown and (options.multirun or len(shown) > 1):
+        raise ConfigError(f"{shown[0]}: it shows instead of running; leave {(shown[1:] or ['--multirun'])[0]} out")
     if options.json:
         if options.multirun:
             raise ConfigError(f"{JSON}: a sweep has several decisions; leave --multirun out")
@@ -100,4 +107,7 @@ def compose_and_run(arguments: list[str]) -> int:
 
 def run_one(composed: object) -> int:
     """Run one composed configuration."""
-    return run(run_config(composed))
+    config = run_config(composed)
+    from pipeline.run import run  # loads SQLAlchemy: not for --help, nor for a mistake
+
+    return run(config)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from core.console import say, table
 from core.errors import ConfigError, closest
 from pipeline.cli.options import config_of, parser
+from pipeline.cli.status import is_there
 from pipeline.record.store import Recorder
 from pipeline.record.versions import Verified, registered_models, verify_model
 
@@ -25,15 +26,17 @@ def main(arguments: list[str]) -> int:
     """Verify and show; exit code 1 where a version differs."""
     options = parser("verify", __doc__).parse(arguments)
     config = config_of(options)
-    client = Recorder(config.tracking).client
-    models = registered_models(client)
+    client = Recorder(config.tracking).client if is_there(config.tracking.uri) else None
+    models = [] if client is None else registered_models(client)
     if any(one.startswith(("model=", "model.name=")) for one in options.overrides):
         if config.model.name not in models:
             known = ", ".join(models) or "none"
             near = closest(config.model.name, models)
             raise ConfigError(f"model={config.model.name}: no version is registered{near}; registered: {known}")
         models = [config.model.name]
-    found = [one for model in models for one in verify_model(client, model, config.promote.alias)]
+    found = (
+        [] if client is None else [one for name in models for one in verify_model(client, name, config.promote.alias)]
+    )
     if not found:
         say(f"no version is registered in {config.tracking.uri}")
         return 0

@@ -15,13 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from core.errors import ConfigError
 from pipeline.compress.allocate import FusedGroup
+
+if TYPE_CHECKING:
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 MAX_LENGTH = 128
 """Longest sequence taken: many short sequences say more about the text than a few long ones."""
@@ -56,7 +61,11 @@ def draw(token_ids: NDArray[np.int64], num_tokens: int, seed: int) -> NDArray[np
 
 
 def measure(
-    model: Any, groups: Sequence[FusedGroup], schemes: Mapping[str, Any], token_ids: NDArray[np.int64], device: str
+    model: PreTrainedModel,
+    groups: Sequence[FusedGroup],
+    schemes: Mapping[str, QuantizationScheme],
+    token_ids: NDArray[np.int64],
+    device: str,
 ) -> list[Sensitivity]:
     """Measure every group at every level.
 
@@ -77,7 +86,7 @@ def measure(
     modules = {group.name: projections(layers, group) for group in groups}
     ids = torch.from_numpy(np.ascontiguousarray(token_ids))
     outer = [part for part in (*model.base_model.children(), model.get_output_embeddings()) if part is not layers]
-    variants: dict[tuple[str, str], Any] = {}
+    variants: dict[tuple[str, str], Tensor] = {}
     with torch.no_grad(), placed(outer, device):
         base, arguments = before_layers(model, ids.to(device))
         base = base.cpu()
@@ -96,17 +105,17 @@ def measure(
     ]
 
 
-def through(layer: Any, hidden: Any, arguments: Mapping[str, Any], device: str) -> Any:
+def through(layer: nn.Module, hidden: Tensor, arguments: Mapping[str, object], device: str) -> Tensor:
     """Hidden states after a decoder layer, kept on the host; some models return them in a tuple."""
     output = layer(hidden.to(device), **arguments)
     return (output[0] if isinstance(output, tuple) else output).cpu()
 
 
 def divergences_of(
-    model: Any, ids: Any, base: Any, variants: Mapping[tuple[str, str], Any], device: str
+    model: PreTrainedModel, ids: Tensor, base: Tensor, variants: Mapping[tuple[str, str], Tensor], device: str
 ) -> dict[tuple[str, str], NDArray[np.float64]]:
     """KL(base || variant) of each token, from the hidden states after the last layer, one sequence at a time."""
-    found: dict[tuple[str, str], list[Any]] = {key: [] for key in variants}
+    found: dict[tuple[str, str], list[NDArray[np.float64]]] = {key: [] for key in variants}
     for row in range(ids.shape[0]):
         sequence = ids[row : row + 1].to(device)
         reference = log_probabilities(model, sequence, base[row : row + 1].to(device))
@@ -124,7 +133,7 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[float, float]:
     return max(0.0, float(values.mean())), float(error)
 
 
-def projections(layers: Any, group: FusedGroup) -> list[Any]:
+def projections(layers: nn.ModuleList, group: FusedGroup) -> list[nn.Linear]:
     """The group's modules.
 
     Raises:
@@ -132,7 +141,7 @@ def projections(layers: Any, group: FusedGroup) -> list[Any]:
 
     """
     parent = getattr(layers[group.layer], group.parent, None)
-    found: list[Any] = [getattr(parent, name, None) for name in group.shapes]
+    found: list[nn.Linear] = [getattr(parent, name, None) for name in group.shapes]
     for module, (name, shape) in zip(found, group.shapes.items(), strict=True):
         actual = tuple(module.weight.shape) if hasattr(module, "weight") else None
         if actual != shape:
@@ -144,12 +153,12 @@ def projections(layers: Any, group: FusedGroup) -> list[Any]:
 
 
 @contextmanager
-def rounded(modules: Sequence[Any], scheme: Any) -> Iterator[None]:
+def rounded(modules: Sequence[nn.Linear], scheme: QuantizationScheme) -> Iterator[None]:
     """Inside, the modules compute with weights (and inputs, where the scheme says so) rounded to nearest."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
 
-    def round_input(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def round_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         scale, zero_point = compute_dynamic_scales_and_zp(inputs[0], scheme.input_activations, module)
         return (fake_quantize(inputs[0], scale, zero_point, scheme.input_activations), *inputs[1:])
 
@@ -168,7 +177,7 @@ def rounded(modules: Sequence[Any], scheme: Any) -> Iterator[None]:
             module.weight.data = weight
 
 
-def nearest(weight: Any, args: Any) -> Any:
+def nearest(weight: Tensor, args: QuantizationArgs) -> Tensor:
     """Round a weight of shape (rows, columns) to nearest, as llm-compressor's default weight observer scales it."""
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
     from llmcompressor.observers import Observer
@@ -179,28 +188,27 @@ def nearest(weight: Any, args: Any) -> Any:
     return fake_quantize(weight, found["scale"], found["zero_point"], args)
 
 
-def before_layers(model: Any, ids: Any) -> tuple[Any, dict[str, Any]]:
+def before_layers(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, dict[str, object]]:
     """What the decoder layers are given: hidden states of shape (num_sequences, length, hidden), and the arguments."""
-    seen: dict[str, Any] = {}
+    seen: list[tuple[Tensor, dict[str, object]]] = []
 
-    def record(hidden: Any, **arguments: Any) -> Any:
-        seen.setdefault("hidden", hidden)
-        seen.setdefault("arguments", arguments)
+    def record(hidden: Tensor, **arguments: object) -> Tensor:
+        seen.append((hidden, arguments))
         return hidden
 
     with replaced(model.base_model.layers, record):
         model.base_model(input_ids=ids, use_cache=False)
-    return seen["hidden"], seen["arguments"]
+    return seen[0]
 
 
-def log_probabilities(model: Any, ids: Any, hidden: Any) -> Any:
+def log_probabilities(model: PreTrainedModel, ids: Tensor, hidden: Tensor) -> Tensor:
     """Next-token log-probabilities in float32, shape (1, length, vocabulary), from the last layer's hidden states."""
     with replaced(model.base_model.layers, lambda *_, **__: hidden):
         return model(input_ids=ids, use_cache=False).logits.float().log_softmax(-1)
 
 
 @contextmanager
-def replaced(layers: Any, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(layers: nn.ModuleList, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Inside, every decoder layer computes `forward` instead: the model's own code runs around them."""
     try:
         for layer in layers:
@@ -212,7 +220,7 @@ def replaced(layers: Any, forward: Callable[..., Any]) -> Iterator[None]:
 
 
 @contextmanager
-def placed(modules: Sequence[Any], device: str) -> Iterator[None]:
+def placed(modules: Sequence[nn.Module], device: str) -> Iterator[None]:
     """Inside, the modules are on the device; afterwards on the host again."""
     try:
         for module in modules:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from core.errors import ConfigError, closest
 from core.files import digest_json, read_json, write_json
 from pipeline.config import CalibConfig
-from pipeline.data.contamination import EvaluationSet, Findings, Match, find_overlaps, read_items, summary
+from pipeline.data.contamination import (
+    ContaminationRecord,
+    EvaluationSet,
+    Findings,
+    Match,
+    find_overlaps,
+    read_items,
+    summary,
+)
 from pipeline.data.wheels import CONTEXTS, context_texts
 
 FILE_LICENSE = "unknown (the user's own file)"
@@ -38,6 +46,27 @@ class Packed:
     """Numbers of drawn texts that share words with an evaluation item."""
     findings: Findings | None
     """The items that were compared; None where none were given."""
+
+
+class CalibrationRecord(TypedDict):
+    """What a calibration text is: the stage's result, and part of an artifact's manifest."""
+
+    name: str
+    digest: str
+    """SHA-256 of the token ids."""
+    texts_digest: str
+    """Digest of the list of the texts' SHA-256."""
+    num_texts: int
+    num_texts_by_source: dict[str, int]
+    licenses: dict[str, str]
+    """Source -> license of its texts."""
+    source_digests: dict[str, str]
+    """Source -> digest of all its texts."""
+    num_samples: int
+    length: int
+    seed: int
+    chat_template: bool
+    contamination: ContaminationRecord
 
 
 def check_sources(calib: CalibConfig) -> None:
@@ -62,7 +91,7 @@ def file_digests(calib: CalibConfig) -> dict[str, str]:
 
 def make_calibration(
     calib: CalibConfig, base: Path, wheel: Path | None, evaluation: EvaluationSet, folder: Path
-) -> dict[str, Any]:
+) -> CalibrationRecord:
     """Write `tokens.npy`: int64, shape (num_samples, length), and say what it holds.
 
     `texts.json` has the SHA-256 of every text that was used, and of every text that was left out with the evaluation

@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,22 @@ class Match:
     num_words: int
 
 
+class ContaminationRecord(TypedDict):
+    """What the check for evaluation items did, as an artifact's manifest says it."""
+
+    status: str
+    """`checked`, `partly checked` or `not checked`."""
+    method: str
+    num_texts_checked: int | None
+    """None, as all counts, where nothing was compared."""
+    num_texts_left_out: int | None
+    not_checked: dict[str, str]
+    """Task -> why its items were not compared."""
+    num_items: NotRequired[dict[str, int]]
+    num_items_too_short: NotRequired[dict[str, int]]
+    left_out_by_task: NotRequired[dict[str, int]]
+
+
 @dataclass(frozen=True)
 class EvaluationSet:
     """The items that calibration text must not contain, and the tasks whose items are not here to be compared."""
@@ -74,7 +90,7 @@ class EvaluationSet:
     not_checked: Mapping[str, str] = field(default_factory=dict)
     """Task -> why its items are not compared."""
 
-    def key(self) -> dict[str, Any]:
+    def key(self) -> dict[str, object]:
         """What the check depends on: the method and the items' digests, without paths."""
         digests = {task: digest_file(path) for task, path in self.files.items()}
         return {"method": METHOD, "items": digests, "not_checked": dict(self.not_checked)}
@@ -104,23 +120,29 @@ def evaluation_set(source: str, tasks: Sequence[str], data: Path | None) -> Eval
     return EvaluationSet(files, not_checked)
 
 
-def _of(*parts: str, choices: Callable[[dict[str, Any]], Sequence[str]]) -> Callable[[dict[str, Any]], Any]:
+Row = dict[str, Any]
+"""An item of an evaluation set: the columns and their types are its own."""
+Texts = tuple[tuple[str, ...], tuple[str, ...]]
+"""What an item shows a model: the parts of its question, and the choices."""
+
+
+def _of(*parts: str, choices: Callable[[Row], Sequence[str]]) -> Callable[[Row], Texts]:
     return lambda row: (tuple(str(row[name]) for name in parts), tuple(choices(row)))
 
 
-def _columns(*names: str) -> Callable[[dict[str, Any]], Sequence[str]]:
+def _columns(*names: str) -> Callable[[Row], Sequence[str]]:
     return lambda row: [str(row[name]) for name in names]
 
 
-def _listed(row: dict[str, Any]) -> Sequence[str]:
+def _listed(row: Row) -> Sequence[str]:
     return [str(text) for text in row["choices"]["text"]]
 
 
-def _winogrande(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _winogrande(row: Row) -> Texts:
     return (), tuple(str(row["sentence"]).replace("_", str(row[name])) for name in ("option1", "option2"))
 
 
-def _hellaswag(row: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _hellaswag(row: Row) -> Texts:
     return (_no_brackets(row["ctx"]),), tuple(_no_brackets(text) for text in row["endings"])
 
 
@@ -129,7 +151,7 @@ def _no_brackets(text: str) -> str:
     return re.sub(r"\[.*?\]", " ", text)
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], tuple[tuple[str, ...], tuple[str, ...]]]] = {
+PARTS: dict[str, Callable[[Row], Texts]] = {
     "arc_easy": _of("question", choices=_listed),
     "arc_challenge": _of("question", choices=_listed),
     "piqa": _of("goal", choices=_columns("sol1", "sol2")),
@@ -297,11 +319,13 @@ def _pieces(parts: list[list[int]], choices: list[list[int]]) -> list[list[int]]
     return found
 
 
-def hash_grams(mixed: NDArray[np.uint64], starts: NDArray[Any], size: int) -> NDArray[np.uint64]:
+def hash_grams(
+    mixed: NDArray[np.uint64], starts: NDArray[np.int32] | NDArray[np.int64], size: int
+) -> NDArray[np.uint64]:
     """A 64-bit polynomial hash of the `size` values from each start on: shape (len(starts),)."""
-    total = np.zeros(len(starts), dtype=np.uint64)
+    total: NDArray[np.uint64] = np.zeros(len(starts), dtype=np.uint64)
     for offset in range(size):
-        total = total * np.uint64(MIX[1]) + mixed[starts + offset]
+        total = (total * np.uint64(MIX[1]) + mixed[starts + offset]).astype(np.uint64, copy=False)
     return total
 
 
@@ -313,7 +337,7 @@ def mix(numbers: NDArray[np.int32]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def summary(evaluation: EvaluationSet, findings: Findings | None, num_checked: int) -> dict[str, Any]:
+def summary(evaluation: EvaluationSet, findings: Findings | None, num_checked: int) -> ContaminationRecord:
     """What the check did, for a stage's result: a task that was not compared never looks clean.
 
     `status` is `checked`, `partly checked` or `not checked`; counts are None where nothing was compared.

@@ -21,13 +21,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from core.errors import UserError
 from core.files import canonical_json, digest_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Files: TypeAlias = Mapping[str, Mapping[str, Tensor] | bytes]
+    """Name of a file -> its tensors, or its bytes."""
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"step-(\d{8})$")
@@ -40,13 +43,44 @@ class CheckpointError(UserError):
     """A place for checkpoints that cannot be used, or that belongs to another run."""
 
 
+class PlanMeta(TypedDict):
+    """Whose checkpoint it is."""
+
+    plan_hash: str
+    plan: Mapping[str, object]
+    """What decides the weights, for a message that names what differs."""
+
+
+class Meta(PlanMeta):
+    """What a checkpoint says of its run."""
+
+    useful_s: float
+    """Training time behind its state."""
+    attempt: int
+
+
+class FileEntry(TypedDict):
+    """One file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+class Manifest(TypedDict):
+    """What a checkpoint consists of."""
+
+    step: int
+    files: dict[str, FileEntry]
+    meta: Meta
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint whose every byte was checked, as local files."""
 
     step: int
     folder: Path
-    meta: dict[str, Any]
+    meta: Meta
 
 
 @dataclass(frozen=True)
@@ -88,7 +122,7 @@ class CheckpointStore:
             raise CheckpointError(f"distill.spot.url={url}: {error}\n  -> {way}") from error
         self._is_local = isinstance(self._fs, LocalFileSystem)
 
-    def write(self, step: int, files: Mapping[str, Mapping[str, Tensor] | bytes], meta: Mapping[str, Any]) -> Written:
+    def write(self, step: int, files: Files, meta: Meta) -> Written:
         """Write one checkpoint, then remove those that are older than the last `keep`.
 
         Args:
@@ -102,7 +136,7 @@ class CheckpointStore:
         if self._fs.exists(folder):
             self._fs.rm(folder, recursive=True)
         self._fs.makedirs(folder, exist_ok=True)
-        listed: dict[str, dict[str, Any]] = {}
+        listed: dict[str, FileEntry] = {}
         for name, content in files.items():
             pieces = safetensors_pieces(content) if isinstance(content, Mapping) else iter([content])
             listed[name] = self._put(f"{folder}/{name}", pieces)
@@ -141,7 +175,7 @@ class CheckpointStore:
             if _step(name) > step:
                 self._fs.rm(self._path(name), recursive=True)
 
-    def check_plan(self, plan_hash: str, plan: Mapping[str, Any]) -> None:
+    def check_plan(self, plan_hash: str, plan: Mapping[str, object]) -> None:
         """Check that the checkpoints found here belong to this plan.
 
         Raises:
@@ -188,12 +222,12 @@ class CheckpointStore:
             raise CheckpointError(f"distill.spot.url={self.url}: gives back other bytes than were written")
         return num_bytes / max(seconds, 1e-9)
 
-    def put_json(self, name: str, value: Any) -> None:
+    def put_json(self, name: str, value: object) -> None:
         """Write a small file beside the checkpoints, whole or not at all."""
         self._fs.makedirs(self._root, exist_ok=True)
         self._put_small(self._path(name), canonical_json(value).encode())
 
-    def get_json(self, name: str) -> Any:
+    def get_json(self, name: str) -> Any:  # whatever JSON holds
         """A small file's value; None where there is none, or where it cannot be read."""
         try:
             with self._fs.open(self._path(name), "rb") as file:
@@ -204,7 +238,7 @@ class CheckpointStore:
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
-    def _put(self, path: str, pieces: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    def _put(self, path: str, pieces: Iterable[bytes | memoryview]) -> FileEntry:
         digest, num_bytes = hashlib.sha256(), 0
         with self._open(path) as file:
             for piece in pieces:
@@ -224,10 +258,13 @@ class CheckpointStore:
         self._put(temporary, iter([data]))
         Path(temporary).replace(path)
 
-    def _open(self, path: str) -> Any:
-        return Path(path).open("wb") if self._is_local else self._fs.open(path, "wb")
+    def _open(self, path: str) -> IO[bytes]:
+        if self._is_local:
+            return Path(path).open("wb")
+        remote: IO[bytes] = self._fs.open(path, "wb")
+        return remote
 
-    def _manifest(self, name: str) -> dict[str, Any]:
+    def _manifest(self, name: str) -> Manifest:
         path = self._path(f"{name}/{MANIFEST}")
         if not self._fs.exists(path):
             raise ValueError("no manifest: its write was cut off")
@@ -236,7 +273,8 @@ class CheckpointStore:
         digest = body.pop("digest")
         if digest_json(body) != digest or body["step"] != _step(name):
             raise ValueError("the manifest does not match its digest")
-        return dict(body)
+        manifest: Manifest = body
+        return manifest
 
     def _read(self, name: str, scratch: Path) -> Checkpoint:
         body = self._manifest(name)
@@ -258,7 +296,7 @@ class CheckpointStore:
                 raise ValueError(f"{file_name} has {num_bytes} bytes instead of {entry['bytes']}")
             if digest.hexdigest() != entry["sha256"]:
                 raise ValueError(f"{file_name} does not match its SHA-256")
-        return Checkpoint(int(body["step"]), folder, dict(body["meta"]))
+        return Checkpoint(int(body["step"]), folder, body["meta"])
 
     def _pieces(self, name: str) -> Iterator[bytes]:
         with self._fs.open(self._path(name), "rb") as file:
@@ -288,7 +326,7 @@ class BackgroundWriter:
         """Whether a write is under way."""
         return self._thread is not None and self._thread.is_alive()
 
-    def submit(self, step: int, files: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def submit(self, step: int, files: Files, meta: Meta) -> None:
         """Start a write, after the one before has ended. `files` must not change until `wait` returns.
 
         Raises:
@@ -317,7 +355,7 @@ class BackgroundWriter:
                 f"last good one: {last}"
             ) from error
 
-    def _write(self, step: int, files: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def _write(self, step: int, files: Files, meta: Meta) -> None:
         try:
             self.written.append(self._store.write(step, files, meta))
             self._on_written(self.written[-1])
@@ -344,7 +382,7 @@ def safetensors_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memory
         torch.uint8: "U8",
         torch.bool: "BOOL",
     }
-    header: dict[str, Any] = {}
+    header: dict[str, dict[str, object]] = {}
     offset = 0
     for name, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
@@ -364,7 +402,7 @@ def safetensors_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memory
                 yield data[start : start + PIECE_BYTES]
 
 
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> str:
     """The settings in which two plans differ, in words."""
     flat_theirs, flat_ours = dict(_flat(theirs)), dict(_flat(ours))
     keys = [key for key in flat_theirs | flat_ours if flat_theirs.get(key) != flat_ours.get(key)]
@@ -375,7 +413,7 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     return "".join(f"\n  {line}" for line in shown)
 
 
-def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(value: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, item in value.items():
         if isinstance(item, Mapping):
             yield from _flat(item, f"{prefix}{key}.")

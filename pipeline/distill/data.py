@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,10 +23,15 @@ from pipeline.data.wheels import CONTEXTS, context_texts
 from pipeline.distill.losses import IGNORED
 
 if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+    from torch import Tensor
 
     from pipeline.distill.teacher_cache import TeacherCache
 
+Sample = dict[str, "NDArray[np.int64] | NDArray[np.int32] | NDArray[np.float32]"]
+"""`input_ids` and `labels`, int64 (length,); with a cache `teacher_index` (length, K) and `teacher_values`."""
 SUFFIXES = (".txt", ".jsonl", ".parquet", ".arrow")
 COLUMN = "text"
 
@@ -49,7 +54,7 @@ def check_sources(sources: Sequence[str]) -> None:
         )
 
 
-def make_rows(data: DistillDataConfig, base: Path, wheel: Path | None, folder: Path) -> dict[str, Any]:
+def make_rows(data: DistillDataConfig, base: Path, wheel: Path | None, folder: Path) -> dict[str, object]:
     """Write `rows.npy`: int32, shape (num_rows, length + 1), and say what it holds.
 
     Args:
@@ -104,7 +109,7 @@ def source_texts(source: str, wheel: Path | None) -> list[str]:
     return [str(text) for text in table[COLUMN].to_pylist() if text is not None]
 
 
-def _table(path: Path) -> Any:
+def _table(path: Path) -> pa.Table:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
@@ -117,7 +122,9 @@ def _table(path: Path) -> Any:
             return pa.ipc.open_file(source).read_all()
 
 
-def pack_rows(texts: Sequence[str], tokenizer: Any, data: DistillDataConfig, end: int) -> tuple[NDArray[np.int32], int]:
+def pack_rows(
+    texts: Sequence[str], tokenizer: Tokenizer, data: DistillDataConfig, end: int
+) -> tuple[NDArray[np.int32], int]:
     """Pack texts, drawn in a seeded order: int32 (num_rows, length + 1), and how many texts were used.
 
     Raises:
@@ -174,7 +181,7 @@ class Samples:
         """Samples of the run."""
         return self._num_samples
 
-    def __getitem__(self, sample: int) -> dict[str, Any]:
+    def __getitem__(self, sample: int) -> Sample:
         """The sample of this number."""
         passes, place = divmod(sample, len(self._rows))
         if passes != self._pass:
@@ -184,13 +191,13 @@ class Samples:
         tokens = self._rows[row].astype(np.int64)
         labels = tokens[1:].copy()
         labels[: self._num_ignored] = IGNORED
-        item: dict[str, Any] = {"input_ids": tokens[:-1], "labels": labels}
+        item: Sample = {"input_ids": tokens[:-1], "labels": labels}
         if self._cache is not None:
             item["teacher_index"], item["teacher_values"] = self._cache.row(row)
         return item
 
 
-def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def collate(items: Sequence[Sample]) -> dict[str, Tensor]:
     """Stack samples into tensors with a leading batch axis."""
     import torch
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+    from torch.autograd.function import FunctionCtx
 
 LOWEST_LOG = -1e4
 """Stands for the logarithm of zero, whose product with zero is zero."""
@@ -243,7 +245,7 @@ def chunked_loss(
     return _function().apply(hidden, head, labels, objective, teacher, chunk_tokens)
 
 
-def _function() -> Any:
+def _function() -> type[torch.autograd.Function]:
     """The autograd function, made on first use so that importing this module loads no torch."""
     global _CHUNKED  # noqa: PLW0603
     if _CHUNKED is None:
@@ -251,10 +253,10 @@ def _function() -> Any:
     return _CHUNKED
 
 
-_CHUNKED: Any = None
+_CHUNKED: type[torch.autograd.Function] | None = None
 
 
-def _make_function() -> Any:
+def _make_function() -> type[torch.autograd.Function]:
     import torch
 
     class ChunkedLoss(torch.autograd.Function):  # type: ignore[misc]
@@ -262,7 +264,7 @@ def _make_function() -> Any:
 
         @staticmethod
         def forward(
-            ctx: Any,
+            ctx: FunctionCtx,
             hidden: Tensor,
             head: Tensor,
             labels: Tensor,
@@ -275,7 +277,7 @@ def _make_function() -> Any:
             weight = head.to(working)
             grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             grad_head = torch.zeros_like(head) if ctx.needs_input_grad[1] else None
-            total: Any = 0.0
+            total = hidden.new_zeros((), dtype=torch.float32)
             with torch.autocast(device, enabled=False):
                 for start in range(0, hidden.shape[0], chunk_tokens):
                     stop = min(start + chunk_tokens, hidden.shape[0])
@@ -296,7 +298,7 @@ def _make_function() -> Any:
             return total
 
         @staticmethod
-        def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
             (grad_output,) = grad_outputs
             grad_hidden, grad_head = ctx.saved_tensors
             scaled = [None if one is None else one * grad_output for one in (grad_hidden, grad_head)]

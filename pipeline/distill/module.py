@@ -6,7 +6,7 @@ The logits never leave it: the loss is computed chunk by chunk from the last hid
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,14 @@ from core.errors import UserError
 from pipeline.config import ObjectiveConfig
 from pipeline.distill.losses import CachedTeacher, LiveTeacher, Objective, chunked_loss, hidden_mse
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Configuration keys of models whose logits are more than hidden states times the output embedding."""
 
 
-def load_model(folder: Path, dtype: Any) -> Any:
+def load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model whose logits are its last hidden states times its output embedding.
 
     Raises:
@@ -41,16 +44,16 @@ def load_model(folder: Path, dtype: Any) -> Any:
 class Teacher:
     """The frozen base. Not a module, so that nothing wraps, shards or saves it."""
 
-    def __init__(self, model: Any, *, with_states: bool) -> None:
+    def __init__(self, model: PreTrainedModel, *, with_states: bool) -> None:
         self.model = model.eval().requires_grad_(False)
         self.head: Tensor = model.get_output_embeddings().weight
         self._with_states = with_states
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def __call__(self, input_ids: Tensor) -> dict[str, Any]:
+    def __call__(self, input_ids: Tensor) -> dict[str, Tensor | tuple[Tensor, ...]]:
         """Its side of a batch (B, L): `teacher_hidden` and, if asked for, `teacher_states`; each (B, L, E)."""
         found = self.model.base_model(input_ids=input_ids, use_cache=False, output_hidden_states=self._with_states)
-        side: dict[str, Any] = {"teacher_hidden": found.last_hidden_state}
+        side: dict[str, Tensor | tuple[Tensor, ...]] = {"teacher_hidden": found.last_hidden_state}
         if self._with_states:
             side["teacher_states"] = found.hidden_states
         return side
@@ -66,7 +69,7 @@ class DistillModule(nn.Module):  # type: ignore[misc]
 
     def __init__(
         self,
-        student: Any,
+        student: PreTrainedModel,
         objective: ObjectiveConfig,
         chunk_tokens: int,
         *,

@@ -12,15 +12,15 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from types import FrameType
-from typing import Any
+from typing import TypedDict
 
 from core.errors import ParsimonyError, Problem
 from pipeline.config import PreemptionConfig
-from pipeline.distill.checkpoint import CheckpointStore
+from pipeline.distill.checkpoint import CheckpointStore, Meta
 from pipeline.distill.student_size import ADAM_BYTES
 
 ATTEMPTS = "attempts.json"
@@ -142,6 +142,30 @@ class Attempt:
         return _usd(self.lost_s, self.usd_per_hour)
 
 
+class Interruption(TypedDict):
+    """An attempt that another one had to follow."""
+
+    attempt: int
+    ended: str
+    lost_steps: int
+    lost_s: float
+    lost_usd: Decimal | None
+
+
+class AttemptTotals(TypedDict):
+    """Totals of a run's attempts. An unknown price is None."""
+
+    num_attempts: int
+    train_wall_s: float
+    train_usd: Decimal | None
+    lost_s: float
+    lost_steps: int
+    lost_usd: Decimal | None
+    spot_coverage: float | None
+    """Share of the time on spot machines."""
+    interruptions: list[Interruption]
+
+
 @dataclass
 class Books:
     """The attempts of a run, kept beside its checkpoints."""
@@ -164,7 +188,7 @@ class Books:
         preemption: PreemptionConfig,
         purchase_option: str,
         usd_per_hour: str | None,
-        resumed: tuple[int, Mapping[str, Any]] | None,
+        resumed: tuple[int, Meta] | None,
         started: float,
     ) -> Books:
         """Read the attempts so far, settle the one that was cut off, and begin this one.
@@ -223,17 +247,17 @@ class Books:
         self._thread = threading.Thread(target=self._write, args=(entries,), name="heartbeat", daemon=True)
         self._thread.start()
 
-    def _write(self, entries: list[dict[str, Any]]) -> None:
+    def _write(self, entries: list[dict[str, object]]) -> None:
         """A heartbeat that cannot be written loses precision, not work; a checkpoint that cannot will complain."""
         with contextlib.suppress(OSError):
             self.store.put_json(ATTEMPTS, entries)
 
 
-def summary(attempts: Sequence[Attempt]) -> dict[str, Any]:
+def summary(attempts: Sequence[Attempt]) -> AttemptTotals:
     """Totals of a run: time, price, what was lost, and the share on spot machines. Unknown prices stay None."""
     wall_s = sum(attempt.elapsed_s for attempt in attempts)
     on_spot_s = sum(attempt.elapsed_s for attempt in attempts if attempt.purchase_option == SPOT)
-    interruptions = [
+    interruptions: list[Interruption] = [
         {
             "attempt": attempt.number,
             "ended": attempt.ended,

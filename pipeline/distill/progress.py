@@ -9,7 +9,11 @@ of a few large matrix products on this machine.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 PEAK_FLOPS_BF16 = {
     "H200": 989e12,
@@ -26,7 +30,7 @@ SIZE = 1024
 REPEATS = 5
 
 
-def flops_per_token(model: Any, length: int, *, backward: bool) -> float:
+def flops_per_token(model: PreTrainedModel, length: int, *, backward: bool) -> float:
     """Floating-point operations of one token in a sequence of `length`."""
     config = model.config
     embedding = model.get_input_embeddings().weight.numel()
@@ -37,7 +41,7 @@ def flops_per_token(model: Any, length: int, *, backward: bool) -> float:
     return (6.0 * weights + 12.0 * attention) if backward else (2.0 * weights + 4.0 * attention)
 
 
-def peak_flops(device: Any, dtype: Any) -> tuple[float, str]:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """FLOP/s that the device could do, and where the figure comes from: `data sheet` or `measured`."""
     import torch
 
@@ -57,7 +61,7 @@ def peak_flops(device: Any, dtype: Any) -> tuple[float, str]:
     return 2.0 * SIZE**3 / best, "measured"
 
 
-def _settle(device: Any) -> None:
+def _settle(device: torch.device) -> None:
     import torch
 
     if device.type == "cuda":

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 from core.errors import UserError, closest
 from core.files import read_json
@@ -21,13 +21,24 @@ from pipeline.config import StudentConfig
 from pipeline.distill.student_size import num_dropped
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PretrainedConfig, PreTrainedModel
 
 PROBE = "The cat's 12 naïve friends   paid $3.50 for tea;\n\tdef f(x):\n    return x**2  # 你好, мир 🙂\n"
 """Text that shows how a tokenizer splits words, spaces, digits, code and other scripts."""
 MAX_EXAMPLES = 3
+
+
+class StudentReport(TypedDict):
+    """What cutting a student measured and cut."""
+
+    block_influence: list[float] | None
+    """Of each of the teacher's layers; None where the layers to drop were given, or none are."""
+    dropped_layers: list[int]
+    num_layers: int
+    num_parameters: int
 
 
 class StudentError(UserError):
@@ -35,8 +46,8 @@ class StudentError(UserError):
 
 
 def make_student(
-    teacher: Path, tokens: NDArray[Any] | None, config: StudentConfig, output: Path, batch_size: int = 4
-) -> dict[str, Any]:
+    teacher: Path, tokens: NDArray[np.int64] | None, config: StudentConfig, output: Path, batch_size: int = 4
+) -> StudentReport:
     """Cut the student from the teacher's checkpoint and save it in the teacher's own type.
 
     Args:
@@ -62,15 +73,16 @@ def make_student(
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=working)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     layers = find_layers(model)
-    report: dict[str, Any] = {"block_influence": None, "dropped_layers": []}
+    influence: list[float] | None = None
+    dropped: Sequence[int] = []
     if num_dropped(config, len(layers)):
-        dropped = config.drop_layers
-        if dropped is None:
+        if config.drop_layers is not None:
+            dropped = config.drop_layers
+        else:
             assert tokens is not None, "block influence needs a text"
-            report["block_influence"] = block_influence(model, tokens, batch_size)
-            dropped = least_influential(report["block_influence"], num_dropped(config, len(layers)))
+            influence = block_influence(model, tokens, batch_size)
+            dropped = least_influential(influence, num_dropped(config, len(layers)))
         drop_layers(model, dropped)
-        report["dropped_layers"] = sorted(dropped)
     if config.intermediate_size is not None or config.num_kv_heads is not None:
         assert tokens is not None, "activations need a text"
         neurons, heads = activation_importance(model, tokens, batch_size)
@@ -82,12 +94,15 @@ def make_student(
     model.config.dtype = stored
     model.save_pretrained(output)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(output)
-    report["num_layers"] = model.config.num_hidden_layers
-    report["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return report
+    return {
+        "block_influence": influence,
+        "dropped_layers": sorted(dropped),
+        "num_layers": model.config.num_hidden_layers,
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
-def find_layers(model: Any) -> Any:
+def find_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The model's list of transformer blocks, a `torch.nn.ModuleList`.
 
     Raises:
@@ -103,7 +118,7 @@ def find_layers(model: Any) -> Any:
     return layers
 
 
-def block_influence(model: Any, tokens: NDArray[Any], batch_size: int) -> list[float]:
+def block_influence(model: PreTrainedModel, tokens: NDArray[np.int64], batch_size: int) -> list[float]:
     """1 - cos(input, output) of each layer, averaged over all tokens; 0 to 2 per layer.
 
     Args:
@@ -118,7 +133,9 @@ def block_influence(model: Any, tokens: NDArray[Any], batch_size: int) -> list[f
     sums = [0.0] * len(layers)
 
     def watch(index: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Any) -> None:
+        def hook(
+            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor | tuple[Tensor, ...]
+        ) -> None:
             before = args[0] if args else kwargs["hidden_states"]
             after = output[0] if isinstance(output, tuple) else output
             cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
@@ -138,7 +155,7 @@ def least_influential(influence: Sequence[float], num: int) -> list[int]:
     return sorted(sorted(range(len(influence)), key=lambda layer: (influence[layer], layer))[:num])
 
 
-def drop_layers(model: Any, dropped: Sequence[int]) -> None:
+def drop_layers(model: PreTrainedModel, dropped: Sequence[int]) -> None:
     """Remove layers in place; configuration and cache positions follow."""
     import torch
 
@@ -154,7 +171,9 @@ def drop_layers(model: Any, dropped: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
 
 
-def activation_importance(model: Any, tokens: NDArray[Any], batch_size: int) -> tuple[list[Tensor], list[Tensor]]:
+def activation_importance(
+    model: PreTrainedModel, tokens: NDArray[np.int64], batch_size: int
+) -> tuple[list[Tensor], list[Tensor]]:
     """Importance of each neuron and each query head: mean over sequences of the L2 norm over positions.
 
     Returns:
@@ -173,13 +192,13 @@ def activation_importance(model: Any, tokens: NDArray[Any], batch_size: int) -> 
     heads = [torch.zeros(layer.self_attn.o_proj.in_features // head_dim, dtype=torch.float64) for layer in layers]
 
     def watch_mlp(index: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:  # args[0]: (B, S, neurons)
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:  # args[0]: (B, S, neurons)
             neurons[index] += args[0].double().norm(dim=1).sum(dim=0).cpu()
 
         return hook
 
     def watch_attention(index: int) -> Callable[..., None]:
-        def hook(module: torch.nn.Module, args: tuple[Tensor, ...]) -> None:  # args[0]: (B, S, heads x head_dim)
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:  # args[0]: (B, S, heads x head_dim)
             by_head = args[0].double().unflatten(-1, (-1, head_dim)).norm(dim=-1)
             heads[index] += by_head.norm(dim=1).sum(dim=0).cpu()
 
@@ -193,7 +212,7 @@ def activation_importance(model: Any, tokens: NDArray[Any], batch_size: int) -> 
     return [one / len(tokens) for one in neurons], [one / len(tokens) for one in heads]
 
 
-def check_prunable(model: Any) -> None:
+def check_prunable(model: PreTrainedModel) -> None:
     """Check that the layers have the parts that width pruning cuts.
 
     Raises:
@@ -211,7 +230,7 @@ def check_prunable(model: Any) -> None:
             )
 
 
-def prune_neurons(model: Any, importance: Sequence[Tensor], num: int) -> None:
+def prune_neurons(model: PreTrainedModel, importance: Sequence[Tensor], num: int) -> None:
     """Keep the `num` most important neurons of each MLP, in their order."""
     for layer, scores in zip(find_layers(model), importance, strict=True):
         kept = strongest(scores, num)
@@ -223,7 +242,7 @@ def prune_neurons(model: Any, importance: Sequence[Tensor], num: int) -> None:
     model.config.intermediate_size = num
 
 
-def prune_heads(model: Any, importance: Sequence[Tensor], num_kv_heads: int) -> None:
+def prune_heads(model: PreTrainedModel, importance: Sequence[Tensor], num_kv_heads: int) -> None:
     """Keep the `num_kv_heads` most important key-value heads of each layer, with all of their query heads."""
     config = model.config
     head_dim = _head_dim(config)
@@ -294,7 +313,7 @@ def check_given_student(teacher: Path, student: Path) -> None:
     check_tokenizers(teacher, student)
 
 
-def _run(model: Any, tokens: NDArray[Any], batch_size: int) -> None:
+def _run(model: PreTrainedModel, tokens: NDArray[np.int64], batch_size: int) -> None:
     import torch
 
     with torch.inference_mode():
@@ -303,7 +322,7 @@ def _run(model: Any, tokens: NDArray[Any], batch_size: int) -> None:
             model.base_model(input_ids=batch, use_cache=False)
 
 
-def _head_dim(config: Any) -> int:
+def _head_dim(config: PretrainedConfig) -> int:
     return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
@@ -311,7 +330,7 @@ def _spread(heads: Sequence[int], head_dim: int) -> list[int]:
     return [head * head_dim + offset for head in heads for offset in range(head_dim)]
 
 
-def _keep_rows(linear: Any, kept: Sequence[int]) -> None:
+def _keep_rows(linear: nn.Linear, kept: Sequence[int]) -> None:
     import torch
 
     index = torch.tensor(kept, device=linear.weight.device)
@@ -321,7 +340,7 @@ def _keep_rows(linear: Any, kept: Sequence[int]) -> None:
     linear.out_features = len(kept)
 
 
-def _keep_columns(linear: Any, kept: Sequence[int]) -> None:
+def _keep_columns(linear: nn.Linear, kept: Sequence[int]) -> None:
     import torch
 
     index = torch.tensor(kept, device=linear.weight.device)

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from pipeline.distill.losses import bucket_log_probs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
 SHARD_ROWS = 64
 LOWEST = -36.0
@@ -90,7 +91,7 @@ def decode_row(data: bytes, length: int, top_k: int) -> tuple[NDArray[np.int32],
     return index, np.concatenate([top, np.minimum(tail, -1e-6)], axis=1).astype(np.float32)
 
 
-def top_and_tail(logits: Any, top_k: int, temperature: float) -> tuple[Any, Any]:
+def top_and_tail(logits: Tensor, top_k: int, temperature: float) -> tuple[Tensor, Tensor]:
     """The K likeliest tokens, and their log-probabilities with the tail's.
 
     Args:
@@ -108,14 +109,14 @@ def top_and_tail(logits: Any, top_k: int, temperature: float) -> tuple[Any, Any]
 
 def write_cache(
     rows: NDArray[np.int32],
-    predict: Callable[[NDArray[np.int64]], Any],
+    predict: Callable[[NDArray[np.int64]], Tensor],
     folder: Path,
     *,
     top_k: int,
     temperature: float,
     batch_size: int = 4,
     on_row: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Let the teacher read all rows and keep what it says. Shards that are there already are kept.
 
     Args:
@@ -162,7 +163,7 @@ def write_cache(
 
 
 def _shard(
-    rows: NDArray[np.int32], predict: Callable[[NDArray[np.int64]], Any], top_k: int, temperature: float, size: int
+    rows: NDArray[np.int32], predict: Callable[[NDArray[np.int64]], Tensor], top_k: int, temperature: float, size: int
 ) -> tuple[list[bytes], CacheError]:
     blocks: list[bytes] = []
     errors: list[CacheError] = []
@@ -178,7 +179,9 @@ def _shard(
     return blocks, mean_error(errors)
 
 
-def cache_error(logits: Any, stored: tuple[NDArray[np.int32], NDArray[np.float32]], temperature: float) -> CacheError:
+def cache_error(
+    logits: Tensor, stored: tuple[NDArray[np.int32], NDArray[np.float32]], temperature: float
+) -> CacheError:
     """The stored distribution against the full one, in float64.
 
     Args:

@@ -16,20 +16,28 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch import Tensor, nn
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from core.console import duration
 from core.errors import ParsimonyError
 from core.files import read_json
 from pipeline.config import DistillConfig
-from pipeline.distill.checkpoint import BackgroundWriter, Checkpoint
-from pipeline.distill.data import collate
+from pipeline.distill.checkpoint import BackgroundWriter, Checkpoint, Meta, PlanMeta
+from pipeline.distill.data import Samples, collate
 from pipeline.distill.losses import IGNORED
 from pipeline.distill.module import DistillModule, Teacher
 from pipeline.distill.preemption import Books, InterruptedTrainingError, StopSignal
@@ -38,6 +46,7 @@ from pipeline.distill.train_state import (
     OPTIMIZER_FILE,
     STATE_FILE,
     Buffers,
+    RandomStates,
     moments_of,
     put_back,
     put_back_sharded,
@@ -47,6 +56,9 @@ from pipeline.distill.train_state import (
     state_bytes,
     weights_of,
 )
+
+if TYPE_CHECKING:
+    from pipeline.distill.checkpoint import Files
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -62,24 +74,24 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         self,
         module: DistillModule,
         args: TrainingArguments,
-        samples: Any,
+        samples: Samples,
         *,
         config: DistillConfig,
         teacher: Teacher | None,
         writer: BackgroundWriter,
         books: Books,
         stop: StopSignal,
-        meta: Mapping[str, Any],
+        meta: PlanMeta,
         say: Callable[[str], None],
         flops: tuple[float, float],
         end_token: int,
     ) -> None:
         """`meta` goes into every manifest; `flops` are those of a token and the machine's per second."""
         self._distill, self._teacher, self._writer, self._books, self._stop = config, teacher, writer, books, stop
-        self._meta, self._say, self._flops, self._end_token = dict(meta), say, flops, end_token
+        self._meta, self._say, self._flops, self._end_token = meta, say, flops, end_token
         self._buffers = Buffers()
-        self._resumed_random: dict[str, Any] | None = None
-        self._step_random: dict[str, Any] | None = None
+        self._resumed_random: RandomStates | None = None
+        self._step_random: RandomStates | None = None
         self.curve: list[dict[str, float]] = []
         self._window_loss: Tensor | None = None
         self._step_window: Tensor | None = None
@@ -96,16 +108,18 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             callbacks=[_Steps(self)],
         )
         self.model_accepts_loss_kwargs = True
-        from transformers import PrinterCallback, ProgressCallback
-
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
 
     # ---- the loss
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Mean nats per learnt token of the whole optimizer step, this process's share of it."""
         assert num_items_in_batch is not None
         if self._distill.data.mode == "on_policy":
@@ -118,7 +132,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         return (loss, {}) if return_outputs else loss
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def _rollout(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def _rollout(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The student writes on after each text's opening (GKD); tokens after its end-of-sequence are not learnt."""
         data = self._distill.data
         if data.on_policy_fraction < 1 and float(torch.rand(())) >= data.on_policy_fraction:
@@ -153,7 +167,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     # ---- one step
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self, *args: object, **kwargs: object) -> Tensor:
         """A micro-batch. In a single process SIGTERM ends it at once: nothing but gradients is half done."""
         if self.args.world_size > 1:
             return super().training_step(*args, **kwargs)
@@ -238,11 +252,11 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
 
     # ---- checkpoints
 
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: object = None) -> None:
         """Take the state now; write it beside the training."""
         self.save_now(random_states())
 
-    def save_now(self, generators: dict[str, Any]) -> None:
+    def save_now(self, generators: RandomStates) -> None:
         """Take a checkpoint of the last whole step, with these random states; every process takes part."""
         step = self.state.global_step
         if step in (0, self._saved_step):
@@ -277,13 +291,13 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
             "data_position": step * self._distill.train.batch_size,
             "curve": self.curve,
         }
-        files = {
+        files: Files = {
             MODEL_FILE: {key.removeprefix("w/"): value for key, value in copies.items() if key.startswith("w/")},
             OPTIMIZER_FILE: {key: value for key, value in copies.items() if not key.startswith("w/")},
             STATE_FILE: state_bytes(state),
             TRAINER_STATE: json.dumps(dataclasses.asdict(self.state)).encode(),
         }
-        meta = {**self._meta, "useful_s": self._books.useful_s, "attempt": self._books.current.number}
+        meta: Meta = {**self._meta, "useful_s": self._books.useful_s, "attempt": self._books.current.number}
         self._writer.submit(step, files, meta)
         self._saved_at = time.monotonic()
 
@@ -309,7 +323,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         prefix = "student."
         return {name.removeprefix(prefix): tensor for name, tensor in found.items() if name.startswith(prefix)}
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Nothing yet: weights are put back with the moments, once the model is wrapped."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -343,16 +357,20 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     def __init__(self, trainer: DistillTrainer) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         """The books open when the first step is about to run."""
         if args.process_index == 0:
             self._trainer._books.begin()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Generators are noted."""
         self._trainer.step_begins()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> TrainerControl:
         """Point of the curve, heartbeat, and the end where SIGTERM asks for it."""
         if self._trainer.step_ended():
             control.should_training_stop = True
@@ -366,7 +384,7 @@ def training_arguments(config: DistillConfig, seed: int, work: Path) -> Training
     on_gpu = torch.cuda.is_available()
     bf16 = train.bf16 if train.bf16 is not None else on_gpu and torch.cuda.is_bf16_supported()
     per_pass = train.micro_batch_size * train.num_processes
-    settings: dict[str, Any] = {
+    settings: dict[str, object] = {
         "output_dir": str(work),
         "max_steps": train.num_steps,
         "per_device_train_batch_size": train.micro_batch_size,

@@ -11,11 +11,12 @@ import base64
 import random
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from core.files import canonical_json, read_json
 
@@ -23,6 +24,15 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 SEPARATOR = "|"
+
+
+class RandomStates(TypedDict):
+    """A process's random generators, as JSON can hold them; tensors are base64."""
+
+    python: tuple[int, list[int], float | None]
+    numpy: tuple[str, list[int], int, int, float]
+    torch: str
+    cuda: str | None
 
 
 class Buffers:
@@ -52,7 +62,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in named.items() if name in saved}
 
 
-def moments_of(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def moments_of(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, object]]]:
     """The optimizer's tensors as `parameter|moment`, and its groups' settings."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     tensors: dict[str, Tensor] = {}
@@ -63,7 +73,7 @@ def moments_of(model: nn.Module, optimizer: Any) -> tuple[dict[str, Tensor], lis
     return tensors, groups
 
 
-def put_back(model: nn.Module, optimizer: Any, folder: Path) -> None:
+def put_back(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     """Load weights and moments from a checkpoint's files into a replicated model and its optimizer."""
     from safetensors.torch import load_file
 
@@ -93,8 +103,8 @@ def put_back(model: nn.Module, optimizer: Any, folder: Path) -> None:
 
 
 def sharded_state(
-    model: nn.Module, optimizer: Any
-) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, Any]]]:
+    model: nn.Module, optimizer: Optimizer
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[dict[str, object]]]:
     """Weights, moments and group settings of an FSDP model, whole, on the first process; empty on the others."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
@@ -109,7 +119,7 @@ def sharded_state(
     return {name: value for name, value in weights.items() if name in kept}, moments, found.get("param_groups", [])
 
 
-def put_back_sharded(model: nn.Module, optimizer: Any, folder: Path) -> None:
+def put_back_sharded(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     """Load weights and moments into an FSDP model; every process reads the files."""
     from safetensors.torch import load_file
     from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
@@ -128,20 +138,20 @@ def put_back_sharded(model: nn.Module, optimizer: Any, folder: Path) -> None:
     )
 
 
-def random_states() -> dict[str, Any]:
+def random_states() -> RandomStates:
     """Every generator of this process: Python's, NumPy's, torch's, and the GPU's where there is one."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {
-        "python": [version, list(words), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "python": (version, list(words), gauss),
+        "numpy": (str(name), np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)),
         "torch": _text(torch.get_rng_state()),
         "cuda": None if cuda is None else _text(cuda),
     }
 
 
-def set_random_states(states: Mapping[str, Any]) -> None:
+def set_random_states(states: RandomStates) -> None:
     """The inverse of `random_states`."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
@@ -152,7 +162,7 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(_tensor(states["cuda"]))
 
 
-def state_bytes(value: Mapping[str, Any]) -> bytes:
+def state_bytes(value: Mapping[str, object]) -> bytes:
     """The JSON part of a checkpoint. Floats keep every bit: JSON writes the shortest text that reads back the same."""
     return canonical_json(value).encode()
 

@@ -10,12 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.health.health import LayerHealth, NotCheckedError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.utils.hooks import RemovableHandle
+    from transformers import PreTrainedModel
+
+    LayerOutput: TypeAlias = Tensor | tuple[Tensor, ...]
+    """Hidden states of shape (1, L, H); some models return them in a tuple."""
+    Given: TypeAlias = tuple[tuple[Tensor, ...], dict[str, Tensor]]
+    """A layer's positional and named arguments."""
 
 MAX_SUSPECTS = 8
 """Up to so many bad layers are tried in one another's place."""
@@ -33,7 +43,7 @@ class Outputs:
     """Shape (D + 1, N, L, H): the input of every decoder layer, and the output of the last."""
 
 
-def decoder_layers(model: Any) -> Any:
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers: the first module list as long as the configuration says."""
     import torch
 
@@ -44,14 +54,14 @@ def decoder_layers(model: Any) -> Any:
     raise NotCheckedError(f"no list of {count} decoder layers in {type(model).__name__}")
 
 
-def layer_names(model: Any) -> list[str]:
+def layer_names(model: PreTrainedModel) -> list[str]:
     """The decoder layers' names, as in the weight files: `model.layers.0`, ..."""
     layers = {id(layer): index for index, layer in enumerate(decoder_layers(model))}
     return [name for name, module in model.named_modules() if id(module) in layers]
 
 
 @contextmanager
-def hooked(handles: Sequence[Any]) -> Iterator[None]:
+def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
     """Remove the hooks again."""
     try:
         yield
@@ -60,12 +70,12 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def hidden_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def hidden_of(args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> Tensor:
     """A decoder layer's hidden states among its arguments, shape (1, L, H)."""
     return args[0] if args else kwargs["hidden_states"]
 
 
-def forward(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+def forward(model: PreTrainedModel, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     """Logits of one sequence of token ids (L,), shape (L, V)."""
     import torch
 
@@ -74,15 +84,15 @@ def forward(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
     return np.asarray(logits[0].float().cpu().numpy())
 
 
-def run(model: Any, token_ids: NDArray[np.int64]) -> Outputs:
+def run(model: PreTrainedModel, token_ids: NDArray[np.int64]) -> Outputs:
     """An ordinary pass over all sequences, one at a time."""
     layers = decoder_layers(model)
-    caught: list[Any] = []
+    caught: list[NDArray[np.float32]] = []
 
-    def before(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor]) -> None:
         caught.append(hidden_of(args, kwargs)[0].float().cpu().numpy())
 
-    def after(module: Any, args: tuple[Any, ...], output: Any) -> None:
+    def after(module: nn.Module, args: tuple[Tensor, ...], output: LayerOutput) -> None:
         caught.append((output[0] if isinstance(output, tuple) else output)[0].float().cpu().numpy())
 
     handles = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
@@ -93,13 +103,15 @@ def run(model: Any, token_ids: NDArray[np.int64]) -> Outputs:
     return Outputs(logits, hidden)
 
 
-def compare_logits(base: NDArray[np.float32], own: NDArray[np.float32], token_ids: NDArray[np.int64]) -> dict[str, Any]:
+def compare_logits(
+    base: NDArray[np.float32], own: NDArray[np.float32], token_ids: NDArray[np.int64]
+) -> dict[str, float]:
     """Divergence, agreement and likelihoods. Logits have shape (N, L, V), token ids (N, L).
 
     KL and agreement are means over all N * L positions; the likelihood of a token is that given all before it.
     """
     num_bad = int(own.size - np.count_nonzero(np.isfinite(own)))
-    found: dict[str, Any] = {"num_tokens": int(token_ids.size), "num_nonfinite_logits": num_bad}
+    found: dict[str, float] = {"num_tokens": int(token_ids.size), "num_nonfinite_logits": num_bad}
     divergence, same, nll = 0.0, 0, {"base_nll_nats": 0.0, "nll_nats": 0.0}
     if num_bad or own.shape != base.shape:
         return found
@@ -126,8 +138,8 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def compare_layers(
-    model: Any, token_ids: NDArray[np.int64], base: Outputs, own: Outputs, suspect_above: float
-) -> dict[str, Any]:
+    model: PreTrainedModel, token_ids: NDArray[np.int64], base: Outputs, own: Outputs, suspect_above: float
+) -> dict[str, object]:
     """Every part of the candidate on the base's own hidden states."""
     if own.hidden.shape != base.hidden.shape:
         depth, width = (
@@ -162,7 +174,9 @@ class ForcedPass:
         self.errors: list[list[NDArray[np.float64]]] = [[] for _ in source]
         self.sequence = 0
 
-    def run(self, model: Any, token_ids: NDArray[np.int64]) -> tuple[list[float | None], NDArray[np.float32]]:
+    def run(
+        self, model: PreTrainedModel, token_ids: NDArray[np.int64]
+    ) -> tuple[list[float | None], NDArray[np.float32]]:
         """The errors of all layers and what the head makes of the base's last hidden states.
 
         Returns:
@@ -179,11 +193,11 @@ class ForcedPass:
                 logits.append(forward(model, ids))
         return [typical(np.concatenate(errors)) for errors in self.errors], np.stack(logits)
 
-    def _before(self, index: int, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def _before(self, index: int, module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> Given:
         given = self._states(self.source[index], hidden_of(args, kwargs))
         return ((given, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": given})
 
-    def _after(self, index: int, module: Any, args: tuple[Any, ...], output: Any) -> Any:
+    def _after(self, index: int, module: nn.Module, args: tuple[Tensor, ...], output: LayerOutput) -> LayerOutput:
         result = output[0] if isinstance(output, tuple) else output
         x, y = (self.base.hidden[self.source[index] + step, self.sequence] for step in (0, 1))
         self.errors[index].append(token_errors(result[0].float().cpu().numpy(), y, x))
@@ -192,14 +206,18 @@ class ForcedPass:
         last = self._states(index + 1, result)
         return (last, *output[1:]) if isinstance(output, tuple) else last
 
-    def _states(self, index: int, like: Any) -> Any:
+    def _states(self, index: int, like: Tensor) -> Tensor:
         import torch
 
         return torch.from_numpy(self.base.hidden[index, self.sequence])[None].to(like.device, like.dtype)
 
 
 def find_swaps(
-    model: Any, token_ids: NDArray[np.int64], base: Outputs, own: Sequence[float | None], suspect_above: float
+    model: PreTrainedModel,
+    token_ids: NDArray[np.int64],
+    base: Outputs,
+    own: Sequence[float | None],
+    suspect_above: float,
 ) -> dict[int, tuple[int, float]]:
     """For suspect layers the other suspect whose work they do well, and their error at that.
 
@@ -220,7 +238,9 @@ def find_swaps(
     return best
 
 
-def token_errors(own: NDArray[np.float32], base: NDArray[np.float32], origin: Any = 0.0) -> NDArray[np.float64]:
+def token_errors(
+    own: NDArray[np.float32], base: NDArray[np.float32], origin: NDArray[np.float32] | float = 0.0
+) -> NDArray[np.float64]:
     """Norm of own minus base over norm of base minus origin, per token.
 
     Shapes (..., L, features) give (..., L). NaN where own is not finite.

@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,19 @@ WAYS_OUT = {
     "quality": "compress again; if the finding stays, take a milder method (more bits, smaller groups, more "
     "calibration text) or raise the limit that it names",
 }
+
+
+class HealthJob(TypedDict):
+    """What the measuring process is told."""
+
+    base: str
+    candidate: str
+    tokens: str
+    base_cache: str | None
+    num_sequences: int
+    length: int
+    suspect_above: float
+    """Relative error from which a layer is tried in another's place."""
 
 
 @dataclass(frozen=True)
@@ -312,11 +325,11 @@ def measure(
     """`run_health` without the check of the files."""
     limits = limits or HealthLimits()
     read_tokens(tokens_path, base_folder, num_sequences, length)
-    job = {
-        "base": base_folder,
-        "candidate": candidate_folder,
-        "tokens": tokens_path,
-        "base_cache": base_cache,
+    job: HealthJob = {
+        "base": str(base_folder),
+        "candidate": str(candidate_folder),
+        "tokens": str(tokens_path),
+        "base_cache": None if base_cache is None else str(base_cache),
         "num_sequences": num_sequences,
         "length": length,
         "suspect_above": limits.max_local_error,

@@ -12,10 +12,9 @@ import importlib.util
 import math
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,19 @@ from numpy.typing import NDArray
 from core.files import digest_json, read_json
 from pipeline.checkpoints.structure import Finding, named, read_shards
 from pipeline.health.compare import Outputs, compare_layers, compare_logits, run
-from pipeline.health.health import DAMAGED, MEASURED, NOT_CHECKED, NotCheckedError, read_tokens, why_not_loadable
+from pipeline.health.health import (
+    DAMAGED,
+    MEASURED,
+    NOT_CHECKED,
+    HealthJob,
+    NotCheckedError,
+    read_tokens,
+    why_not_loadable,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
 
 PROVEN = ("", "compressed-tensors", "gptq")
 """Formats that load here for sure: an error of these is the checkpoint's, an error of others may be the loader's."""
@@ -39,10 +50,10 @@ class Runtime:
     """Where and in which type both models run."""
 
     device: str
-    dtype: Any
+    dtype: torch.dtype
 
 
-def work(job: Mapping[str, Any]) -> dict[str, Any]:
+def work(job: HealthJob) -> dict[str, object]:
     """Measure what the job names: the report's fields."""
     started = time.monotonic()
     try:
@@ -55,7 +66,7 @@ def work(job: Mapping[str, Any]) -> dict[str, Any]:
     return {**report, "wall_s": time.monotonic() - started}
 
 
-def measured(job: Mapping[str, Any]) -> dict[str, Any]:
+def measured(job: HealthJob) -> dict[str, object]:
     """The report's fields, without the time.
 
     Raises:
@@ -185,7 +196,7 @@ def write_cache(cache: Path, key: str, outputs: Outputs) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(folder: Path, runtime: Runtime) -> tuple[Any, list[str]]:
+def load(folder: Path, runtime: Runtime) -> tuple[PreTrainedModel, list[str]]:
     """A checkpoint ready to run, and the names of the parameters that its files lack."""
     from transformers import AutoModelForCausalLM
 
@@ -195,7 +206,7 @@ def load(folder: Path, runtime: Runtime) -> tuple[Any, list[str]]:
     return model.eval(), sorted(info["missing_keys"])
 
 
-def load_candidate(folder: Path, runtime: Runtime) -> tuple[Any, list[str]]:
+def load_candidate(folder: Path, runtime: Runtime) -> tuple[PreTrainedModel, list[str]]:
     """`load`, with failures sorted into the machine's and the candidate's.
 
     Raises:

@@ -52,12 +52,12 @@ class RunPlan:
         return Path(self.config.home)
 
     @cached_property
-    def stages(self) -> tuple[Stage[Any], ...]:
+    def stages(self) -> tuple[Stage[object], ...]:
         """Every stage, once, in the order of the run."""
         return with_needs(self.variants.targets)
 
     @cached_property
-    def pending(self) -> tuple[Stage[Any], ...]:
+    def pending(self) -> tuple[Stage[object], ...]:
         """The stages that the store does not have."""
         return pending(self.variants.targets, self.store)
 

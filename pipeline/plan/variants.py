@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from core.store import StageStore
 from evals.decide.task_gates import rule_of
@@ -42,7 +40,7 @@ class Variant:
     load: Load
 
     @property
-    def stages(self) -> tuple[Stage[Any], ...]:
+    def stages(self) -> tuple[Stage[object], ...]:
         """Its stages, in the order of the run."""
         found = (self.checkpoint, self.health, self.quality, self.load)
         return tuple(stage for stage in found if stage is not None)
@@ -58,7 +56,7 @@ class Variants:
     """The baseline, then the candidate where there is one."""
 
     @property
-    def targets(self) -> tuple[Stage[Any], ...]:
+    def targets(self) -> tuple[Stage[object], ...]:
         """The stages whose results a run reports, in the order of the run."""
         shared = (self.base,) if self.student is None else (self.base, self.student)
         return (*shared, *(stage for variant in self.all for stage in variant.stages))
@@ -130,7 +128,7 @@ class _Builder:
             return source
         suite = config.suite
         text = Calibration(config.calib, source, suite.source, tuple(suite.tasks)) if method.needs_calibration else None
-        args: Mapping[str, Any] = candidate.method_args
+        args = candidate.method_args
         size = facts.num_parameters
         return Compress(method, args, source, text, config.seed, config.model, size, candidate.label)
 

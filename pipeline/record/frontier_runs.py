@@ -11,7 +11,6 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
@@ -51,7 +50,7 @@ class RecordedRun:
     data: RunData
 
 
-def frontier_runs(recorder: Recorder, tracking: TrackingConfig, model: str) -> list[Any]:
+def frontier_runs(recorder: Recorder, tracking: TrackingConfig, model: str) -> list[RecordedRun]:
     """The newest finished run of each candidate of a model, newest first."""
     if not tracking.uri.startswith(SQLITE):
         return list(recorder.runs(model))

@@ -22,7 +22,7 @@ def run_metrics(
     measured: Measured, base_bytes: int, baseline: Measured | None = None, energy: EnergyConfig | None = None
 ) -> dict[str, float]:
     """Every metric of one measured candidate; `baseline` is None for the baseline itself."""
-    metrics = {
+    return {
         **quality_metrics(measured.quality),
         **summary.metrics(measured.load),
         **cost_metrics(measured.cost),
@@ -32,15 +32,8 @@ def run_metrics(
         **spend_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
-        **measured.artifact.details.get("size_metrics", {}),
-        **measured.artifact.details.get("health", {}),
-        **measured.artifact.details.get("distill", {}),
+        **measured.artifact.making.metrics,
     }
-    for name in ("wall_s", "peak_host_bytes", "peak_device_bytes"):
-        value = measured.artifact.details.get(name)
-        if value is not None:
-            metrics[f"compress/{name}"] = float(value)
-    return metrics
 
 
 def quality_metrics(report: QualityReport) -> dict[str, float]:

@@ -14,6 +14,7 @@ from core.files import digest_json, plain
 from core.redact import redact
 from evals.decide.evidence import Evidence, mean_quality
 from evals.types import Decision
+from pipeline.checkpoints.card import QualityRow
 from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
@@ -103,7 +104,7 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         texts=texts,
         stage_wall_s=measured.stage_wall_s,
         evidence=evidence_of(measured),
-        curves={"distill/loss": curve} if (curve := measured.artifact.details.get("distill_curve")) else {},
+        curves={"distill/loss": curve} if (curve := measured.artifact.making.distill_curve) else {},
     )
 
 
@@ -116,7 +117,7 @@ def plan_text(plan: RunPlan) -> dict[str, Any]:
     return {**plain(plan.choices), "plan_hash": plan.digest, "stages": stages}
 
 
-def card_rows(measured: list[Measured]) -> list[dict[str, Any]]:
+def card_rows(measured: list[Measured]) -> list[QualityRow]:
     """The candidate's scores beside its baseline's, as the model card shows them."""
     baseline, candidate = measured[0].quality.tasks, measured[-1].quality.tasks
     return [

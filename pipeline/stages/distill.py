@@ -12,9 +12,8 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.errors import StoreError
@@ -34,7 +33,7 @@ from pipeline.serve.engine import answer_inputs
 from pipeline.stages.base import local_checkpoint
 from pipeline.stages.data import Calibration, Fetch
 from pipeline.stages.graph import Effects, Stage, Work
-from pipeline.types import Artifact, Machine, ModelFacts
+from pipeline.types import Artifact, Machine, Making, ModelFacts
 
 PYTHON = Path(sys.executable)
 TRAINING_PASSES = 4.0
@@ -55,7 +54,7 @@ class Student(Stage[Artifact]):
     fixed_s = 15.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The base, the cut, the text it is measured on and the tools."""
         return {
             "base": self.base.key,
@@ -71,11 +70,11 @@ class Student(Stage[Artifact]):
         return Work("cut", self.num_parameters, None if calib is None else calib.num_samples * calib.length)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The base and the text."""
         return (self.base,) if self.calibration is None else (self.base, self.calibration)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Cut it, in a process of its own."""
         job = {
             "teacher": effects.result(self.base).path,
@@ -106,7 +105,7 @@ class TrainingRows(Stage[Path]):
     fixed_s = 5.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The texts' content, how they are packed, and whose tokenizer."""
         data = self.config.data
         files = {source: digest_file(Path(source)) for source in data.sources if source not in CONTEXTS}
@@ -130,11 +129,11 @@ class TrainingRows(Stage[Path]):
         return Work(num_tokens=self.config.data.max_tokens)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The tokenizer and the passages."""
         return (self.base,) if self.wheel is None else (self.base, self.wheel)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Pack them."""
         wheel = None if self.wheel is None else effects.result(self.wheel)
         return make_rows(self.config.data, effects.result(self.base).path, wheel, folder)
@@ -160,7 +159,7 @@ class TeacherText(Stage[Path]):
     resumable = True
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The served teacher, the openings, and how it goes on from them."""
         data = self.config.data
         return {
@@ -178,7 +177,7 @@ class TeacherText(Stage[Path]):
         return Work("teacher", self.num_parameters, self.config.data.max_tokens)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The teacher and the openings."""
         return (self.rows.base, self.rows)
 
@@ -186,7 +185,7 @@ class TeacherText(Stage[Path]):
         """The engine's longest sequence holds a row."""
         check_length(self.config.data, self.engine)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Serve the teacher and ask it.
 
         Raises:
@@ -222,7 +221,7 @@ class TeacherCache(Stage[Path]):
     resumable = True
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The teacher, the text, what is kept of its answers, and the tools."""
         return {
             "base": self.base.key,
@@ -238,11 +237,11 @@ class TeacherCache(Stage[Path]):
         return Work("teacher", self.num_parameters, self.config.data.max_tokens)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The teacher and the text."""
         return (self.base, self.rows)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Ask the teacher, in a process of its own."""
         job = {
             "teacher": effects.result(self.base).path,
@@ -279,7 +278,7 @@ class Distill(Stage[Artifact]):
     resumable = True
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """All that decides the student's weights; its hash names the run's checkpoints too."""
         decides = what_decides(self.base.key, self.config, self.calib, self.seed)
         return {**decides, "student": self.student.key, "rows": self.rows.key}
@@ -292,7 +291,7 @@ class Distill(Stage[Artifact]):
         return Work(self.config.name, self.num_parameters, tokens, TRAINING_PASSES)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The teacher, the student, the text, and what the teacher says of it."""
         stages = (self.base, self.student, self.rows, self.cache)
         return tuple(stage for stage in stages if stage is not None)
@@ -309,7 +308,7 @@ class Distill(Stage[Artifact]):
         own_place = effects.store.root / "distill"
         preflight(effects.result(self.base).path, self.config, digest_json(plan), plan, own_place)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Train it, in a process of its own.
 
         Raises:
@@ -346,7 +345,7 @@ class Distill(Stage[Artifact]):
         run_worker("train", job, folder, self.config, on_line, effects.launcher)
         return self._finish(folder, base, effects)
 
-    def _finish(self, folder: Path, base: Artifact, effects: Effects) -> dict[str, Any]:
+    def _finish(self, folder: Path, base: Artifact, effects: Effects) -> dict[str, object]:
         model = folder / "model"
         measured = read_json(folder / "measured.json")
         cache = None if self.cache is None else effects.found(self.cache)
@@ -431,11 +430,14 @@ def _checked_artifact(made: StageResult, method: str) -> Artifact:
     folder, result = made.folder / "model", made.result
     if not (folder / "config.json").exists() or weight_bytes(folder) != result["num_bytes"]:
         raise StoreError(f"the stored checkpoint {folder} has been changed: remove {made.folder} and run again")
-    details = {key: result[key] for key in ("wall_s", "peak_host_bytes", "peak_device_bytes")}
+    making = Making(result["wall_s"], result["peak_host_bytes"], result["peak_device_bytes"])
     base_digest = None
     if method == "distill":
-        details["wall_s"] = result["making_wall_s"]
-        details["distill"] = distill_metrics(result)
-        details["distill_curve"] = training_curve(result)
+        making = replace(
+            making,
+            wall_s=result["making_wall_s"],  # with the cut and the teacher's part: what the student took altogether
+            distill_metrics=distill_metrics(result),
+            distill_curve=training_curve(result),
+        )
         base_digest = str(result["base"])
-    return Artifact(folder, str(result["digest"]), int(result["num_bytes"]), method, base_digest, details)
+    return Artifact(folder, str(result["digest"]), int(result["num_bytes"]), method, base_digest, making)

@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
-from core.console import say
 from core.jobs import LOCAL, Launcher
 from core.store import StageRef, StageResult, StageStore, lock, stage_key
 from pipeline.config import EngineConfig
@@ -24,6 +23,7 @@ from pipeline.serve.server import ServedModel
 from pipeline.types import Artifact, Machine
 
 OutT = TypeVar("OutT")
+OutT_co = TypeVar("OutT_co", covariant=True)
 Progress = Callable[[int, int], None]
 """Told how many of how many parts are done, and safe; (0, 0) where nobody counts."""
 StageName = Literal[
@@ -53,7 +53,7 @@ class Work:
     """Bytes that are downloaded, unpacked or hashed."""
 
 
-class Stage(ABC, Generic[OutT]):
+class Stage(ABC, Generic[OutT_co]):
     """One stage. Subclasses are frozen dataclasses that hold the settings and the stages that they read."""
 
     name: ClassVar[StageName]
@@ -69,7 +69,7 @@ class Stage(ABC, Generic[OutT]):
 
     @property
     @abstractmethod
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """What decides the result: settings, tools' versions, upstream stages' keys."""
 
     @property
@@ -78,16 +78,16 @@ class Stage(ABC, Generic[OutT]):
         """How much there is to do."""
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The stages whose results this one reads while it runs."""
         return ()
 
     @abstractmethod
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Do the work in an empty folder; returns what JSON can hold."""
 
     @abstractmethod
-    def load(self, found: StageResult) -> OutT:
+    def load(self, found: StageResult) -> OutT_co:
         """The typed result of the finished stage.
 
         Raises:
@@ -132,7 +132,8 @@ class Effects:
     """Interpreter of the serving environment."""
     launcher: Launcher = LOCAL
     """Where processes of heavy work run."""
-    say: Callable[[str], None] = say
+    say: Callable[[str], None] = lambda text: None
+    """Told what a person wants to know while a stage runs."""
     serve: Callable[..., ServedModel] = ServedModel
     """Serves a checkpoint; replaced in tests of the main path."""
     _found: dict[str, StageResult] = field(default_factory=dict)
@@ -143,7 +144,7 @@ class Effects:
         """A stage's result; what is not in the store is made first, with all that it needs."""
         return stage.load(self.found(stage))
 
-    def found(self, stage: Stage[Any]) -> StageResult:
+    def found(self, stage: Stage[object]) -> StageResult:
         """The finished stage behind `result`."""
         known = self._found.get(stage.key)
         if known is not None:
@@ -153,8 +154,7 @@ class Effects:
             for needed in stage.needs:
                 self.found(needed)
         with self.machine(stage.machine_use):
-            found = stage.find(self.store) if stage.is_given else None
-            found = found or self.store.run(
+            found = self._given(stage) or self.store.run(
                 stage.name,
                 stage.inputs,
                 lambda folder: stage.run(folder, self),
@@ -164,13 +164,20 @@ class Effects:
         self._found[stage.key] = found
         return found
 
-    def progress(self, stage: Stage[Any]) -> Progress:
+    def _given(self, stage: Stage[object]) -> StageResult | None:
+        """A stage that is found outside the store; what is stored of one whose files are gone is forgotten."""
+        found = stage.find(self.store)
+        if found is None:
+            self.store.discard_if(stage.name, stage.key, lambda: stage.find(self.store) is None)
+        return found if stage.is_given else None
+
+    def progress(self, stage: Stage[object]) -> Progress:
         """Tells the store's hooks how far a running stage is."""
         return lambda done, total: self.store.progressed(stage.ref, done, total)
 
     def machine(self, use: MachineUse) -> AbstractContextManager[None]:
         """Held by everything that computes: shared, or alone while speed is measured. Waiting is not charged."""
-        return nullcontext() if use == "free" else machine_lock(self.home, shared=use == "shared")
+        return nullcontext() if use == "free" else machine_lock(self.home, self.say, shared=use == "shared")
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -193,23 +200,23 @@ class Effects:
         log = self.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
 
         def on_start() -> None:
-            say(f"{label}: starting vLLM's server")
+            self.say(f"{label}: starting vLLM's server")
 
         served = self.serve(artifact, engine, machine, self.serving_python, log, on_start)
         self._server = (wanted, self._servers.enter_context(served))
         return self._server[1]
 
 
-def machine_lock(home: Path, *, shared: bool) -> AbstractContextManager[None]:
+def machine_lock(home: Path, say: Callable[[str], None], *, shared: bool) -> AbstractContextManager[None]:
     """The lock of this machine among runs with one cache folder."""
     return lock(home / "machine.lock", shared=shared, on_wait=lambda: say("waiting for another run on this machine"))
 
 
-def with_needs(targets: Iterable[Stage[Any]]) -> tuple[Stage[Any], ...]:
+def with_needs(targets: Iterable[Stage[object]]) -> tuple[Stage[object], ...]:
     """The stages and all that they need, each once and after what it needs."""
-    ordered: dict[str, Stage[Any]] = {}
+    ordered: dict[str, Stage[object]] = {}
 
-    def visit(stage: Stage[Any]) -> None:
+    def visit(stage: Stage[object]) -> None:
         if stage.key not in ordered:
             for needed in stage.needs:
                 visit(needed)
@@ -220,10 +227,10 @@ def with_needs(targets: Iterable[Stage[Any]]) -> tuple[Stage[Any], ...]:
     return tuple(ordered.values())
 
 
-def pending(targets: Iterable[Stage[Any]], store: StageStore) -> tuple[Stage[Any], ...]:
+def pending(targets: Iterable[Stage[object]], store: StageStore) -> tuple[Stage[object], ...]:
     """The stages that must run for the targets' results, in order: what is in the store needs nothing any more."""
 
-    def missing(stages: Iterable[Stage[Any]], seen: set[str]) -> Iterator[Stage[Any]]:
+    def missing(stages: Iterable[Stage[object]], seen: set[str]) -> Iterator[Stage[object]]:
         for stage in stages:
             if stage.key in seen:
                 continue

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.files import plain
@@ -41,7 +40,7 @@ class Health(Stage[HealthReport]):
         return Calibration(TEXT, self.base, source=None)
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """Both checkpoints, the text, the device and the tools."""
         tools = versions(Path(sys.executable), "transformers", "compressed-tensors", "torch", "gptqmodel")
         keys = {"checkpoint": self.checkpoint.key, "base": self.base.key, "tokens": self.text.key}
@@ -53,11 +52,11 @@ class Health(Stage[HealthReport]):
         return Work(self.method, self.num_parameters, TEXT.num_samples * TEXT.length, passes=2.0)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """Both checkpoints and the text."""
         return (self.checkpoint, self.base, self.text)
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Measure; the base's outputs are kept for the other variants."""
         checkpoint, base = effects.result(self.checkpoint), effects.result(self.base)
         text = effects.result(self.text)

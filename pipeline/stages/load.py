@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.files import digest_json, plain
 from core.store import StageResult
+from evals.json_form import from_json
 from evals.load.run import run_load
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.load.tokens import load_tokens
 from evals.types import LoadConditions, LoadReport
-from pipeline.record.store import from_json
 from pipeline.serve.engine import server_environment, speed_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.graph import WORK_SHARE, Effects, Stage, Work
@@ -37,7 +36,7 @@ class Load(Stage[LoadReport]):
     machine_use = "alone"
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The checkpoint, the engine, the machine, the load and the tools."""
         return {
             "checkpoint": self.served.checkpoint.key,
@@ -55,7 +54,7 @@ class Load(Stage[LoadReport]):
         return Work(self.served.method, self.served.num_parameters, load_tokens(self.scenario))
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The checkpoint."""
         return (self.served.checkpoint,)
 
@@ -65,7 +64,7 @@ class Load(Stage[LoadReport]):
         of_any_scenario = {"machine": self.served.machine.fingerprint, "tools": versions(self.served.python, "vllm")}
         return digest_json(of_any_scenario)[:24]
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Serve the checkpoint and send the load.
 
         Raises:
@@ -97,5 +96,4 @@ class Load(Stage[LoadReport]):
 
     def load(self, found: StageResult) -> LoadReport:
         """The report."""
-        report: LoadReport = from_json(LoadReport, found.result)
-        return report
+        return from_json(LoadReport, found.result)

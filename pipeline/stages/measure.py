@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from decimal import Decimal
 
-from core.console import say
 from core.store import StageResult
 from evals.cost.token_cost import cost_report
 from evals.types import Price
@@ -36,8 +35,8 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         artifact = effects.result(variant.checkpoint)
         if variant.health is not None:
             health = effects.result(variant.health)
-            say(f"{variant.quality.served.name}: health: {health.line()}")
-            artifact = replace(artifact, details={**artifact.details, "health": health.metrics()})
+            effects.say(f"{variant.quality.served.name}: health: {health.line()}")
+            artifact = replace(artifact, making=replace(artifact.making, health_metrics=health.metrics()))
         quality, load = effects.result(variant.quality), effects.result(variant.load)
     found: dict[str, StageResult] = {
         stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
@@ -71,5 +70,5 @@ def with_student(artifact: Artifact, made: dict[str, StageResult]) -> Artifact:
     if "distill" not in made:
         return artifact
     result = made["distill"].result
-    details = {"distill": distill_metrics(result), "distill_curve": training_curve(result)}
-    return replace(artifact, details={**artifact.details, **details})
+    making = replace(artifact.making, distill_metrics=distill_metrics(result), distill_curve=training_curve(result))
+    return replace(artifact, making=making)

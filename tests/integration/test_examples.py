@@ -104,4 +104,5 @@ def test_a_budget_and_an_approval_stop_a_run() -> None:
     assert "exit code 4" in parts[4]
     assert "limit 5000.00" in parts[5]
     assert "request 1 waits" in done.stderr
+    assert "alembic" not in done.stdout + done.stderr
     assert "research-monthly" in done.stderr

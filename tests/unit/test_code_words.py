@@ -81,8 +81,8 @@ TEXTS = {
 RECORDED = {
     ("pipeline/record/tags.py", "plane"): "the tag's name in older MLflow records",
     ("pipeline/record/tags.py", "meaningless"): "the tag's name in older MLflow records",
-    ("pipeline/record/store.py", "meaningless"): "the field's name in stored quality stages",
-    ("pipeline/record/store.py", "drawing"): "the field's name in stored quality stages",
+    ("evals/json_form.py", "meaningless"): "the field's name in stored quality stages",
+    ("evals/json_form.py", "drawing"): "the field's name in stored quality stages",
     ("pipeline/compress/registry.py", "as-is"): "the method's former name still works",
     ("pipeline/distill/teacher_cache.py", "plane"): "byte planes: the compression literature's word",
     ("pipeline/distill/teacher_cache.py", "planes"): "byte planes: the compression literature's word",

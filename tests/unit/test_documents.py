@@ -78,6 +78,16 @@ def test_the_guide_has_every_group() -> None:
     assert table_names("guide.md", "## Groups and keys") == groups
 
 
+def test_the_statistics_name_functions_that_exist() -> None:
+    rows = re.findall(
+        r"^\|.*\| (`.*`) \| `(evals/.*\.py)` \|$", (ROOT / "docs/statistics.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) >= 9
+    for names, path in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"\b(def|class) {name}\b", (ROOT / path).read_text()), f"{path} has no {name}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):

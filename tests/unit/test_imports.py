@@ -109,3 +109,13 @@ def test_planning_loads_no_heavy_library(module: str) -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert output.strip() == "[]"
+
+
+KNOW_TOO_MUCH = ("finops", "mlflow", "pipeline.billing", "pipeline.record", "pipeline.report", "core.console")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "pipeline" / "stages").glob("*.py")), ids=lambda path: path.stem)
+def test_stages_know_no_money_no_mlflow_and_no_console(path: Path) -> None:
+    """Those listen to the store. `measure.py` is no stage: it puts the price beside what was measured."""
+    known = {name for name in imported(path) if name.startswith(KNOW_TOO_MUCH)}
+    assert known == ({"finops.pricing.prices"} if path.stem == "measure" else set())

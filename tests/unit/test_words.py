@@ -22,7 +22,7 @@ OLD_WORDS = {
     r"repeats' noise|\bnoise of (a|the) (price|repeats)": "run-to-run variation",
     r"\binterviews?\b|\bdrawings?\b|\bcourse\b": "item selection, sampling order, trajectory",
     r"\b(a|the|its|one) Place\b|\ba Bill\b|\bplanned works\b": "StageRef, MachinePrice, stages",
-    r"(?<!--)\bplanes?\b|\bcomparable\b": "comparison group",
+    r"\bplanes?\b|\bcomparable\b": "comparison group",
     r"\bmeaningless\b": "quality_invalid_reason",
     r"\bBench\b|\bfirst_look\b": "EngineTrial, probe",
     r"\b(is|are|was|or) held\b|: hold\b|\bor hold\b|\bpromotes or holds\b": "not promoted",

@@ -5,7 +5,7 @@ vLLM 0.32 reads such checkpoints through its plug-in package `vllm-bnb-plugin`, 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from pipeline.compress.registry import CompressJob
 
@@ -13,7 +13,7 @@ TOOLS = ("bitsandbytes", "transformers", "torch")
 NO_CPU = {"cpu": "vLLM serves bitsandbytes checkpoints on GPUs only"}
 
 
-def load_and_save(job: CompressJob, settings: dict[str, Any]) -> None:
+def load_and_save(job: CompressJob, settings: Mapping[str, object]) -> None:
     """Load the base under a bitsandbytes configuration and save it in the quantized form.
 
     Args:

@@ -6,7 +6,7 @@ the job's scratch folder. After every block it cost 5% of the time (docs/log.md)
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from pipeline.compress.registry import CompressJob
 
@@ -17,7 +17,7 @@ BLOCKS_BETWEEN_CHECKPOINTS = 4
 THREADS = "GPTQMODEL_CPU_WORKERS"
 
 
-def quantize(job: CompressJob, settings: dict[str, Any]) -> None:
+def quantize(job: CompressJob, settings: Mapping[str, object]) -> None:
     """Quantize with GPTQModel.
 
     Args:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.compress.registry import CompressJob
+
+if TYPE_CHECKING:
+    import torch
+    from compressed_tensors.quantization import QuantizationScheme
+    from llmcompressor.modifiers import Modifier
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 TOOLS = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 OBSERVER_NAMES = {"mse": "memoryless_mse", "minmax": None}
@@ -15,7 +21,7 @@ SHARD_SIZE = "1GB"
 """A larger checkpoint is several files: their SHA-256 are computed side by side, one file's is as fast as one core."""
 
 
-def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
+def one_shot(job: CompressJob, recipe: Callable[[], list[Modifier]]) -> None:
     """Load the base, apply the recipe over the calibration text, and save.
 
     Args:
@@ -34,7 +40,7 @@ def one_shot(job: CompressJob, recipe: Callable[[], list[Any]]) -> None:
 def round_to_preset(job: CompressJob, scheme: str) -> None:
     """Round every linear layer but the head by a scheme that compressed-tensors names, and save."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
         return [QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])]
@@ -42,7 +48,7 @@ def round_to_preset(job: CompressJob, scheme: str) -> None:
     one_shot(job, recipe)
 
 
-def load_base(job: CompressJob) -> tuple[Any, Any]:
+def load_base(job: CompressJob) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base and its tokenizer, with every random generator seeded."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -53,14 +59,16 @@ def load_base(job: CompressJob) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(job.base, dtype=working), AutoTokenizer.from_pretrained(job.base)
 
 
-def apply(modifiers: list[Any], model: Any, tokenizer: Any, calibration: Path | None) -> None:
+def apply(
+    modifiers: list[Modifier], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, calibration: Path | None
+) -> None:
     """Change the model by llm-compressor's modifiers, block by block over the calibration text's token ids, if any."""
     import numpy as np
     import torch
     from datasets import Dataset
     from llmcompressor import oneshot
 
-    data: dict[str, Any] = {}
+    data: dict[str, object] = {}
     if calibration is not None:
         token_ids = np.load(calibration, allow_pickle=False)
         rows = {"input_ids": token_ids.tolist(), "attention_mask": np.ones_like(token_ids).tolist()}
@@ -74,7 +82,7 @@ def apply(modifiers: list[Any], model: Any, tokenizer: Any, calibration: Path | 
         oneshot(model=model, processor=tokenizer, recipe=modifiers, **data)
 
 
-def save(model: Any, tokenizer: Any, folder: Path) -> None:
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the checkpoint in compressed-tensors form."""
     model.save_pretrained(folder, save_compressed=True, max_shard_size=SHARD_SIZE)
     tokenizer.save_pretrained(folder)
@@ -82,7 +90,7 @@ def save(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def weight_only_groups(
     *, num_bits: int, group_size: int | None, symmetric: bool, observer: str = "minmax"
-) -> dict[str, Any]:
+) -> dict[str, QuantizationScheme]:
     """One scheme for all linear layers: INT weights with a scale for each group of columns, or each row (None)."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
@@ -106,7 +114,7 @@ def allow_unpinned_memory() -> None:
         IntermediatesCache._pin_intermediate = classmethod(lambda cls, intermediate: None)
 
 
-def keep_16_bit(model: Any, dtype: Any) -> None:
+def keep_16_bit(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Give every part that was not quantized the base's own type again.
 
     So do the scales of weight-only layers, as servers keep them: one for each group is much in float32. Layers whose

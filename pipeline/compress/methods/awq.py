@@ -8,7 +8,7 @@ the scales are searched on the calibration text. Asymmetric INT4 groups. Output:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from core.errors import Problem
 from pipeline.compress.backends import llmcompressor
@@ -16,6 +16,9 @@ from pipeline.compress.groups import GroupArgs, check_group_size, resolve_group_
 from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.quantization import QuantizationModifier
         from llmcompressor.modifiers.transform.awq import AWQModifier
 

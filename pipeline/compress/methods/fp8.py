@@ -7,7 +7,6 @@ Output: a compressed-tensors checkpoint (`float-quantized`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from core.errors import Problem
 from pipeline.compress.backends import llmcompressor
@@ -23,7 +22,7 @@ class Args:
     """It has no settings."""
 
 
-def check_fp8(args: Any, facts: ModelFacts, machine: Machine) -> list[Problem]:
+def check_fp8(args: object, facts: ModelFacts, machine: Machine) -> list[Problem]:
     """The GPU has FP8 units."""
     capability = machine.compute_capability
     if machine.device != "cuda" or capability is None or capability >= FP8_CAPABILITY:

@@ -8,18 +8,21 @@ Output: a compressed-tensors checkpoint (`pack-quantized`). What auto-gptq wrote
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.compress.backends import llmcompressor
 from pipeline.compress.groups import GptqArgs, check_gptq, resolve_group_size
 from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
 
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
+
 
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.gptq import GPTQModifier
 
         groups = llmcompressor.weight_only_groups(

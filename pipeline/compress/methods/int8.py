@@ -8,13 +8,16 @@ in 16 bit. Output: a compressed-tensors checkpoint (`int-quantized`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from core.errors import Problem
 from pipeline.compress.backends import llmcompressor
 from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
 def compress(job: CompressJob) -> None:
     """Write the INT8 checkpoint."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.quantization import GPTQModifier
         from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 

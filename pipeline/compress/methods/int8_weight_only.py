@@ -7,7 +7,7 @@ compressed-tensors checkpoint (`pack-quantized`, 8 bit).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from core.errors import Problem
 from pipeline.compress.backends import llmcompressor
@@ -15,6 +15,9 @@ from pipeline.compress.groups import check_share
 from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
 from pipeline.types import Machine, ModelFacts
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def check(args: Args, facts: ModelFacts, machine: Machine) -> list[Problem]:
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.gptq import GPTQModifier
 
         groups = llmcompressor.weight_only_groups(num_bits=8, group_size=None, symmetric=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from core.errors import Problem
 from core.files import write_json
@@ -31,6 +31,11 @@ from pipeline.compress.memory import sequential_memory
 from pipeline.compress.registry import CompressJob, Method
 from pipeline.compress.sensitivity import Sensitivity, draw, measure
 from pipeline.types import Machine, ModelFacts
+
+if TYPE_CHECKING:
+    import torch
+    from compressed_tensors.quantization import QuantizationScheme
+    from transformers import PreTrainedModel
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "unknown")
 """Models whose decoder layers have the projections that `allocate.fused_groups` names; `unknown`: a shape alone."""
@@ -148,7 +153,7 @@ def options_of(
     }
 
 
-def scheme_of(level: Level, targets: Sequence[str], scale_dtype: Any, observer: str) -> Any:
+def scheme_of(level: Level, targets: Sequence[str], scale_dtype: torch.dtype, observer: str) -> QuantizationScheme:
     """The level as a compressed-tensors QuantizationScheme for these modules."""
     from compressed_tensors.quantization import preset_name_to_scheme
 
@@ -173,7 +178,7 @@ def targets_of(level: str, groups: Sequence[FusedGroup], chosen: Mapping[str, st
     ]
 
 
-def store_scales(model: Any, dtype: Any) -> None:
+def store_scales(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Hold the weights' scales in the 16-bit type that they were rounded to before the weights were."""
     for module in model.modules():
         if getattr(module, "quantization_scheme", None) is not None:
@@ -198,7 +203,7 @@ def report_of(
     measured: Sequence[Sensitivity],
     chosen: Mapping[str, str],
     spent: int,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What `sensitivity.json` says: the budget, and for each group what was measured and what was chosen."""
     num_weights = sum(group.num_weights for group in groups)
     taken = [option for name, found in options.items() for option in found if option.level == chosen[name]]

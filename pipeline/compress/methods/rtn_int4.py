@@ -5,18 +5,21 @@ Output: a compressed-tensors checkpoint (`pack-quantized`).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.compress.backends import llmcompressor
 from pipeline.compress.groups import GroupArgs, check_groups, resolve_group_size
 from pipeline.compress.memory import data_free_memory
 from pipeline.compress.registry import CompressJob, Method
 
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
+
 
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
         groups = llmcompressor.weight_only_groups(num_bits=4, group_size=job.args["group_size"], symmetric=True)

@@ -7,11 +7,14 @@ compressed-tensors checkpoint (`int-quantized`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipeline.compress.backends import llmcompressor
 from pipeline.compress.memory import data_free_memory
 from pipeline.compress.registry import CompressJob, Method
+
+if TYPE_CHECKING:
+    from llmcompressor.modifiers import Modifier
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Args:
 def compress(job: CompressJob) -> None:
     """Write the checkpoint."""
 
-    def recipe() -> list[Any]:
+    def recipe() -> list[Modifier]:
         from llmcompressor.modifiers.quantization import QuantizationModifier
 
         return [QuantizationModifier(targets="Linear", scheme="W8A8", ignore=["lm_head"])]

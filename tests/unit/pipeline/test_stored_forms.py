@@ -3,8 +3,8 @@
 import json
 
 from core.files import plain
+from evals.json_form import from_json
 from evals.types import LoadConditions, LoadReport
-from pipeline.record.store import from_json
 
 STORED_LOAD = """{
   "machine": {
