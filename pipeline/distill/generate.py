@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def check_length(data: DistillDataConfig, engine: EngineConfig) -> None:
 
 def write_continuations(
     rows: Path, target: Callable[[], Target], data: DistillDataConfig, folder: Path
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Let the served teacher continue every sequence: writes `rows.npy`, of the same shape as before.
 
     Args:

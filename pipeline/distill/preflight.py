@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.errors import PlanError, Problem
@@ -23,7 +22,7 @@ TOOLS = ("transformers", "torch", "accelerate")
 """Packages whose versions decide a student's bits."""
 
 
-def what_decides(base_key: str, config: DistillConfig, calib: CalibConfig, seed: int) -> dict[str, Any]:
+def what_decides(base_key: str, config: DistillConfig, calib: CalibConfig, seed: int) -> dict[str, object]:
     """All that decides the student's weights; its hash names the run and its checkpoints."""
     settings = {key: value for key, value in plain(config).items() if key not in ("name", "spot")}
     given = config.student.path
@@ -51,7 +50,7 @@ def needs_calibration(config: DistillConfig) -> bool:
     )
 
 
-def preflight(base: Path, config: DistillConfig, plan_hash: str, plan: Mapping[str, Any], own_place: Path) -> None:
+def preflight(base: Path, config: DistillConfig, plan_hash: str, plan: Mapping[str, object], own_place: Path) -> None:
     """Look at everything that can be wrong outside the configuration itself, before the teacher is loaded.
 
     `own_place` is where checkpoints go without a URL.

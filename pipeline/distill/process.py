@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypedDict
 
 from core.jobs import LOCAL, Job, Launcher
 from pipeline.config import DistillConfig
@@ -17,7 +17,7 @@ from pipeline.distill.preemption import InterruptedTrainingError
 PROGRAMS = {
     "student": "pipeline.distill.worker:cut_student",
     "cache": "pipeline.distill.worker:fill_cache",
-    "train": "pipeline.distill.worker:train",
+    "train": "pipeline.distill.train_worker:train",
 }
 PROGRESS = ("step ", "sequence ", "going on ", "checkpoint ")
 """How the lines begin that people see."""
@@ -25,9 +25,57 @@ EXIT_MARGIN_S = 5.0
 """Seconds beyond the grace period until a worker that does not end is killed."""
 
 
+class StudentJob(TypedDict):
+    """What the `student` task is told."""
+
+    teacher: str
+    tokens: str | None
+    """`.npy` of token ids; None where nothing needs to be measured."""
+    student: dict[str, Any]
+    """`config.StudentConfig` as JSON."""
+    output: str
+
+
+class CacheJob(TypedDict):
+    """What the `cache` task is told."""
+
+    teacher: str
+    rows: str
+    """`.npy`, int32, shape (num_rows, length + 1)."""
+    output: str
+    top_k: int
+    temperature: float
+
+
+class TrainJob(TypedDict):
+    """What the `train` task is told."""
+
+    teacher: str
+    student: str
+    dropped_layers: list[int] | None
+    """Of the teacher; None for a student that was not cut from it here."""
+    rows: str
+    cache: str | None
+    """The teacher's cache; None where the teacher is asked live, or not needed."""
+    output: str
+    work: str
+    """The folder of the process."""
+    url: str
+    """Where checkpoints go."""
+    config: Mapping[str, object]
+    """`config.DistillConfig` as JSON."""
+    seed: int
+    end_token: int
+    plan_hash: str
+    plan: Mapping[str, object]
+    purchase_option: str
+    usd_per_hour: str | None
+    """Decimal text; None where the price is not known."""
+
+
 def run_worker(
     task: str,
-    payload: Mapping[str, Any],
+    payload: Mapping[str, object],
     folder: Path,
     config: DistillConfig,
     on_line: Callable[[str], None] = lambda line: None,
@@ -53,7 +101,7 @@ def run_worker(
         raise InterruptedTrainingError(f"{error}; the same command goes on from there") from None
 
 
-def job_of(task: str, payload: Mapping[str, Any], folder: Path, config: DistillConfig) -> Job:
+def job_of(task: str, payload: Mapping[str, object], folder: Path, config: DistillConfig) -> Job:
     """The job of one task: `student`, `cache` or `train`; the training may take several processes."""
     return Job(
         PROGRAMS[task],

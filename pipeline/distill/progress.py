@@ -8,6 +8,7 @@ of a few large matrix products on this machine.
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -66,3 +67,9 @@ def _settle(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def print_line(text: str) -> None:
+    """One line of the log."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -435,9 +434,3 @@ def run_training(trainer: DistillTrainer, found: Checkpoint | None) -> None:
         raise InterruptedTrainingError(trainer.save_in_grace())
     trainer.save_now(random_states())
     trainer._writer.wait()
-
-
-def print_line(text: str) -> None:
-    """One line of the log."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()

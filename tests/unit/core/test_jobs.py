@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from core.environments import CODE
 from core.errors import ConfigError, ParsimonyError, PlanError, Problem, StoreError, ToolError, UserError
 from core.files import plain, read_json
-from core.jobs import ROOT, Job, LocalLauncher, command_of, environment_of, error_of, error_to_json, usage
+from core.jobs import Job, LocalLauncher, command_of, environment_of, error_of, error_to_json, usage
 
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
+from core.environments import CODE
 from core.errors import ConfigError, ParsimonyError, PlanError, Problem
 
 class OwnError(ParsimonyError):
@@ -217,9 +219,9 @@ def test_a_job_sees_at_most_its_gpus(job: Job, gpus: int | None, given: str | No
 
 def test_the_module_path_is_ours_and_the_jobs(job: Job) -> None:
     found = environment_of(job, {"PYTHONPATH": "/other", "HOME": "/home"})
-    assert found["PYTHONPATH"] == os.pathsep.join([str(ROOT), job.environment["PYTHONPATH"]])
+    assert found["PYTHONPATH"] == os.pathsep.join([str(CODE), job.environment["PYTHONPATH"]])
     assert found["HOME"] == "/home"
-    assert environment_of(replace(job, environment={}), {"PYTHONPATH": "/other"})["PYTHONPATH"] == str(ROOT)
+    assert environment_of(replace(job, environment={}), {"PYTHONPATH": "/other"})["PYTHONPATH"] == str(CODE)
 
 
 def test_command_lines(job: Job) -> None:
