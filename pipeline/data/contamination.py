@@ -96,6 +96,13 @@ class EvaluationSet:
         return {"method": METHOD, "items": digests, "not_checked": dict(self.not_checked)}
 
 
+NOT_COMPARED = {
+    "hub": "the hub's items are not on this machine before the evaluation",
+    "files": "how the items of a task file of your own are shown to a model is not known here",
+}
+"""A suite's source -> why its items are not compared with calibration text."""
+
+
 def evaluation_set(source: str, tasks: Sequence[str], data: Path | None) -> EvaluationSet:
     """The items of a suite's tasks.
 
@@ -106,9 +113,7 @@ def evaluation_set(source: str, tasks: Sequence[str], data: Path | None) -> Eval
 
     """
     if source != "embedded" or data is None:
-        why = (
-            "the hub's items are not on this machine before the evaluation" if source != "embedded" else "no item data"
-        )
+        why = NOT_COMPARED.get(source, "no item data")
         return EvaluationSet({}, dict.fromkeys(tasks, why))
     files, not_checked = {}, {}
     for task in tasks:

@@ -342,3 +342,19 @@ def test_a_tool_that_fails_leaves_a_charge_and_no_hold(fast_path, tmp_path, monk
     assert {status for _, status, _ in charges[:-1]} == {"completed"}
     (budget,) = Budgets(ledger).status()
     assert (budget.reserved_usd, budget.spent_usd) == (0, ledger.total_usd())
+
+
+def test_the_same_weights_under_a_second_name_are_recorded_and_decided_under_it(fast_path, capsys) -> None:
+    settings = [one for one in fast_path if not one.startswith("promote.")] + ["promote.enabled=false"]
+    first = command_config(settings)
+    assert run(first) == 0
+    second = command_config([*settings, "model.name=renamed"])
+    assert resolve(second).pending == (), "bytes in common share their stages"
+    assert run(second) == 0
+    assert "Decision on int8" in capsys.readouterr().out
+    book = Recorder(second.tracking)
+    for name in (first.model.name, "renamed"):
+        assert {one.data.tags["label"] for one in book.runs(name)} == {"none", "int8"}
+    assert run(command_config([*settings, "model.revision=0123abc"])) == 0
+    revisions = {one.data.tags.get("model_revision") for one in book.runs(first.model.name)}
+    assert revisions == {None, "0123abc"}, "another revision is another record"
