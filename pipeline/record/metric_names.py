@@ -28,13 +28,16 @@ class MetricName:
 
 METRIC_NAMES: tuple[MetricName, ...] = (
     # The list of runs
-    MetricName("quality", "1", "`quality/mean`, as a short column."),
+    MetricName("quality", "1", "`quality/mean`, rounded: a short column."),
     MetricName(
-        "difference_points", "points", "Variant's mean score minus its baseline's, in points of the score.", True
+        "difference_points",
+        "points",
+        "Mean score minus the baseline's, in points of the score, rounded.",
+        True,
     ),
-    MetricName("usd_per_1m_tokens", "USD", "`cost/usd_per_1m_tokens`, as a short column."),
-    MetricName("tok_per_s", "tokens/s", "`load/<scenario>/output_tok_per_s`, as a short column."),
-    MetricName("size_mib", "MiB", "`size/bytes` in MiB."),
+    MetricName("usd_per_1m_tokens", "USD", "`cost/usd_per_1m_tokens`, rounded: a short column."),
+    MetricName("tok_per_s", "tokens/s", "`load/<scenario>/output_tok_per_s`, rounded: a short column."),
+    MetricName("size_mib", "MiB", "`size/bytes` in MiB, rounded: a short column."),
     # Quality and the gate
     MetricName("quality/<task>/flip_rate", "1", "Share of the items that only one of variant and baseline got right."),
     MetricName(

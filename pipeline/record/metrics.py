@@ -40,7 +40,10 @@ def run_metrics(
 
 
 def short_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The figures that a list of runs shows, under names that make good columns; from a run's recorded metrics."""
+    """The figures that a list of runs shows, under names that make good columns; from a run's recorded metrics.
+
+    MLflow's table shows every digit, so they are rounded: the metrics under the full names are exact.
+    """
     speed = next((value for name, value in metrics.items() if is_headline_speed(name)), None)
     usd, size = metrics.get("cost/usd_per_1k_tokens"), metrics.get("size/bytes")
     figures = {
@@ -49,7 +52,7 @@ def short_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
         "tok_per_s": speed,
         "size_mib": None if size is None else size / MIB,
     }
-    return {name: value for name, value in figures.items() if value is not None}
+    return {name: float(f"{value:.4g}") for name, value in figures.items() if value is not None}
 
 
 def is_headline_speed(name: str) -> bool:
@@ -74,10 +77,11 @@ def quality_metrics(report: QualityReport) -> dict[str, float]:
 
 
 def comparison_metrics(comparison: PairedComparison | None) -> dict[str, float]:
-    """`difference_points` and `quality/recovery`, each with its interval."""
+    """`difference_points`, rounded as a short column, and `quality/recovery`, each with its interval."""
     if comparison is None:
         return {}
-    metrics = _with_interval("difference_points", _points(comparison.difference))
+    difference = _with_interval("difference_points", _points(comparison.difference))
+    metrics = {name: round(value, 2) for name, value in difference.items()}
     if comparison.recovery is not None:
         metrics |= _with_interval("quality/recovery", comparison.recovery)
     return metrics
