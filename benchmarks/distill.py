@@ -174,11 +174,13 @@ def step_times(
     from transformers import TrainerCallback
 
     from pipeline.distill import worker
-    from pipeline.distill.checkpoint import BackgroundWriter, CheckpointStore
+    from pipeline.distill.arguments import training_arguments
+    from pipeline.distill.background import BackgroundWriter
+    from pipeline.distill.checkpoint import CheckpointStore
     from pipeline.distill.data import Samples
     from pipeline.distill.preemption import Books, StopSignal
     from pipeline.distill.teacher_cache import TeacherCache
-    from pipeline.distill.train import DistillTrainer, run_training, training_arguments
+    from pipeline.distill.train import DistillTrainer, run_training
 
     config = a_config(arguments, objective, num_steps=num_steps)
     config.spot.every_steps = every_steps

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.health.health import LayerHealth, NotCheckedError
+from pipeline.health.health import NotCheckedError
+from pipeline.health.report import LayerHealth
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
