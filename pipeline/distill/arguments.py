@@ -33,12 +33,14 @@ def training_arguments(config: DistillConfig, seed: int, work: Path) -> Training
         "seed": seed,
         "save_strategy": "steps",
         "save_steps": config.spot.every_steps,
+        # `DistillTrainer` logs, in the run's own words.
         "logging_strategy": "no",
         "logging_nan_inf_filter": False,
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        # The order is drawn in `Samples`, as a function of the step alone: a resume finds its place in it.
         "train_sampling_strategy": "sequential",
         "dataloader_drop_last": True,
         "dataloader_pin_memory": on_gpu,

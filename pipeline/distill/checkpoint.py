@@ -133,6 +133,7 @@ class CheckpointStore:
         """
         started = time.monotonic()
         folder = self._path(f"step-{step:08d}")
+        # What a killed attempt left of this very step.
         if self._fs.exists(folder):
             self._fs.rm(folder, recursive=True)
         self._fs.makedirs(folder, exist_ok=True)
@@ -165,6 +166,7 @@ class CheckpointStore:
         """The folders of checkpoints, whole or not, oldest first."""
         if not self._fs.exists(self._root):
             return []
+        # fsspec keeps listings, and another process may have written since.
         self._fs.invalidate_cache()
         found = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
         return sorted(name for name in found if NAME.match(name))

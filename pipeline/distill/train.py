@@ -259,6 +259,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def save_now(self, generators: RandomStates) -> None:
         """Take a checkpoint of the last whole step, with these random states; every process takes part."""
         step = self.state.global_step
+        # The Trainer saves at its last step, and so does `run_training`: the second time there is nothing new.
         if step in (0, self._saved_step):
             return
         if self._window_loss is not None and not torch.isfinite(self._window_loss).all():
@@ -270,6 +271,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         }
         everyone = [mine]
         if self.args.world_size > 1:
+            # Every process has random generators of its own; the first one writes them all.
             everyone = [{} for _ in range(self.args.world_size)]
             torch.distributed.all_gather_object(everyone, mine)
         if self.args.process_index == 0:
@@ -285,6 +287,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         copies = self._buffers.copy({**{f"w/{key}": value for key, value in weights.items()}, **moments})
         state = {
             "step": step,
+            # The lambdas are functions, made anew from the settings.
             "scheduler": {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
             "optimizer_groups": groups,
             "processes": everyone,

@@ -128,6 +128,7 @@ def save_student(weights: Mapping[str, Tensor], job: TrainJob) -> None:
     folder = Path(job["student"])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     stored = model.dtype
+    # The trained weights are float32: copied whole, and rounded once, below.
     model.float()
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():

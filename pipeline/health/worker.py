@@ -139,6 +139,7 @@ def base_outputs(
         return kept, True
     model, _ = load(base, runtime)
     outputs = run(model, token_ids)
+    # `require_memory` counts on one model at a time.
     del model
     gc.collect()
     if runtime.device == "cuda":

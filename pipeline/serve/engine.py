@@ -144,6 +144,7 @@ def speculative_config(engine: EngineConfig) -> dict[str, object]:
 def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]:
     """The server's environment: no hub, no usage reports, the KV cache's size on a CPU."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # The serving environment has versions of its own: nothing of ours may stand before them.
     environment.pop("PYTHONPATH", None)
     if machine.device == "cpu":
         environment["PYTHONPATH"] = str(PLUGIN)

@@ -97,6 +97,7 @@ class Compress(Stage[Artifact]):
             "seed": self.seed,
             "scratch": str(folder / "scratch") if self.method.resumable else None,
         }
+        # What a killed attempt wrote of it; only its scratch folder is gone on from.
         shutil.rmtree(folder / "model", ignore_errors=True)
         environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         effects.launcher.run(Job(worker.PROGRAM, job, folder, log="compress.log", environment=environment))

@@ -198,6 +198,7 @@ class Distill(Stage[Artifact]):
         }
         short = {key: value for key, value in result.items() if key != "curve"}
         write_json(model / "manifest.json", {"method": "distill", **self.inputs, **short})
+        # Moments and all: three times the student's size, and the training is over.
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for scratch in folder.glob("resume-*"):
             shutil.rmtree(scratch)
