@@ -29,7 +29,7 @@ TABLE, CHART = "TABLE", "CHART"
 VIEW_TAG = "mlflow.sharedViewState."
 COST, QUALITY = "usd_per_1m_tokens", "quality"
 COLUMNS = (
-    ("tags", "verdict", 105),
+    ("tags", "verdict", 120),
     ("metrics", QUALITY, 75),
     ("metrics", COST, 150),
     ("metrics", "difference_points", 135),
@@ -39,7 +39,7 @@ COLUMNS = (
 )
 """Kind, name and width (pixels) of the columns, from left to right. The first three fit beside the panel that MLflow
 opens at a first visit; the run's name, which ends with the variant, stands on their left."""
-PINNED = {"attributes.`Run Name`": 175, "runDateAndNestInfo": 95}
+PINNED = {"attributes.`Run Name`": 190, "runDateAndNestInfo": 105}
 """MLflow's own columns on the left, which every table has: id and width (pixels)."""
 SECTION = "cost-against-quality"
 
