@@ -181,7 +181,7 @@ def test_the_link_shows_cost_beside_quality_and_the_verdict(page: Page, links: d
     assert "Model training" in page.text()
     if picture := os.environ.get("PARSIMONY_PICTURE"):  # docs/mlflow.png
         page.value("document.querySelector('[data-component-id$=\"assistant.chat_panel.close\"]')?.click()")
-        page.wait_for("document.querySelector('[col-id=\"metrics.`size_mib`\"][role=gridcell]')")
+        page.wait_for("document.querySelector('[col-id=\"metrics.`size_mib`\"][role=gridcell]') !== null")
         page.picture(Path(picture))
 
 
