@@ -186,7 +186,7 @@ def packed_model(network: Any, encoder: Any, asked: SelectedRequests) -> Any:
         def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
             raise SystemExit(f"task '{requests[0].task_name}' has no answer choices: ask it through the product")
 
-        def num_tokens(self, kind: str, sample: Mapping[str, Any]) -> int:
+        def num_tokens(self, kind: str, sample: Mapping[str, Any]) -> int | None:
             return asked.num_tokens(kind, sample, self.tok_encode)
 
     return PackedModel()
@@ -220,11 +220,11 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
             model = packed_model(network, encoder, asked)
             outcome = worker.evaluate([loaded], chosen, model, job)["tasks"][task]
         kept = ("item_id", "score", "loglikelihoods", "target", "num_tokens")
-        items = [{key: item[key] for key in kept} for item in outcome["items"]]
-        about = {"variant": name, "task": task, "checkpoint": checkpoint, "tools": tools}
-        about |= {key: outcome[key] for key in ("metric", "num_items_total")}
+        items = [{key: value for key, value in item.items() if key in kept} for item in outcome["items"]]
+        about: dict[str, object] = {"variant": name, "task": task, "checkpoint": checkpoint, "tools": tools}
+        about |= {"metric": outcome["metric"], "num_items_total": outcome["num_items_total"]}
         write_json(answers_file(out, name, task), {**about, "items": items})
-        accuracy = mean_estimate([item["score"] for item in items])
+        accuracy = mean_estimate([item["score"] for item in outcome["items"]])
         print(
             f"{name} {task}: {accuracy.value:.2%} [{accuracy.lo:.2%}, {accuracy.hi:.2%}], {len(items)} items",
             flush=True,

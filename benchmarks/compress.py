@@ -26,8 +26,8 @@ import numpy as np
 from core.environments import ROOT
 from core.files import read_json, write_atomic, write_json
 from core.store import StageStore
-from pipeline.checkpoints.card import Recipe
 from pipeline.checkpoints.facts import count_parameters, facts_from_folder
+from pipeline.checkpoints.manifest import Recipe
 from pipeline.compress import registry, worker
 from pipeline.compress.backends.gptqmodel import BLOCKS_BETWEEN_CHECKPOINTS
 from pipeline.config import ModelConfig

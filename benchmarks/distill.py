@@ -36,10 +36,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.answers import answers_file, ask
 from core.environments import ROOT, versions
@@ -123,7 +125,8 @@ def a_config(arguments: argparse.Namespace, objective: str, **train: Any) -> Dis
 class Parts:
     """What a step needs, made once."""
 
-    job: dict[str, Any]
+    job: Any
+    """Of a `TrainJob` what makes the module."""
     rows: Any
     cache: Path
 
@@ -173,18 +176,20 @@ def step_times(
     import torch
     from transformers import TrainerCallback
 
-    from pipeline.distill import worker
-    from pipeline.distill.checkpoint import BackgroundWriter, CheckpointStore
+    from pipeline.distill import train_worker
+    from pipeline.distill.arguments import training_arguments
+    from pipeline.distill.background import BackgroundWriter
+    from pipeline.distill.checkpoint import CheckpointStore
     from pipeline.distill.data import Samples
     from pipeline.distill.preemption import Books, StopSignal
     from pipeline.distill.teacher_cache import TeacherCache
-    from pipeline.distill.train import DistillTrainer, run_training, training_arguments
+    from pipeline.distill.train import DistillTrainer, run_training
 
     config = a_config(arguments, objective, num_steps=num_steps)
     config.spot.every_steps = every_steps
-    job = {**parts.job, "cache": parts.cache if objective == "cached" else None}
+    job: Any = {**parts.job, "cache": parts.cache if objective == "cached" else None}
     settings = training_arguments(config, 0, folder)
-    module, teacher, per_token = worker.build(job, config, settings.device)
+    module, teacher, per_token = train_worker.build(job, config, settings.device)
     cache = TeacherCache(parts.cache) if objective == "cached" else None
     samples = Samples(parts.rows, num_steps * config.train.batch_size, 0, cache=cache)
     store = CheckpointStore(str(folder / "checkpoints"))
@@ -205,7 +210,7 @@ def step_times(
     )
     ends = [time.perf_counter()]
 
-    class Clock(TrainerCallback):
+    class Clock(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
@@ -223,13 +228,14 @@ def plain_times(arguments: argparse.Namespace, parts: Parts, num_steps: int) -> 
     import torch
     from transformers import get_cosine_schedule_with_warmup
 
-    from pipeline.distill import worker
+    from pipeline.distill import train_worker
     from pipeline.distill.data import Samples, collate
 
     config = a_config(arguments, "distill", num_steps=num_steps)
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
-    module, teacher, _ = worker.build(parts.job, config, device)
+    module, teacher, _ = train_worker.build(parts.job, config, device)
+    assert teacher is not None, "the objective distill has a live teacher"
     module.to(device).train()
     size, length = config.train.batch_size, config.data.length
     samples = Samples(parts.rows, num_steps * size, 0)
@@ -243,7 +249,8 @@ def plain_times(arguments: argparse.Namespace, parts: Parts, num_steps: int) -> 
             key: value.to(device) for key, value in collate([samples[step * size + i] for i in range(size)]).items()
         }
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=on_gpu):
-            loss = module(**batch, **teacher(batch["input_ids"]))["loss"] / (size * length)
+            side = teacher(batch["input_ids"])
+            loss = module(**batch, **side)["loss"] / (size * length)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), config.train.max_grad_norm)
         optimizer.step()
@@ -296,7 +303,7 @@ def speed(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> list[
     return lines
 
 
-def bootstrap(values: np.ndarray) -> tuple[float, float]:
+def bootstrap(values: NDArray[np.float64]) -> tuple[float, float]:
     """A 95% percentile interval of the mean."""
     rng = np.random.default_rng(0)
     means = values[rng.integers(0, len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
@@ -321,7 +328,7 @@ def cpu_s_per_step(arguments: argparse.Namespace, parts: Parts, objective: str, 
     step_times(arguments, parts, objective, few, 10**6, work)
     between = spent()
     step_times(arguments, parts, objective, more, 10**6, work)
-    return ((spent() - between) - (between - before)) / (more - few)
+    return float(((spent() - between) - (between - before)) / (more - few))
 
 
 def train_arm(arguments: argparse.Namespace, kept: Kept, home: Path, objective: str, num_steps: int) -> dict[str, Any]:
@@ -403,13 +410,13 @@ def quality(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> lis
     }
     steps = {}
     for objective in ("distill", "fine-tune"):
-        cost = kept.get(f"seconds per step {objective}", lambda o=objective: cpu_s_per_step(arguments, parts, o, home))
+        cost = kept.get(f"seconds per step {objective}", partial(cpu_s_per_step, arguments, parts, objective, home))
         steps[objective] = max(1, round(budget / cost))
-        made = kept.get(f"arm {objective}", lambda o=objective: train_arm(arguments, kept, home, o, steps[o]))
+        made = kept.get(f"arm {objective}", partial(train_arm, arguments, kept, home, objective, steps[objective]))
         models[f"student after {objective}"] = Path(made["path"])
     nats = {
         (name, text): np.array(
-            kept.get(f"nats {name} {text}", lambda f=folder, t=text: window_nats(f, Path(t), arguments.windows))
+            kept.get(f"nats {name} {text}", partial(window_nats, folder, Path(text), arguments.windows))
         )
         for name, folder in models.items()
         for text in arguments.eval_text
@@ -418,7 +425,7 @@ def quality(arguments: argparse.Namespace, kept: Kept, store: StageStore) -> lis
         task: int(number) if number else None for task, _, number in (one.partition("=") for one in arguments.task)
     }
     scores = {
-        name: kept.get(f"scores {name}", lambda f=folder: task_scores(f, home, wanted))
+        name: kept.get(f"scores {name}", partial(task_scores, folder, home, wanted))
         for name, folder in models.items()
         if wanted
     }

@@ -22,6 +22,7 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -29,7 +30,7 @@ import sqlalchemy as sa
 from finops.controls.budgets import Budgets
 from finops.focus.export import export
 from finops.ledger import schema
-from finops.ledger.charges import Rate, Resource, device_charge
+from finops.ledger.charges import Charge, Rate, Resource, device_charge
 from finops.ledger.ledger import COLUMNS, Ledger
 from finops.reports.report import gather
 from finops.reports.showback import showback
@@ -42,7 +43,7 @@ PRICES = {"NVIDIA L4": "0.825", "NVIDIA A100": "3.85", "NVIDIA H100": "10.25", "
 OPTIONS = ("on_demand", "spot", "reserved_1y")
 
 
-def charge(index: int, rng: random.Random):
+def charge(index: int, rng: random.Random) -> Charge:
     """A plausible charge somewhere in the year."""
     accelerator = rng.choice(list(PRICES))
     start = START + timedelta(seconds=rng.randrange(365 * 86400))
@@ -89,7 +90,7 @@ def fill(path: Path, num: int, num_templates: int = 20_000) -> float:
     return time.perf_counter() - begun
 
 
-def measure_export(path: Path, output: Path, file_format: str, answers) -> None:
+def measure_export(path: Path, output: Path, file_format: str, answers: SimpleQueue[dict[str, float]]) -> None:
     """Export in this (fresh) process: seconds, rows, peak resident memory of the whole process in MB."""
     ledger = Ledger(str(path), create=False)
     begun = time.perf_counter()

@@ -31,8 +31,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binom
 
 from evals.gate import betting
@@ -54,21 +56,21 @@ class Guided:
     """A guide beside the baseline's scores (N,), which its flip model starts from."""
 
     guide: Guide
-    baseline: np.ndarray
+    baseline: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Runs:
     """What happened in each replication: arrays (num_runs,)."""
 
-    passed: np.ndarray
-    num_items: np.ndarray
-    sup_log_pass: np.ndarray
-    sup_log_fail: np.ndarray
+    passed: NDArray[np.bool_]
+    num_items: NDArray[np.int64]
+    sup_log_pass: NDArray[np.float64]
+    sup_log_fail: NDArray[np.float64]
 
 
 def run_gate(
-    d: np.ndarray,
+    d: NDArray[np.float64],
     delta: float,
     rng: np.random.Generator,
     *,
@@ -87,7 +89,15 @@ def run_gate(
     return Runs(*(np.concatenate([getattr(p, name) for p in parts]) for name in Runs.__dataclass_fields__))
 
 
-def _run_chunk(d, delta, rng, num_runs, levels, guided, to_the_end) -> Runs:
+def _run_chunk(
+    d: NDArray[np.float64],
+    delta: float,
+    rng: np.random.Generator,
+    num_runs: int,
+    levels: tuple[float, float],
+    guided: Guided | None,
+    to_the_end: bool,
+) -> Runs:
     n = len(d)
     if guided is None:
         order = rng.permuted(np.broadcast_to(np.arange(n, dtype=np.int32), (num_runs, n)), axis=1)
@@ -121,7 +131,7 @@ def _run_chunk(d, delta, rng, num_runs, levels, guided, to_the_end) -> Runs:
     return runs
 
 
-def population(num_items: int, mean: float, flip_rate: float) -> np.ndarray:
+def population(num_items: int, mean: float, flip_rate: float) -> NDArray[np.float64]:
     """Differences (N,) of 0/1 scores of mean `mean` (or the next possible one below), with so many flips."""
     lost_net = math.ceil(-mean * num_items - 1e-9)
     num_flips = max(round(flip_rate * num_items), abs(lost_net))
@@ -134,7 +144,7 @@ def population(num_items: int, mean: float, flip_rate: float) -> np.ndarray:
     return d
 
 
-def oracle_limit(d: np.ndarray, delta: float, level: float) -> float:
+def oracle_limit(d: NDArray[np.float64], delta: float, level: float) -> float:
     """min(N, ln(1/level) / growth) for the best fixed bet of one who knows the mean and the flip rate."""
     sign = 1.0 if d.mean() > -delta else -1.0
     values, counts = np.unique(sign * (d + delta), return_counts=True)
@@ -157,8 +167,8 @@ def fixed_num_items(num_items: int, flip_rate: float, mean: float, delta: float,
 
 
 def published_num_items(
-    d: np.ndarray, delta: float, level: float, rng: np.random.Generator, num_runs: int
-) -> np.ndarray:
+    d: NDArray[np.float64], delta: float, level: float, rng: np.random.Generator, num_runs: int
+) -> NDArray[np.float64]:
     """Items (num_runs,) to a decision with the published bets: aGRAPA without replacement, cut at 3/4, one each way.
 
     Waudby-Smith and Ramdas (arXiv 2010.09686, sections 4 and 5) on x = (D + 1) / 2, with the gate's exact end.
@@ -193,7 +203,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def margin_profile(num_items: int, percents: tuple[int, ...], mean: float, rng: np.random.Generator):
+def margin_profile(
+    num_items: int, percents: tuple[int, ...], mean: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Margins (N,), and differences that flip by tenth of the margin at the given rates with a mean of about `mean`."""
     margins = np.sort(rng.exponential(size=num_items))
     flip_share = np.interp((np.arange(num_items) + 0.5) / num_items * 10 - 0.5, np.arange(10), np.array(percents) / 100)
@@ -269,13 +281,13 @@ share above alpha would show as a small p."""
     )
 
 
-def adversarial_guide(d: np.ndarray, rng: np.random.Generator) -> Guided:
+def adversarial_guide(d: NDArray[np.float64], rng: np.random.Generator) -> Guided:
     """Weights that look everywhere but at the losses: those lie at the floor of half the mean, and none is foretold."""
     weights = np.where(d < 0, 0.5, rng.uniform(0.8, 2.0, d.size))
     return Guided(Guide(weights, np.where(d < 0, 1.0, 0.0)), baseline_scores(d, rng))
 
 
-def baseline_scores(d: np.ndarray, rng: np.random.Generator, accuracy: float = 0.6) -> np.ndarray:
+def baseline_scores(d: NDArray[np.float64], rng: np.random.Generator, accuracy: float = 0.6) -> NDArray[np.float64]:
     """Scores (N,) of a baseline that the differences are possible beside; right at random where nothing changes."""
     return np.where(d == 0, (rng.random(d.size) < accuracy).astype(float), (d < 0).astype(float))
 
@@ -356,7 +368,7 @@ True difference exactly -delta, N = 10,000; share promoted in % of {num_runs} sa
 hundredth to n, promoted at the first success. "McNemar": promoted when the exact test finds no significant difference
 at 5%, as is often done."""
     yield ""
-    rows = []
+    rows: list[list[object]] = []
     for delta, rate in ((0.01, 0.03), (0.02, 0.05), (0.02, 0.1), (0.05, 0.1), (0.05, 0.3)):
         d = population(10_000, -delta, rate)
         n = fixed_num_items(10_000, rate, 0.0, delta, 0.05, 0.9)
@@ -368,11 +380,13 @@ at 5%, as is often done."""
         error = np.sqrt(spread / count * (1 - count / d.size))
         passes = (mean + delta) / error > NormalDist().inv_cdf(0.95)
         gains, losses = (sample > 0).sum(axis=1), (sample < 0).sum(axis=1)
-        mcnemar = np.mean([mcnemar_p_value(int(g), int(b)) >= 0.05 for g, b in zip(gains, losses, strict=True)])
+        mcnemar = float(np.mean([mcnemar_p_value(int(g), int(b)) >= 0.05 for g, b in zip(gains, losses, strict=True)]))
         gate = run_gate(d, delta, rng, num_runs=num_runs, to_the_end=True).sup_log_pass >= math.log(20)
         rows.append(
-            [100 * delta, 100 * rate, n]
-            + [percent(x) for x in (passes[:, -1].mean(), passes.any(axis=1).mean(), mcnemar, gate.mean())]
+            [
+                *(100 * delta, 100 * rate, n),
+                *(percent(float(x)) for x in (passes[:, -1].mean(), passes.any(axis=1).mean(), mcnemar, gate.mean())),
+            ]
         )
     yield from table(["delta, points", "flips, %", "n", "z", "z, peeking", "McNemar", "the gate, any time"], rows)
 
@@ -385,7 +399,8 @@ Flips by tenth of the baseline's margin as measured on PIQA (8.8% AWQ, 4.7% INT8
 per cell, alpha = beta = 5%. "useless": the same flips, with margins that say nothing. Factor: uniform / guided median
 items."""
     yield ""
-    rows, factors = [], {"as measured": [], "useless": []}
+    rows: list[list[object]] = []
+    factors: dict[str, list[float]] = {"as measured": [], "useless": []}
     for name, percents in MEASURED_FLIPS.items():
         for num_items in (800, 2000, 10_000):
             for delta in (0.01, 0.02, 0.03, 0.05):
@@ -418,7 +433,7 @@ items."""
         yield ""
 
 
-def read_answers(folder: Path) -> dict[tuple[str, str], dict[int, dict]]:
+def read_answers(folder: Path) -> dict[tuple[str, str], dict[int, dict[str, Any]]]:
     """The items by id of each (variant, task)."""
     answers = {}
     for path in sorted(folder.glob("*.json")):
@@ -433,7 +448,7 @@ def read_answers(folder: Path) -> dict[tuple[str, str], dict[int, dict]]:
     return answers
 
 
-def _sets_of_items(data: dict) -> Iterator[tuple[str, str, list[dict]]]:
+def _sets_of_items(data: dict[str, Any]) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
     """(variant, task, items) of one file, in either form. A stopped run holds no answers to every item: left out."""
     if "quality" not in data:
         yield data["variant"], data["task"], data["items"]
@@ -452,7 +467,7 @@ class Cell:
 
     variant: str
     task: str
-    d: np.ndarray
+    d: NDArray[np.float64]
     delta: float
     uniform: Runs
     guided: Runs

@@ -145,8 +145,10 @@ def scenario_of(options: argparse.Namespace) -> LoadScenario:
         import yaml
 
         return from_config(yaml.safe_load(options.scenario.read_text()))
+    input_tokens, output_tokens = options.mix
     points = tuple(
-        PointSpec(*options.mix, num_requests=max(4, 2 * level), concurrency=level) for level in options.concurrency
+        PointSpec(input_tokens, output_tokens, num_requests=max(4, 2 * level), concurrency=level)
+        for level in options.concurrency
     )
     return LoadScenario("gpu", points, num_repeats=options.repeats, mix=tuple(options.mix))
 
@@ -233,8 +235,8 @@ def table(options: argparse.Namespace) -> None:
                 f"{ratio.ratio:.2f} {ratio.verdict}" if ratio and label != "bf16" else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
-    usd = f"{price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD/h"
-    lines += ["", f"Price: {usd}, {price.source}, as of {price.as_of or 'the user'}.", ""]
+    range_usd = f"{price.usd_per_hour_lo}-{price.usd_per_hour_hi} USD/h"
+    lines += ["", f"Price: {range_usd}, {price.source}, as of {price.as_of or 'the user'}.", ""]
     for label, record in records.items():
         kernels = ", ".join(record["server"]["kernels"]) or "none named"
         version, gpu = record["server"]["vllm_version"], ", ".join(record["gpu"]) or "no GPU"

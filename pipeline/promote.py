@@ -114,6 +114,7 @@ def promote(
     if approved_by:
         tags["approved_by"] = approved_by
     version = client.create_model_version(model, source=f"{uri}/{WEIGHTS}", run_id=run_id, tags=tags)
+    # First: cut off between the two, the old champion still stands.
     if champion is not None:
         client.set_registered_model_alias(model, PREVIOUS, champion.version)
     client.set_registered_model_alias(model, promotion.alias, version.version)

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from core.console import say, table
 from core.errors import ConfigError, ToolError
@@ -138,7 +137,7 @@ def difference(engine: EngineConfig, base: EngineConfig) -> str:
     return words({name: value for name, value in asdict(engine).items() if value != before[name]})
 
 
-def words(settings: Mapping[str, Any]) -> str:
+def words(settings: Mapping[str, object]) -> str:
     """Settings as they are given on a command line; none are the base engine's."""
     return " ".join(f"{name}={value}" for name, value in settings.items()) or "the base engine"
 
@@ -171,7 +170,7 @@ def choice_file(
     """The winner as a choice of `engine=`, whole and without defaults, its evidence as comments above it."""
     import yaml
 
-    settings: dict[str, Any] = asdict(best.engine) | {"name": f"tuned/{name}"}
+    settings: dict[str, object] = asdict(best.engine) | {"name": f"tuned/{name}"}
     device_name = None if best.load is None else best.load.machine.device_name
     evidence = [
         f"Made by `parsimony tune` on {now:%Y-%m-%d}: the cheapest of {len(trials)} engines.",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from evals.types import CostReport, LoadReport, Price, QualityReport
 
@@ -47,6 +47,15 @@ class ModelFacts:
         return self.num_parameters * self.dtype_bytes
 
 
+class MachineFingerprint(TypedDict):
+    """What a measured speed depends on."""
+
+    device: str
+    device_name: str
+    num_devices: int
+    num_cpus: int
+
+
 @dataclass(frozen=True)
 class Machine:
     """What this run has under it."""
@@ -74,7 +83,7 @@ class Machine:
     """Whether INT8 products come out right there; x86 processors without VNNI cut their sums off."""
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> MachineFingerprint:
         """What a measured speed depends on."""
         return {
             "device": self.device,

@@ -256,6 +256,7 @@ class Billing(StageHook):
             except LedgerUnavailableError as error:
                 log.warning("%s", error)  # the meter stops the stage where this lasts
             except (ReservationError, BudgetExceededError) as error:
+                # The run's own thread raises it, in `_check`.
                 self._failure = self._failure or error
 
     def extend_if_needed(self) -> None:
@@ -278,6 +279,7 @@ class Billing(StageHook):
     @property
     def charged_usd(self) -> Decimal:
         """Effective cost of the stages that have ended."""
+        # A copy: the keeper's thread reads this while stages end.
         charges = [charge for found in list(self._charges.values()) for charge in found]
         return sum((charge.effective_usd for charge in charges), Decimal(0))
 

@@ -85,6 +85,7 @@ def measure(
     layers = model.base_model.layers
     modules = {group.name: projections(layers, group) for group in groups}
     ids = torch.from_numpy(np.ascontiguousarray(token_ids))
+    # Embeddings, last norm and head: all that runs around the layers.
     outer = [part for part in (*model.base_model.children(), model.get_output_embeddings()) if part is not layers]
     variants: dict[tuple[str, str], Tensor] = {}
     with torch.no_grad(), placed(outer, device):

@@ -174,6 +174,7 @@ def pack(
     compared: set[int] = set()
     left_out: dict[int, Match] = {}
     findings: Findings | None = None
+    # A text that is left out makes room for another one, which must be compared as well.
     while True:
         used, num_tokens = draw([index for index in order if index not in left_out], texts, encode, encoded, wanted)
         fresh = [index for index in used if index not in compared]

@@ -18,7 +18,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, TypedDict
@@ -133,6 +133,7 @@ class CheckpointStore:
         """
         started = time.monotonic()
         folder = self._path(f"step-{step:08d}")
+        # What a killed attempt left of this very step.
         if self._fs.exists(folder):
             self._fs.rm(folder, recursive=True)
         self._fs.makedirs(folder, exist_ok=True)
@@ -165,6 +166,7 @@ class CheckpointStore:
         """The folders of checkpoints, whole or not, oldest first."""
         if not self._fs.exists(self._root):
             return []
+        # fsspec keeps listings, and another process may have written since.
         self._fs.invalidate_cache()
         found = (str(path).rstrip("/").rsplit("/", 1)[-1] for path in self._fs.ls(self._root, detail=False))
         return sorted(name for name in found if NAME.match(name))
@@ -309,58 +311,6 @@ class CheckpointStore:
             if self._fs.exists(f"{folder}/{MANIFEST}"):  # first, so that a cut-off removal leaves no false checkpoint
                 self._fs.rm(f"{folder}/{MANIFEST}")
             self._fs.rm(folder, recursive=True)
-
-
-class BackgroundWriter:
-    """Writes one checkpoint at a time beside the training."""
-
-    def __init__(self, store: CheckpointStore, on_written: Callable[[Written], None] = lambda one: None) -> None:
-        """`on_written` is told of every checkpoint that is whole, from the writing thread."""
-        self._store, self._on_written = store, on_written
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self.written: list[Written] = []
-
-    @property
-    def busy(self) -> bool:
-        """Whether a write is under way."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def submit(self, step: int, files: Files, meta: Meta) -> None:
-        """Start a write, after the one before has ended. `files` must not change until `wait` returns.
-
-        Raises:
-            CheckpointError: the write before failed.
-
-        """
-        self.wait()
-        self._thread = threading.Thread(target=self._write, args=(step, files, meta), name="checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the write under way.
-
-        Raises:
-            CheckpointError: it failed; names the last good checkpoint.
-
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            last = f"step {self.written[-1].step}" if self.written else "none of this attempt"
-            raise CheckpointError(
-                f"distill.spot.url={self._store.url}: a checkpoint could not be written ({error}); "
-                f"last good one: {last}"
-            ) from error
-
-    def _write(self, step: int, files: Files, meta: Meta) -> None:
-        try:
-            self.written.append(self._store.write(step, files, meta))
-            self._on_written(self.written[-1])
-        except Exception as error:  # shown by the next submit or wait, in the training's own thread
-            self._error = error
 
 
 def safetensors_pieces(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:

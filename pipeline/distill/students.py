@@ -91,6 +91,7 @@ def make_student(
         if config.num_kv_heads is not None:
             prune_heads(model, heads, config.num_kv_heads)
     model.to("cpu", dtype=stored)
+    # `save_pretrained` writes the configuration's type, whatever the weights have.
     model.config.dtype = stored
     model.save_pretrained(output)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(output)
@@ -165,6 +166,7 @@ def drop_layers(model: PreTrainedModel, dropped: Sequence[int]) -> None:
     for position, layer in enumerate(model.base_model.layers):
         for module in layer.modules():
             if hasattr(module, "layer_idx"):
+                # The key-value cache is indexed by it.
                 module.layer_idx = position
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[index] for index in kept]
@@ -248,6 +250,7 @@ def prune_heads(model: PreTrainedModel, importance: Sequence[Tensor], num_kv_hea
     head_dim = _head_dim(config)
     group = config.num_attention_heads // config.num_key_value_heads
     for layer, scores in zip(find_layers(model), importance, strict=True):
+        # A key-value head is worth what its query heads are together.
         kept_kv = strongest(scores.reshape(-1, group).norm(dim=-1), num_kv_heads)
         kept_q = [kv * group + query for kv in kept_kv for query in range(group)]
         attention = layer.self_attn

@@ -35,7 +35,8 @@ from core.console import duration
 from core.errors import ParsimonyError
 from core.files import read_json
 from pipeline.config import DistillConfig
-from pipeline.distill.checkpoint import BackgroundWriter, Checkpoint, Meta, PlanMeta
+from pipeline.distill.background import BackgroundWriter
+from pipeline.distill.checkpoint import Checkpoint, Meta, PlanMeta
 from pipeline.distill.data import Samples, collate
 from pipeline.distill.losses import IGNORED
 from pipeline.distill.module import DistillModule, Teacher
@@ -258,6 +259,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
     def save_now(self, generators: RandomStates) -> None:
         """Take a checkpoint of the last whole step, with these random states; every process takes part."""
         step = self.state.global_step
+        # The Trainer saves at its last step, and so does `run_training`: the second time there is nothing new.
         if step in (0, self._saved_step):
             return
         if self._window_loss is not None and not torch.isfinite(self._window_loss).all():
@@ -269,6 +271,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         }
         everyone = [mine]
         if self.args.world_size > 1:
+            # Every process has random generators of its own; the first one writes them all.
             everyone = [{} for _ in range(self.args.world_size)]
             torch.distributed.all_gather_object(everyone, mine)
         if self.args.process_index == 0:
@@ -284,6 +287,7 @@ class DistillTrainer(Trainer):  # type: ignore[misc]
         copies = self._buffers.copy({**{f"w/{key}": value for key, value in weights.items()}, **moments})
         state = {
             "step": step,
+            # The lambdas are functions, made anew from the settings.
             "scheduler": {k: v for k, v in self.lr_scheduler.state_dict().items() if k != "lr_lambdas"},
             "optimizer_groups": groups,
             "processes": everyone,
@@ -375,47 +379,6 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
             control.should_save = False
         return control
-
-
-def training_arguments(config: DistillConfig, seed: int, work: Path) -> TrainingArguments:
-    """The Trainer's own settings."""
-    train = config.train
-    on_gpu = torch.cuda.is_available()
-    bf16 = train.bf16 if train.bf16 is not None else on_gpu and torch.cuda.is_bf16_supported()
-    per_pass = train.micro_batch_size * train.num_processes
-    settings: dict[str, object] = {
-        "output_dir": str(work),
-        "max_steps": train.num_steps,
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // per_pass,
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": math.ceil(train.warmup_fraction * train.num_steps),
-        "weight_decay": train.weight_decay,
-        "max_grad_norm": train.max_grad_norm,
-        "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
-        "bf16": bf16,
-        "use_cpu": not on_gpu,
-        "seed": seed,
-        "save_strategy": "steps",
-        "save_steps": config.spot.every_steps,
-        "logging_strategy": "no",
-        "logging_nan_inf_filter": False,
-        "report_to": [],
-        "disable_tqdm": True,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "train_sampling_strategy": "sequential",
-        "dataloader_drop_last": True,
-        "dataloader_pin_memory": on_gpu,
-        "fsdp": train.fsdp or None,
-        "fsdp_config": dict(train.fsdp_config) if train.fsdp else None,
-        "ddp_find_unused_parameters": False,
-        "ddp_backend": None if on_gpu else "gloo",
-    }
-    if train.num_processes == 1:
-        del settings["ddp_backend"]
-    return TrainingArguments(**settings)
 
 
 def run_training(trainer: DistillTrainer, found: Checkpoint | None) -> None:

@@ -89,6 +89,7 @@ def put_back(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     number = 0
     for group, settings in zip(optimizer.param_groups, groups, strict=True):
+        # torch's state dicts number the parameters through all groups, in this order.
         settings["params"] = []
         for parameter in group["params"]:
             prefix = names[parameter] + SEPARATOR
@@ -97,6 +98,7 @@ def put_back(model: nn.Module, optimizer: Optimizer, folder: Path) -> None:
                 state[number] = moments
             settings["params"].append(number)
             number += 1
+        # JSON has no tuples.
         if isinstance(settings.get("betas"), list):
             settings["betas"] = tuple(settings["betas"])
     optimizer.load_state_dict({"state": state, "param_groups": groups})

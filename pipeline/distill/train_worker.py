@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from core.jobs import STARTED
 from pipeline.config import DistillConfig
-from pipeline.distill.checkpoint import BackgroundWriter, CheckpointStore
+from pipeline.distill.arguments import training_arguments
+from pipeline.distill.background import BackgroundWriter
+from pipeline.distill.checkpoint import CheckpointStore
 from pipeline.distill.data import Samples
 from pipeline.distill.module import DistillModule, Teacher, hidden_matches, load_model
 from pipeline.distill.preemption import Books, StopSignal, summary
@@ -25,7 +27,7 @@ from pipeline.distill.process import TrainJob
 from pipeline.distill.progress import flops_per_token, peak_flops, print_line
 from pipeline.distill.student_size import config_from
 from pipeline.distill.teacher_cache import TeacherCache
-from pipeline.distill.train import DistillTrainer, run_training, training_arguments
+from pipeline.distill.train import DistillTrainer, run_training
 from pipeline.distill.worker import measured, teacher_placement
 
 
@@ -126,6 +128,7 @@ def save_student(weights: Mapping[str, Tensor], job: TrainJob) -> None:
     folder = Path(job["student"])
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     stored = model.dtype
+    # The trained weights are float32: copied whole, and rounded once, below.
     model.float()
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.health.health import LayerHealth, NotCheckedError
+from pipeline.health.health import NotCheckedError
+from pipeline.health.report import LayerHealth
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -124,6 +125,7 @@ def compare_logits(
             targets = token_ids[sequence, start + 1 : start + 1 + CHUNK_TOKENS]
             for name, logs in (("base_nll_nats", p), ("nll_nats", q)):
                 nll[name] -= float(logs[np.arange(len(targets)), targets].sum())
+    # A sequence's first token has none before it to be predicted from.
     num_scored = token_ids.size - len(token_ids)
     found |= {"mean_kl_nats": divergence / token_ids.size, "top1_agreement": same / token_ids.size}
     return found | {name: value / num_scored for name, value in nll.items()}

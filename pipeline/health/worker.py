@@ -22,15 +22,8 @@ from numpy.typing import NDArray
 from core.files import digest_json, read_json
 from pipeline.checkpoints.structure import Finding, named, read_shards
 from pipeline.health.compare import Outputs, compare_layers, compare_logits, run
-from pipeline.health.health import (
-    DAMAGED,
-    MEASURED,
-    NOT_CHECKED,
-    HealthJob,
-    NotCheckedError,
-    read_tokens,
-    why_not_loadable,
-)
+from pipeline.health.health import HealthJob, NotCheckedError, read_tokens, why_not_loadable
+from pipeline.health.report import DAMAGED, MEASURED, NOT_CHECKED
 
 if TYPE_CHECKING:
     import torch
@@ -146,6 +139,7 @@ def base_outputs(
         return kept, True
     model, _ = load(base, runtime)
     outputs = run(model, token_ids)
+    # `require_memory` counts on one model at a time.
     del model
     gc.collect()
     if runtime.device == "cuda":

@@ -84,10 +84,10 @@ def make_plan(
     of_distill = check_distill(config.distill, facts, machine)
     cut = config.distill.enabled and config.distill.student.path is None and not of_distill
     compressed = student_facts(config.distill.student, facts) if cut else facts
-    external_problems = check_external(config.model.name, facts, external) if registry.is_external(config.quant) else []
+    of_external = check_external(config.model.name, facts, external) if registry.is_external(config.quant) else []
     problems = [
+        *of_external,
         *check_model(config.model, facts),
-        *external_problems,
         *of_distill,
         *check_device(method, machine),
         *method.check(args, compressed, machine),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -13,7 +14,7 @@ from core.environments import versions
 from core.files import digest_json, plain
 from core.redact import redact
 from evals.decide.evidence import Evidence, mean_quality
-from evals.types import Decision
+from evals.types import Decision, TaskResult
 from pipeline.checkpoints.card import QualityRow
 from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import estimate_metrics, run_metrics
@@ -33,7 +34,7 @@ def evidence_of(measured: Measured) -> Evidence:
     return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
 
 
-def comparison_group(measured: Measured, plan: RunPlan) -> dict[str, Any]:
+def comparison_group(measured: Measured, plan: RunPlan) -> dict[str, object]:
     """What two runs must share so that their candidates compare: the model by name and revision, how it was asked and
     loaded, the machine and its price.
     """
@@ -108,7 +109,7 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
     )
 
 
-def plan_text(plan: RunPlan) -> dict[str, Any]:
+def plan_text(plan: RunPlan) -> dict[str, object]:
     """The plan as it is recorded: the choices, and every stage with its key and inputs."""
     stages = [
         {"variant": stage.label, "stage": stage.name, "key": stage.key, "inputs": plain(stage.inputs)}
@@ -134,11 +135,8 @@ def card_rows(measured: list[Measured]) -> list[QualityRow]:
     ]
 
 
-def outcomes_csv(result: Any) -> str:
+def outcomes_csv(result: TaskResult) -> str:
     """A task's items, one row each."""
-    import csv
-    import io
-
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(["item_id", result.metric, "answer", "target", "loglikelihoods", "reason"])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.errors import ConfigError
 from core.files import plain, read_json, write_atomic, write_json
@@ -189,11 +189,11 @@ def staging_folder() -> Iterator[Path]:
         yield Path(scratch)
 
 
-def flat_params(config: Any) -> dict[str, str]:
+def flat_params(config: object) -> dict[str, str]:
     """A configuration as flat MLflow params: `engine.max_model_len` -> `2048`; shapes and empty values are left out."""
     flat: dict[str, str] = {}
 
-    def walk(prefix: str, value: Any) -> None:
+    def walk(prefix: str, value: object) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
                 if f"{prefix}{key}" not in ("model.shape", "tracking", "home", "dry_run", "verbose", "load.points"):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -40,7 +40,7 @@ def page(model: str, shown: Sequence[Shown], resamples: Resamples) -> str:
     return TEMPLATE.read_text().replace("__TITLE__", html.escape(model)).replace("__DATA__", data)
 
 
-def page_data(shown: Sequence[Shown], resamples: Resamples) -> dict[str, Any]:
+def page_data(shown: Sequence[Shown], resamples: Resamples) -> dict[str, object]:
     """What the page's script draws."""
     prices = [option_prices(one) for one in shown]
     chances = {option: _probabilities(shown, [price[option] for price in prices], resamples) for option in OPTIONS}

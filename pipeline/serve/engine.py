@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from core.environments import versions
 from core.files import digest_file, digest_json
@@ -39,7 +38,7 @@ SPECULATION = {
 """Who can propose tokens, and the settings that shape it."""
 
 
-def engine_settings(engine: EngineConfig) -> dict[str, Any]:
+def engine_settings(engine: EngineConfig) -> dict[str, object]:
     """The settings that shape the server, without names, time limits and the settings of a speculation that is off."""
     of_speculation = {key for keys in SPECULATION.values() for key in keys}
     unused = of_speculation - set(SPECULATION.get(engine.speculative or "", ()))
@@ -60,7 +59,7 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
     return digest_json({"artifact": artifact.digest, **answer_inputs(engine, machine, python)})
 
 
-def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, Any]:
+def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, object]:
     """All that can change an answer beside the weights: the quality stage goes by it."""
     of_speculation = {key for keys in SPECULATION.values() for key in keys}
     settings = engine_settings(engine)
@@ -73,7 +72,7 @@ def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, pyt
     return digest_json({"artifact": artifact.digest, **speed_inputs(engine, machine, python)})
 
 
-def speed_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, Any]:
+def speed_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, object]:
     """All that can change the speed beside the weights: the load stage goes by it."""
     draft = None
     if engine.speculative == "draft_model" and engine.draft_model is not None:
@@ -85,7 +84,7 @@ def speed_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[s
     return decides
 
 
-def _identity(machine: Machine, python: Path) -> dict[str, Any]:
+def _identity(machine: Machine, python: Path) -> dict[str, object]:
     """Tools and device: what both answers and speed depend on beside the weights."""
     return {
         "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
@@ -130,7 +129,7 @@ def is_eager(engine: EngineConfig, machine: Machine) -> bool:
     return engine.enforce_eager if engine.enforce_eager is not None else machine.device == "cpu"
 
 
-def speculative_config(engine: EngineConfig) -> dict[str, Any]:
+def speculative_config(engine: EngineConfig) -> dict[str, object]:
     """What vLLM's `--speculative-config` contains.
 
     >>> speculative_config(EngineConfig(speculative="ngram", num_speculative_tokens=3))
@@ -145,6 +144,7 @@ def speculative_config(engine: EngineConfig) -> dict[str, Any]:
 def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]:
     """The server's environment: no hub, no usage reports, the KV cache's size on a CPU."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    # The serving environment has versions of its own: nothing of ours may stand before them.
     environment.pop("PYTHONPATH", None)
     if machine.device == "cpu":
         environment["PYTHONPATH"] = str(PLUGIN)

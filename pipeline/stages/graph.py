@@ -149,6 +149,7 @@ class Effects:
         known = self._found.get(stage.key)
         if known is not None:
             return known
+        # Before the machine's lock is taken: what is needed takes it too, and would wait for the one held here.
         if stage.find(self.store) is None:
             stage.check(self)
             for needed in stage.needs:
@@ -182,6 +183,7 @@ class Effects:
     @contextmanager
     def serving(self) -> Iterator[None]:
         """Servers started inside the block end with it."""
+        # Blocks nest: a teacher is served while its student's block is open.
         outer = self._server, self._servers
         with ExitStack() as servers:
             self._server, self._servers = None, servers

@@ -11,7 +11,8 @@ from core.environments import versions
 from core.files import plain
 from core.store import StageResult
 from pipeline.config import CalibConfig
-from pipeline.health.health import NOT_CHECKED, HealthLimits, HealthReport, report_from, require_healthy, run_health
+from pipeline.health.health import run_health
+from pipeline.health.report import NOT_CHECKED, HealthLimits, HealthReport, report_from, require_healthy
 from pipeline.stages.data import Calibration
 from pipeline.stages.graph import Effects, Stage, Work
 from pipeline.types import Artifact

@@ -17,15 +17,8 @@ from core.store import StageStore
 from pipeline.checkpoints.structure import LAYER, SCALES, files_of_layers, read_shards
 from pipeline.config import CalibConfig
 from pipeline.health import worker as health_worker
-from pipeline.health.health import (
-    HealthError,
-    HealthLimits,
-    HealthReport,
-    judge,
-    report_from,
-    require_healthy,
-    run_health,
-)
+from pipeline.health.health import run_health
+from pipeline.health.report import HealthError, HealthLimits, HealthReport, judge, report_from, require_healthy
 from tests.integration.conftest import ROOT, Workplace, embedded_base
 from tests.unit.pipeline.data_tools import calibration_tokens
 

@@ -23,7 +23,7 @@ from finops.reports.kpis import kpis
 from finops.reports.savings import savings
 from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.cli.compose import command_config
-from pipeline.health.health import HealthReport
+from pipeline.health.report import HealthReport
 from pipeline.plan.resolve import resolve
 from pipeline.record.store import Recorder
 from pipeline.run import run

@@ -19,7 +19,6 @@ from core.jobs import Job, LocalLauncher, command_of, environment_of, error_of, 
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from core.environments import CODE
 from core.errors import ConfigError, ParsimonyError, PlanError, Problem
 
 class OwnError(ParsimonyError):
@@ -101,6 +100,15 @@ def test_a_job_returns_what_its_worker_measured_and_keeps_it(job: Job) -> None:
     assert read_json(job.folder / "measured.json") == result
     assert read_json(job.folder / "job.json") == {"number": 21, "folder": str(job.folder.parent)}
     assert sorted(path.name for path in job.folder.iterdir()) == ["job.json", "measured.json", "worker.log"]
+
+
+def test_a_workers_time_counts_from_before_its_libraries_are_loaded(tmp_path: Path) -> None:
+    (tmp_path / "slow_worker.py").write_text(
+        "import time\ntime.sleep(0.5)\nfrom core.jobs import STARTED, usage\n"
+        "def work(payload):\n    return usage(STARTED)\n"
+    )
+    job = Job("slow_worker:work", {}, tmp_path / "work", environment={"PYTHONPATH": str(tmp_path)})
+    assert LocalLauncher().run(job)["wall_s"] >= 0.5
 
 
 def test_a_job_is_data(job: Job) -> None:

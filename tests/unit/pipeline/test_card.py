@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.checkpoints.card import Recipe, base_revision, license_entries, manifest, model_card
+from pipeline.checkpoints.card import license_entries, model_card
+from pipeline.checkpoints.manifest import Recipe, base_revision, manifest
 from pipeline.checkpoints.sizes import Tensor, size_report
 from pipeline.config import ModelConfig
 from pipeline.data.contamination import METHOD

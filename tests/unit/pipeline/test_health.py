@@ -17,18 +17,19 @@ from core.errors import ConfigError, UserError
 from core.files import plain
 from pipeline.checkpoints import structure
 from pipeline.checkpoints.structure import Finding, check_structure, files_of_layers
-from pipeline.health import health
 from pipeline.health.compare import compare_logits, log_softmax, token_errors, typical
-from pipeline.health.health import (
+from pipeline.health.health import read_tokens, why_not_loadable
+from pipeline.health.report import (
+    DAMAGED,
+    MEASURED,
+    NOT_CHECKED,
     HealthError,
     HealthLimits,
     HealthReport,
     LayerHealth,
     judge,
-    read_tokens,
     report_from,
     require_healthy,
-    why_not_loadable,
 )
 
 NUMPY = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "I32": np.int32, "BF16": np.uint16, "F8_E4M3": np.uint8}
@@ -228,7 +229,7 @@ def test_a_folder_that_is_none_and_a_broken_config(tmp_path: Path) -> None:
 def healthy_report(**changes) -> HealthReport:
     layers = tuple(LayerHealth(f"model.layers.{index}", 0.1) for index in range(4))
     report = HealthReport(
-        health.MEASURED,
+        MEASURED,
         num_tokens=384,
         mean_kl_nats=0.05,
         top1_agreement=0.9,
@@ -329,7 +330,7 @@ def test_looser_limits_never_add_findings(kl: float, agreement: float, nll: floa
 
 
 def test_not_checked_passes_with_its_reason_and_without_figures() -> None:
-    report = HealthReport(health.NOT_CHECKED, "bitsandbytes checkpoints are run on CUDA only")
+    report = HealthReport(NOT_CHECKED, "bitsandbytes checkpoints are run on CUDA only")
     require_healthy(report)
     assert report.metrics() == {}
     assert report.line() == "not checked: bitsandbytes checkpoints are run on CUDA only"
@@ -338,7 +339,7 @@ def test_not_checked_passes_with_its_reason_and_without_figures() -> None:
 def test_damaged_files_stop_with_all_findings() -> None:
     findings = (Finding("damaged", "a.safetensors", "truncated"), Finding("damaged", "b.safetensors", "is missing"))
     with pytest.raises(HealthError, match=r"(?s)a\.safetensors: truncated.*b\.safetensors: is missing.*remove the dam"):
-        require_healthy(HealthReport(health.DAMAGED, "stopped at its files", findings))
+        require_healthy(HealthReport(DAMAGED, "stopped at its files", findings))
 
 
 def test_tokens_are_checked_before_anything_starts(tmp_path: Path, base: Path) -> None:

@@ -10,6 +10,7 @@ from evals.cost.attribution import fit_seconds
 from evals.types import LoadPoint, LoadReport
 from pipeline.config import EnergyConfig
 from pipeline.record.metrics import attribution_metrics, energy_metrics
+from pipeline.types import Making
 from tests.unit.pipeline.test_decide import cost
 
 REPEAT = {"total_tok_per_s": 100.0, "req_per_s": 1.0, "duration_s": 10.0}
@@ -39,3 +40,9 @@ def test_the_fit_is_recorded_with_its_residual() -> None:
     found = attribution_metrics(replace(cost("1"), attribution=fit))
     assert found["cost/attribution/relative_residual"] == fit.relative_residual > 0
     assert attribution_metrics(cost("1")) == {}
+
+
+def test_what_the_making_found_is_recorded_and_what_is_unknown_has_no_metric() -> None:
+    making = Making(wall_s=0.0, peak_host_bytes=5, size_metrics={"size/bits_per_weight": 4.5}, distill_curve=[(1, 2.0)])
+    assert making.metrics == {"compress/wall_s": 0.0, "compress/peak_host_bytes": 5.0, "size/bits_per_weight": 4.5}
+    assert Making().metrics == {}

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.distill.checkpoint import BackgroundWriter, CheckpointError, CheckpointStore, safetensors_pieces
+from pipeline.distill.background import BackgroundWriter
+from pipeline.distill.checkpoint import CheckpointError, CheckpointStore, safetensors_pieces
 
 META = {"plan_hash": "a" * 64, "plan": {"distill": {"train": {"learning_rate": 0.1}}}, "useful_s": 1.0}
 

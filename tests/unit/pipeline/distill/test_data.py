@@ -11,7 +11,7 @@ from pipeline.config import DistillConfig, DistillDataConfig
 from pipeline.distill import data
 from pipeline.distill.losses import IGNORED
 from pipeline.stages.base import LocalCheckpoint
-from pipeline.stages.distill import TrainingRows
+from pipeline.stages.teacher import TrainingRows
 from pipeline.types import Artifact
 
 
