@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 from core.environments import serving_python
 from core.errors import ConfigError
+from core.files import digest_json
 from core.store import StageStore
 from evals.quality.chat import write_conversation
 from evals.quality.embedded import task_config
@@ -135,10 +137,9 @@ def test_prompts_are_lm_evals_with_one_begin_token(tmp_path: Path) -> None:
         report = run_suite(target, suite, tmp_path / "ours", tools)
         ours, server.prompts = server.prompts, []
         results, rows = plain_lm_eval(target, suite, report, tmp_path / "plain")
-        theirs, server.prompts = server.prompts, []
-        again = run_suite(target, suite, tmp_path / "again", tools)
-        assert not server.prompts, "answers were asked twice"
-    assert again == report
+        theirs = server.prompts
+    raw = json.loads((tmp_path / "ours" / "outcomes.json").read_text())["tasks"]
+    assert {task["chat_template"] for task in raw.values()} == {digest_json(TEMPLATE)}
     assert_equal(report, "colours", "acc,none", results, rows["colours"])
     assert_equal(report, "pens", "exact_match,strict-match", results, rows["pens"])
     assert 0 < report.tasks["pens"].estimate.value < 1
@@ -159,23 +160,14 @@ def test_prompts_are_lm_evals_with_one_begin_token(tmp_path: Path) -> None:
     assert server.tokenizer(written, add_special_tokens=False).input_ids == ids
 
 
-def test_the_settings_name_the_template(tmp_path: Path) -> None:
-    """Another template makes a task incomparable; a base without one is refused before anything is asked."""
-    files = write_tasks(tmp_path / "tasks")
-    digests = set()
-    for name, template in (("one", TEMPLATE), ("two", TEMPLATE + "{# another #}")):
-        tokenizer = a_tokenizer(tmp_path / name, template)
-        suite = Suite("files", ("colours",), 4, None, 8, True, 0, files)
-        with RecordingServer(tokenizer) as server:
-            target = Target(server.url, "model", tokenizer, {"max_model_len": 2048}, name)
-            tools = Tools(Path(sys.executable), tmp_path / "answers.sqlite", None)
-            digests.add(run_suite(target, suite, tmp_path / f"run-{name}", tools).tasks["colours"].settings_digest)
-    assert len(digests) == 2
-    bare = a_tokenizer(tmp_path / "bare", None)
+def test_a_base_without_a_template_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
+    files, bare = write_tasks(tmp_path / "tasks"), a_tokenizer(tmp_path / "bare", None)
+    suite = Suite("files", ("colours",), 4, None, 8, True, 0, files)
+    tools = Tools(Path(sys.executable), tmp_path / "answers.sqlite", None)
     with RecordingServer(bare) as server:
         target = Target(server.url, "model", bare, {"max_model_len": 2048}, "bare")
         with pytest.raises(ConfigError, match=r"(?s)suite\.apply_chat_template: true is not possible.*=false asks"):
-            run_suite(target, suite, tmp_path / "run-bare", tools)
+            run_suite(target, suite, tmp_path / "run", tools)
     assert not server.prompts
 
 
@@ -204,6 +196,11 @@ def test_the_real_model_scores_as_under_plain_lm_eval(workplace: Workplace, tmp_
     with ServedModel(embedded_base(store), engine, machine, serving_python(), tmp_path / "vllm.log") as served:
         report = run_suite(served.target(), suite, tmp_path / "ours", tools)
         results, rows = plain_lm_eval(served.target(), suite, report, tmp_path / "plain")
+        counts: list[tuple[int, int]] = []
+        counting = replace(tools, on_answers=lambda fresh, known: counts.append((fresh, known)))
+        again = run_suite(served.target(), suite, tmp_path / "again", counting)
+    assert again == report
+    assert [fresh for fresh, _ in counts] == [0], "answers were asked twice"
     assert_equal(report, "arc_easy", "acc,none", results, rows["arc_easy"])
     assert_equal(report, "science", "exact_match,none", results, rows["science"])
     assert all(len(item.loglikelihoods) >= 3 for item in report.tasks["arc_easy"].items)
