@@ -8,7 +8,7 @@ Names that are understood: compressed-tensors (weight_packed, weight_scale, weig
 (qweight, qzeros, scales, g_idx), AWQ GEMM (qweight, qzeros, scales), bitsandbytes (weight with absmax, quant_map,
 quant_state or SCB beside it), and plain 16 or 32 bit.
 
-    python -m pipeline.checkpoints.sizes ARTIFACT_FOLDER [BASE_FOLDER]      print the report
+`parsimony inspect` prints the report.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import re
 import struct
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -310,16 +309,3 @@ def ranges(numbers: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Print the report of a folder."""
-    report = size_report_of(Path(arguments[0]), Path(arguments[1]) if len(arguments) > 1 else None)
-    for name, value in vars(report).items():
-        lines = value if name == "groups" else collapse(value) if name.startswith("kept") else [value]
-        for line in lines:
-            sys.stdout.write(f"{name:16} {line}\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

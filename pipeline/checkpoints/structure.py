@@ -1,8 +1,7 @@
 """What a checkpoint's files say before anything is loaded: whole or truncated, complete, finite, not zeroed.
 
 Reads headers and bytes only (safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes), needs no
-torch, and takes seconds for gigabytes. `python -m pipeline.checkpoints.structure CHECKPOINT [BASE]` prints what it
-finds.
+torch, and takes seconds for gigabytes. `parsimony inspect` prints what it finds.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import math
 import re
 import struct
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -320,9 +318,3 @@ def named(names: Iterable[str]) -> str:
     names = list(names)
     rest = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[:MAX_NAMED]) + rest
-
-
-if __name__ == "__main__":
-    found = check_structure(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
-    print("\n".join(map(str, found)) or "nothing found")
-    raise SystemExit(2 if found else 0)

@@ -25,6 +25,7 @@ VERBS = {
     "tune": Verb("pipeline.cli.tune:main", "search the engine's settings for the lowest price at the objective"),
     "ui": Verb("pipeline.cli.ui:main", "open MLflow's own pages on the store"),
     "status": Verb("pipeline.cli.status:main", "champions, newest decisions, open charges and reservations"),
+    "inspect": Verb("pipeline.cli.inspect:main", "a checkpoint's files: whole or damaged, and bits per weight"),
     "verify": Verb("pipeline.cli.verify:main", "hash the stored weights of champions again and compare"),
     "prune": Verb("pipeline.cli.prune:main", "list or delete old stages in the cache that nothing needs"),
     **LEDGER_VERBS,

@@ -7,15 +7,12 @@ swapped or zeroed layer by name, whatever smoothing (SmoothQuant, AWQ) moved ins
 
     report = run_health(base, candidate, tokens, folder, base_cache=cache / "base.npz")
     require_healthy(report)          # HealthError: what was found, where, and the way out
-
-`python -m pipeline.health.health BASE CANDIDATE TOKENS.npy` prints the figures of one checkpoint.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,7 +24,7 @@ from core.errors import ConfigError
 from core.files import read_json, write_json
 from core.jobs import LOCAL, Job, Launcher
 from pipeline.checkpoints.structure import check_structure, files_of_layers
-from pipeline.health.report import DAMAGED, HealthLimits, HealthReport, judge, report_from
+from pipeline.health.report import DAMAGED, HealthLimits, HealthReport, report_from
 
 WORKER = "pipeline.health.worker:work"
 
@@ -197,11 +194,3 @@ def why_not_loadable(config: Mapping[str, Any], device: str, installed: Mapping[
         return "bitsandbytes checkpoints are run on CUDA only, and this machine has none"
     absent = [name for name in needed if not installed.get(name, False)]
     return f"loading quant_method={method} needs {' and '.join(absent)}, not installed here" if absent else ""
-
-
-if __name__ == "__main__":
-    base, candidate, tokens = map(Path, sys.argv[1:4])
-    with tempfile.TemporaryDirectory() as scratch:
-        outcome = run_health(base, candidate, tokens, Path(scratch))
-    print(outcome.line(), *map(str, judge(outcome, HealthLimits())), sep="\n")
-    raise SystemExit(2 if judge(outcome, HealthLimits()) else 0)

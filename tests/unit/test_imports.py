@@ -168,3 +168,12 @@ def test_stages_know_no_money_no_mlflow_and_no_console(path: Path) -> None:
     """Those listen to the store. `measure.py` is no stage: it puts the price beside what was measured."""
     known = {name for name in imported(path) if name.startswith(KNOW_TOO_MUCH)}
     assert known == ({"finops.pricing.prices"} if path.stem == "measure" else set())
+
+
+def test_no_inner_module_is_a_command() -> None:
+    """One command line; what else runs as a program is started by us: jobs, the supervisor, the load client."""
+    programs = {name for name, path in MODULES.items() if '__name__ == "__main__"' in path.read_text()}
+    assert programs == {
+        "pipeline.__main__", "core.jobs", "core.supervise", "evals.load.client",
+        "core.environments",  # builds an environment where the command line cannot start yet
+    }  # fmt: skip

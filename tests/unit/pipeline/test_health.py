@@ -17,6 +17,7 @@ from core.errors import ConfigError, UserError
 from core.files import plain
 from pipeline.checkpoints import structure
 from pipeline.checkpoints.structure import Finding, check_structure, files_of_layers
+from pipeline.cli import inspect
 from pipeline.health.compare import compare_logits, log_softmax, token_errors, typical
 from pipeline.health.health import read_tokens, why_not_loadable
 from pipeline.health.report import (
@@ -420,12 +421,13 @@ def test_the_judging_side_loads_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_structure_as_a_command(tmp_path: Path) -> None:
+def test_inspect_tells_whole_files_from_damaged_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = checkpoint(tmp_path / "candidate", tensors_of(3, quantized=True), num_shards=1)
-    command = [sys.executable, "-m", "pipeline.checkpoints.structure", folder]
-    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    assert inspect.main([str(folder)]) == 0
+    assert "files: nothing found\nnum_bytes" in capsys.readouterr().out
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "truncated: expected" in done.stdout
+    assert inspect.main([str(folder)]) == 2
+    assert "truncated: expected" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        inspect.main([str(tmp_path)])
