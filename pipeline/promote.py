@@ -38,6 +38,7 @@ from pipeline.record.registry import (
 )
 from pipeline.record.run_record import decision_tags
 from pipeline.record.store import Recorder
+from pipeline.record.tags import ARTIFACT_DIGEST, tag_of
 from pipeline.report.decision_page import DecisionRecord, make_record
 from pipeline.report.decision_record import record_decision
 from pipeline.types import Artifact
@@ -283,7 +284,7 @@ def promote_winner(found: RecordedCandidates, config: RunConfig, recorder: Recor
         return "registry: unchanged, no candidate passed"
     run = found.candidates[winner]
     tags = run.data.tags
-    folder, digest = Path(tags["artifact_path"]), tags["artifact_digest"]
+    folder, digest = Path(tags["artifact_path"]), tag_of(tags, ARTIFACT_DIGEST)
     decided = decided_on(found, winner, run.info.run_id, folder, digest, config)
     ledger, tracking = config.finops.ledger, config.tracking
     named = {"name": config.model.name, "alias": config.promote.alias, "team": tags.get("team", "")}

@@ -177,6 +177,10 @@ class Measured:
     server_log: Path
     stage_keys: dict[str, str]
     stage_wall_s: dict[str, float]
+    stage_started_at: dict[str, str]
+    """When the making of each stage began (ISO 8601), however often it was reused since."""
+    made_now: tuple[str, ...]
+    """The stages that this run made."""
     reused: tuple[str, ...]
     measured_at: str
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""

@@ -157,6 +157,10 @@ def run_config(composed: Any) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(hydra_message(error)) from error
     assert isinstance(config, RunConfig)
+    if not config.tracking.uri:
+        raise ConfigError(
+            "tracking.uri: the server's address is missing; tracking=server needs tracking.uri=http://HOST:5000"
+        )
     if config.model.source == "path" and not config.model.path:
         raise ConfigError("model.path: no folder is given; write model=local model.path=/a/folder/in/hugging-face/form")
     if config.model.path:

@@ -34,6 +34,7 @@ from pipeline.cli.options import config_of, parser
 from pipeline.config import RunConfig
 from pipeline.record.cost_rows import CostRun, cost_runs, write
 from pipeline.record.reprice import ENDS, HEADLINES, PREFIX, Pricing, Repriced, amounts_to_write, reprice_all
+from pipeline.record.tags import CANDIDATE_KEY, tag_of
 
 MAX_ROWS = 30
 """Variants that the table lists."""
@@ -83,7 +84,7 @@ def rows(repriced: Sequence[Repriced]) -> list[tuple[str, ...]]:
     newest: dict[str, Repriced] = {}
     for one in repriced:
         if one.metrics:
-            newest.setdefault(one.run.tags.get("candidate_key", one.run.run_id), one)
+            newest.setdefault(tag_of(one.run.tags, CANDIDATE_KEY) or one.run.run_id, one)
     name = HEADLINES[0]
     shown = sorted((one for one in newest.values() if name in one.metrics), key=lambda one: one.metrics[name])
     return [

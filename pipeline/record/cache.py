@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.files import canonical_json, folder_bytes, read_json
+from pipeline.record.tags import STAGE_KEY, STAGE_KEYS, tag_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -76,11 +77,11 @@ def needs_of(runs: Iterable[Run]) -> Needs:
     since: list[datetime] = []
     for run in runs:
         tags = run.data.tags
-        keys.add(tags.get("stage_key", ""))
+        keys.add(tag_of(tags, STAGE_KEY))
         if "artifact_path" in tags:
             folders.append(Path(tags["artifact_path"]).resolve())
-        if "stage_keys" in tags:
-            keys.update(json.loads(tags["stage_keys"]).values())
+        if stage_keys := tag_of(tags, STAGE_KEYS):
+            keys.update(json.loads(stage_keys).values())
         elif "measured_at" in tags:  # a run of an older version, which does not name them
             since.append(datetime.fromisoformat(tags["measured_at"]).astimezone(UTC))
     return Needs(frozenset(keys - {""}), tuple(folders), min(since, default=None))

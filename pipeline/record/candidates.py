@@ -10,7 +10,7 @@ from core.errors import ConfigError, closest
 from evals.config import GateConfig
 from evals.decide.decide import Ranking, rank
 from evals.decide.evidence import Evidence
-from pipeline.record.tags import COMPARISON_GROUP, tag_of
+from pipeline.record.tags import CANDIDATE_KEY, COMPARISON_GROUP, tag_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -32,7 +32,8 @@ class RecordedCandidates:
 
     def index_of(self, run: Run) -> int:
         """The place of a run's candidate; a later record of the same candidate replaces it."""
-        return [one.data.tags["candidate_key"] for one in self.candidates].index(run.data.tags["candidate_key"])
+        keys = [tag_of(one.data.tags, CANDIDATE_KEY) for one in self.candidates]
+        return keys.index(tag_of(run.data.tags, CANDIDATE_KEY))
 
 
 def recorded_candidates(

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import TrackingConfig
-from pipeline.record.store import Recorder, connect, literal
-from pipeline.record.tags import FORMER, FRONTIER_GROUP
+from pipeline.record.store import NEWEST_FIRST, Recorder, connect, literal
+from pipeline.record.tags import CANDIDATE_KEY, FRONTIER_GROUP, all_names
 
 SQLITE = "sqlite:///"
-TAGS = ("candidate_key", "hardware", "label", FRONTIER_GROUP, FORMER[FRONTIER_GROUP], "purchase_option", "role")
+TAGS = all_names("hardware", "label", "purchase_option", "role", CANDIDATE_KEY, FRONTIER_GROUP)
 COLUMNS = {
     "metrics": {"key", "value", "timestamp", "run_uuid", "step", "is_nan"},
     "latest_metrics": {"key", "value", "timestamp", "step", "is_nan", "run_uuid"},
@@ -86,7 +86,7 @@ def _direct(tracking: TrackingConfig, mode: str) -> Iterator[sqlite3.Connection 
 
 def _read(connection: sqlite3.Connection, experiment: str, model: str) -> list[CostRun]:
     values = {"model": model, "experiment": experiment}
-    order = f"SELECT run_uuid FROM runs WHERE run_uuid IN ({WANTED}) ORDER BY start_time DESC"
+    order = f"SELECT run_uuid FROM runs WHERE run_uuid IN ({WANTED}) ORDER BY end_time DESC, start_time DESC"
     run_ids = [run_id for (run_id,) in connection.execute(order, values)]
     tags: dict[str, dict[str, str]] = {run_id: {} for run_id in run_ids}
     metrics: dict[str, dict[str, float]] = {run_id: {} for run_id in run_ids}
@@ -130,7 +130,7 @@ def _from_client(tracking: TrackingConfig, model: str) -> list[CostRun]:
             [recorder.experiment_id],
             f"{text} and tags.role != 'stage'",
             max_results=1000,
-            order_by=["attributes.start_time DESC"],
+            order_by=NEWEST_FIRST,
             page_token=token,
         )
         found += list(page)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
-from pipeline.record.tags import FORMER
+from pipeline.record.tags import CANDIDATE_KEY, FRONTIER_GROUP, QUALITY_INVALID_REASON, all_names, tag_of
 
 SQLITE = "sqlite:///"
-TAGS = (
-    "candidate_key", "decision", "hardware", "label", "model", "purchase_option", "quality_method", "role",
-    *FORMER.keys(), *FORMER.values(),
+TAGS = all_names(
+    "decision", "hardware", "label", "model", "purchase_option", "quality_method", "role",
+    CANDIDATE_KEY, FRONTIER_GROUP, QUALITY_INVALID_REASON,
 )  # fmt: skip
 METRICS = ("quality/mean%", "quality/num_items", "cost/%", "size/bytes", "load/%/output_tok_per_s")
 """SQL patterns of the metrics that are read."""
@@ -63,7 +63,7 @@ def newest_of_each(runs: Iterable[RecordedRun]) -> list[RecordedRun]:
     """One run per candidate; `runs` are newest first."""
     found: dict[str, RecordedRun] = {}
     for run in runs:
-        found.setdefault(run.data.tags.get("candidate_key", run.info.run_id), run)
+        found.setdefault(tag_of(run.data.tags, CANDIDATE_KEY) or run.info.run_id, run)
     return list(found.values())
 
 
@@ -77,7 +77,8 @@ WANTED = """
 
 def _read(connection: sqlite3.Connection, experiment_id: str, model: str) -> list[RecordedRun]:
     values = {"model": model, "experiment": int(experiment_id)}
-    order = "SELECT run_uuid, start_time FROM runs WHERE run_uuid IN (" + WANTED + ") ORDER BY start_time DESC"
+    wanted = f"SELECT run_uuid, start_time FROM runs WHERE run_uuid IN ({WANTED})"
+    order = f"{wanted} ORDER BY end_time DESC, start_time DESC"
     infos = [RunInfo(run_id, start_time or 0) for run_id, start_time in connection.execute(order, values)]
     tags: dict[str, dict[str, str]] = {info.run_id: {} for info in infos}
     metrics: dict[str, dict[str, float]] = {info.run_id: {} for info in infos}

@@ -27,6 +27,17 @@ class MetricName:
 
 
 METRIC_NAMES: tuple[MetricName, ...] = (
+    # The list of runs
+    MetricName("quality", "1", "`quality/mean`, rounded: a short column."),
+    MetricName(
+        "difference_points",
+        "points",
+        "Mean score minus the baseline's, in points of the score, rounded.",
+        True,
+    ),
+    MetricName("usd_per_1m_tokens", "USD", "`cost/usd_per_1m_tokens`, rounded: a short column."),
+    MetricName("tok_per_s", "tokens/s", "`load/<scenario>/output_tok_per_s`, rounded: a short column."),
+    MetricName("size_mib", "MiB", "`size/bytes` in MiB, rounded: a short column."),
     # Quality and the gate
     MetricName("quality/<task>/flip_rate", "1", "Share of the items that only one of variant and baseline got right."),
     MetricName(
@@ -88,6 +99,7 @@ METRIC_NAMES: tuple[MetricName, ...] = (
     MetricName("load/<scenario>/energy_j_per_token", "J", "Energy per token at the point that the price rests on."),
     # Cost
     MetricName("cost/usd_per_1k_tokens", "USD", "Price of 1,000 tokens at the declared utilization.", True),
+    MetricName("cost/usd_per_1m_tokens", "USD", "Price of 1,000,000 tokens at the declared utilization.", True),
     MetricName("cost/usd_per_1k_input_tokens", "USD", "Price of 1,000 input tokens at the declared utilization.", True),
     MetricName(
         "cost/usd_per_1k_output_tokens", "USD", "Price of 1,000 output tokens at the declared utilization.", True

@@ -5,7 +5,7 @@ A figure that was not measured has no metric: missing is never zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 
 from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
@@ -17,12 +17,14 @@ from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport, 
 from pipeline.config import EnergyConfig
 from pipeline.types import Measured, StageOutcome
 
+MIB = 2**20
+
 
 def run_metrics(
     measured: Measured, base_bytes: int, baseline: Measured | None = None, energy: EnergyConfig | None = None
 ) -> dict[str, float]:
     """Every metric of one measured candidate; `baseline` is None for the baseline itself."""
-    return {
+    metrics = {
         **quality_metrics(measured.quality),
         **summary.metrics(measured.load),
         **cost_metrics(measured.cost),
@@ -34,6 +36,29 @@ def run_metrics(
         "size/ratio": base_bytes / measured.artifact.num_bytes,
         **measured.artifact.making.metrics,
     }
+    return metrics | short_metrics(metrics)
+
+
+def short_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The figures that a list of runs shows, under names that make good columns; from a run's recorded metrics.
+
+    MLflow's table shows every digit, so they are rounded: the metrics under the full names are exact.
+    """
+    speed = next((value for name, value in metrics.items() if is_headline_speed(name)), None)
+    usd, size = metrics.get("cost/usd_per_1k_tokens"), metrics.get("size/bytes")
+    figures = {
+        "quality": metrics.get("quality/mean"),
+        "usd_per_1m_tokens": None if usd is None else 1000 * usd,
+        "tok_per_s": speed,
+        "size_mib": None if size is None else size / MIB,
+    }
+    return {name: float(f"{value:.4g}") for name, value in figures.items() if value is not None}
+
+
+def is_headline_speed(name: str) -> bool:
+    """Whether a metric is `load/<scenario>/output_tok_per_s`."""
+    parts = name.split("/")
+    return len(parts) == 3 and parts[0] == "load" and parts[2] == "output_tok_per_s"
 
 
 def quality_metrics(report: QualityReport) -> dict[str, float]:
@@ -52,10 +77,14 @@ def quality_metrics(report: QualityReport) -> dict[str, float]:
 
 
 def comparison_metrics(comparison: PairedComparison | None) -> dict[str, float]:
-    """`quality/recovery` with its interval."""
-    if comparison is None or comparison.recovery is None:
+    """`difference_points`, rounded as a short column, and `quality/recovery`, each with its interval."""
+    if comparison is None:
         return {}
-    return _with_interval("quality/recovery", comparison.recovery)
+    difference = _with_interval("difference_points", _points(comparison.difference))
+    metrics = {name: round(value, 2) for name, value in difference.items()}
+    if comparison.recovery is not None:
+        metrics |= _with_interval("quality/recovery", comparison.recovery)
+    return metrics
 
 
 def gate_metrics(tasks: Iterable[TaskGate]) -> dict[str, float]:
@@ -73,9 +102,7 @@ def gate_metrics(tasks: Iterable[TaskGate]) -> dict[str, float]:
             f"quality/{task.task}/flip_rate": task.flip_rate,
         }
         if task.difference is not None:
-            d = task.difference
-            points = Estimate(100 * d.value, 100 * d.lo, 100 * d.hi, d.num_samples)
-            figures.update(_with_interval(f"gate/{task.task}/difference_points", points))
+            figures.update(_with_interval(f"gate/{task.task}/difference_points", _points(task.difference)))
         if task.divergence is not None:
             figures[f"quality/{task.task}/kl_nats"] = task.divergence.kl_nats
             figures[f"quality/{task.task}/answer_perplexity_ratio"] = task.divergence.answer_perplexity_ratio
@@ -87,6 +114,7 @@ def cost_metrics(report: CostReport) -> dict[str, float]:
     """`cost/...` in USD, with `.lo` and `.hi`."""
     amounts: dict[str, Money | None] = {
         "cost/usd_per_1k_tokens": report.usd_per_1k_tokens,
+        "cost/usd_per_1m_tokens": None if report.usd_per_1k_tokens is None else _times(report.usd_per_1k_tokens, 1000),
         "cost/usd_per_1k_input_tokens": report.usd_per_1k_input_tokens,
         "cost/usd_per_1k_output_tokens": report.usd_per_1k_output_tokens,
         "cost/usd_per_1k_requests": report.usd_per_1k_requests,
@@ -186,6 +214,15 @@ def estimate_metrics(outcomes: Sequence[StageOutcome]) -> dict[str, float]:
     if errors:
         metrics["estimate/mean_abs_relative_error"] = sum(errors) / len(errors)
     return metrics
+
+
+def _times(money: Money, factor: int) -> Money:
+    return Money(money.value * factor, money.lo * factor, money.hi * factor)
+
+
+def _points(share: Estimate) -> Estimate:
+    """A difference of scores in points of a hundred."""
+    return Estimate(100 * share.value, 100 * share.lo, 100 * share.hi, share.num_samples)
 
 
 def _with_interval(name: str, estimate: Estimate) -> dict[str, float]:

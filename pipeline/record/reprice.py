@@ -27,7 +27,10 @@ from pipeline.record.cost_rows import Annotation, CostRun
 
 PREFIX = "reprice"
 ENDS = ("", ".lo", ".hi")
-HEADLINES = tuple(f"cost/usd_per_1k_{what}" for what in ("tokens", "input_tokens", "output_tokens", "requests"))
+HEADLINES = (
+    *(f"cost/usd_per_1k_{what}" for what in ("tokens", "input_tokens", "output_tokens", "requests")),
+    "cost/usd_per_1m_tokens",
+)
 """Amounts at the declared utilization."""
 PEAK = "cost/peak/usd_per_1k_tokens"
 """At saturation: no utilization in it."""

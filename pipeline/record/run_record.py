@@ -16,17 +16,33 @@ from core.redact import redact
 from evals.decide.evidence import Evidence, mean_quality
 from evals.types import Decision, TaskResult
 from pipeline.checkpoints.card import QualityRow
+from pipeline.compress import registry
 from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
-from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP, QUALITY_INVALID_REASON
+from pipeline.record.tags import (
+    ARTIFACT_DIGEST,
+    CANDIDATE_KEY,
+    COMPARISON_GROUP,
+    DECISION_KEY,
+    FRONTIER_GROUP,
+    LEDGER_RUN_ID,
+    PLAN_HASH,
+    QUALITY_INVALID_REASON,
+    STAGE_KEY,
+    STAGE_KEYS,
+    short_tags,
+    verdict_of,
+)
 from pipeline.serve.engine import baseline_engine, engine_settings
-from pipeline.types import Measured, Spend
+from pipeline.types import Candidate, Measured, Spend
 
 
 def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
     """What a run's tags say of its decision. `key` names what its pages were drawn from; empty: draw them again."""
-    return {"decision": decision.action, "reasons": "\n".join(decision.reasons), "decision_key": key}
+    verdict = verdict_of("baseline" if decision.rule is None else "candidate", decision.action)
+    reasons = "\n".join(decision.reasons)
+    return {"decision": decision.action, "verdict": verdict, "reasons": reasons, DECISION_KEY: key}
 
 
 def evidence_of(measured: Measured) -> Evidence:
@@ -65,16 +81,17 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "engine": config.engine.name,
         "purchase_option": price.purchase_option,
         FRONTIER_GROUP: digest_json([group["suite"], config.load])[:16],
-        "plan_hash": plan.digest,
-        "stage_keys": json.dumps(dict(measured.stage_keys)),
-        "stage_key": measured.stage_keys.get("compress", plan.variants.base.key),
+        PLAN_HASH: plan.digest,
+        STAGE_KEYS: json.dumps(dict(measured.stage_keys)),
+        STAGE_KEY: measured.stage_keys.get("compress", plan.variants.base.key),
         "artifact_path": str(measured.artifact.path),
-        "artifact_digest": measured.artifact.digest,
+        ARTIFACT_DIGEST: measured.artifact.digest,
         COMPARISON_GROUP: digest_json(group)[:16],
-        "candidate_key": digest_json([measured.stage_keys, group])[:24],
-        "ledger_run_id": spend.run_id,
+        CANDIDATE_KEY: digest_json([measured.stage_keys, group])[:24],
+        LEDGER_RUN_ID: spend.run_id,
         "measured_at": measured.measured_at,
     }
+    tags |= short_tags(tags)
     if config.model.revision is not None:
         tags["model_revision"] = config.model.revision
     mean = mean_quality(measured.quality)
@@ -98,15 +115,32 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         run_key=digest_json([measured.stage_keys, group, config.tags, candidate.role])[:32],
         name=f"{config.model.name}/{candidate.label}",
         tags=tags,
-        params={**redact(flat_params(config)), **{f"tools.{name}": version for name, version in tools.items()}},
+        params=redact(flat_params(used_settings(plan, candidate)))
+        | {f"tools.{name}": version for name, version in tools.items()},
         metrics=run_metrics(measured, (baseline or measured).artifact.num_bytes, baseline, config.finops.energy)
         | estimate_metrics(spend.outcomes),
         files=files,
         texts=texts,
         stage_wall_s=measured.stage_wall_s,
+        stage_started_at=measured.stage_started_at,
+        made_now=measured.made_now,
         evidence=evidence_of(measured),
         curves={"distill/loss": curve} if (curve := measured.artifact.making.distill_curve) else {},
     )
+
+
+def used_settings(plan: RunPlan, candidate: Candidate) -> dict[str, object]:
+    """The settings that one candidate was made and measured by; what its run did not use is left out."""
+    config = plan.config
+    settings = plain(config)
+    unused = {"publish"} if config.publish.hub is None else set()
+    if candidate.role == "baseline":
+        settings["engine"] = plain(baseline_engine(config.engine))
+        unused |= {"quant", "distill", "calib"}
+    else:
+        unused |= set() if config.distill.enabled else {"distill"}
+        unused |= set() if registry.method(candidate.method).needs_calibration else {"calib"}
+    return {name: value for name, value in settings.items() if name not in unused}
 
 
 def plan_text(plan: RunPlan) -> dict[str, object]:

@@ -1,7 +1,10 @@
 """MLflow as the run's memory: one run per measured candidate, one child run per stage, the evidence as artifacts.
 
-A run is found again by its `run_key` tag, so that the same command writes no second one; what a killed process left
-half-written is deleted and written anew.
+A run is found again by its tag `parsimony.run_key`, so that the same command writes no second one; what a killed
+process left half-written is deleted and written anew.
+
+A run lasts as long as its measuring did (`run_span_ms`), and its child runs as long as their stages. Runs are therefore
+ordered by their end, which is when they were recorded or shortly before.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +25,10 @@ from evals.decide.evidence import Evidence
 from evals.json_form import from_json
 from evals.types import CostReport, LoadReport, QualityReport
 from pipeline.config import TrackingConfig
+from pipeline.record.metrics import short_metrics
+from pipeline.record.source import source_tags
+from pipeline.record.tags import CANDIDATE_KEY, RUN_KEY, all_names, short_tags, tag_of
+from pipeline.record.view import EXPERIMENT_TAGS, view_tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,6 +36,7 @@ if TYPE_CHECKING:
 
 EVIDENCE = "evidence.json"
 MAX_RUNS = 5000
+NEWEST_FIRST = ("attributes.end_time DESC", "attributes.start_time DESC")
 MAX_BATCH = 1000
 """Metrics that MLflow takes in one call."""
 
@@ -49,6 +58,10 @@ class RunRecord:
     evidence: Evidence
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
     """Metrics that have a value at each of several steps: (step, value)."""
+    stage_started_at: Mapping[str, str] = field(default_factory=dict)
+    """When the making of each stage began (ISO 8601 with an offset), however often it was reused since."""
+    made_now: Sequence[str] = ()
+    """The stages that were made for this record; the others were reused."""
 
 
 class Recorder:
@@ -65,16 +78,40 @@ class Recorder:
             if run.info.status == "FINISHED":
                 return str(run.info.run_id), True
             self.client.delete_run(run.info.run_id)
-        return self._write(record), False
+        run_id = self._write(record)
+        if "model" in record.tags:
+            self.share_view(record.tags["model"])
+        return run_id, False
+
+    def share_view(self, model: str) -> None:
+        """Save how MLflow's pages show the model's runs: `pipeline.record.view` has the link."""
+        experiment = self.client.get_experiment(self.experiment_id)
+        runs_text = f"tags.model = {literal(model)} and tags.role != 'stage'"
+        name, text = view_tag(model, runs_text, experiment.creation_time or 0)
+        if experiment.tags.get(name) != text:
+            self.client.set_experiment_tag(self.experiment_id, name, text)
+
+    def complete_columns(self, model: str) -> None:
+        """Give runs of an older version the short names that the view lists."""
+        from mlflow.entities import Metric, RunTag
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        for run in self.runs(model):
+            if "variant" not in run.data.tags:
+                metrics = [Metric(name, value, now, 0) for name, value in short_metrics(run.data.metrics).items()]
+                tags = [RunTag(name, text) for name, text in short_tags(run.data.tags).items()]
+                self.client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
 
     def _write(self, record: RunRecord) -> str:
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.utils.time import get_current_time_millis
 
-        tags = {**record.tags, "run_key": record.run_key}
-        run = self.client.create_run(self.experiment_id, tags=tags, run_name=record.name)
-        run_id = str(run.info.run_id)
         now = get_current_time_millis()
+        began, ended = run_span_ms(record, now)
+        tags = {**record.tags, **source_tags(), RUN_KEY: record.run_key}
+        run = self.client.create_run(self.experiment_id, start_time=began, tags=tags, run_name=record.name)
+        run_id = str(run.info.run_id)
         metrics = [Metric(name, value, now, 0) for name, value in record.metrics.items()]
         params = [Param(name, value[:500]) for name, value in record.params.items()]
         self.client.log_batch(run_id, metrics=metrics, params=params)
@@ -94,12 +131,16 @@ class Recorder:
             self.client.log_artifacts(run_id, str(folder))
         for stage, wall_s in record.stage_wall_s.items():
             child_tags = {**record.tags, "mlflow.parentRunId": run_id, "stage": stage, "role": "stage"}
-            child = self.client.create_run(self.experiment_id, tags=child_tags, run_name=f"{record.name}/{stage}")
+            began_at = record.stage_started_at.get(stage)
+            stage_began = now if began_at is None else _epoch_ms(began_at)
+            child = self.client.create_run(
+                self.experiment_id, start_time=stage_began, tags=child_tags, run_name=f"{record.name}/{stage}"
+            )
             self.client.log_batch(
                 child.info.run_id, metrics=[Metric("wall_s", wall_s, now, 0)], tags=[RunTag("stage", stage)]
             )
-            self.client.set_terminated(child.info.run_id)
-        self.client.set_terminated(run_id)
+            self.client.set_terminated(child.info.run_id, end_time=stage_began + round(1000 * wall_s))
+        self.client.set_terminated(run_id, end_time=ended)
         return run_id
 
     def annotate(
@@ -116,11 +157,10 @@ class Recorder:
     def runs(self, model: str) -> list[Run]:
         """The newest finished run of each candidate of a model, newest first."""
         text = f"tags.model = {literal(model)} and attributes.status = 'FINISHED' and tags.role != 'stage'"
-        order = ["attributes.start_time DESC"]
-        found = self.client.search_runs([self.experiment_id], text, max_results=MAX_RUNS, order_by=order)
+        found = self.client.search_runs([self.experiment_id], text, max_results=MAX_RUNS, order_by=NEWEST_FIRST)
         newest: dict[str, Run] = {}
         for run in found:
-            newest.setdefault(run.data.tags.get("candidate_key", run.info.run_id), run)
+            newest.setdefault(tag_of(run.data.tags, CANDIDATE_KEY) or run.info.run_id, run)
         return list(newest.values())
 
     def models(self) -> list[str]:
@@ -140,17 +180,19 @@ class Recorder:
         )
 
     def _by_key(self, run_key: str) -> list[Run]:
-        return list(self.client.search_runs([self.experiment_id], f"tags.run_key = '{run_key}'"))
+        texts = [f"tags.`{name}` = '{run_key}'" for name in all_names(RUN_KEY)]
+        return [run for text in texts for run in self.client.search_runs([self.experiment_id], text)]
 
     def _experiment(self) -> str:
         name = self._tracking.experiment
         found = self.client.get_experiment_by_name(name)
-        if found is not None:
-            return str(found.experiment_id)
-        location = self._tracking.artifacts
-        return str(
-            self.client.create_experiment(name, artifact_location=None if location is None else Path(location).as_uri())
-        )
+        if found is None:
+            location = None if self._tracking.artifacts is None else Path(self._tracking.artifacts).as_uri()
+            return str(self.client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
+        for tag, text in EXPERIMENT_TAGS.items():
+            if tag not in found.tags:  # what somebody chose or wrote stays
+                self.client.set_experiment_tag(found.experiment_id, tag, text)
+        return str(found.experiment_id)
 
 
 def connect(tracking: TrackingConfig) -> MlflowClient:
@@ -182,11 +224,31 @@ def connect(tracking: TrackingConfig) -> MlflowClient:
     return client
 
 
+def run_span_ms(record: RunRecord, now_ms: int) -> tuple[int, int]:
+    """When a run began and ended, in milliseconds since 1970: from the first to the last stage that was made for it.
+
+    Where every stage was reused, it ends now and lasts as long as their making took.
+    """
+    made = [(_epoch_ms(record.stage_started_at[stage]), record.stage_wall_s[stage]) for stage in record.made_now]
+    if not made:
+        return now_ms - round(1000 * sum(record.stage_wall_s.values())), now_ms
+    ended = max(began + round(1000 * wall_s) for began, wall_s in made)
+    return min(began for began, _ in made), min(ended, now_ms)
+
+
+def _epoch_ms(moment: str) -> int:
+    return round(1000 * datetime.fromisoformat(moment).timestamp())
+
+
 @contextmanager
 def staging_folder() -> Iterator[Path]:
     """A folder for artifacts that are about to be logged."""
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
+
+
+NO_PARAMS = ("model.shape", "tracking", "home", "dry_run", "fail_on_hold", "verbose", "load.points")
+"""Keys that say nothing of what was measured, or too much for a parameter."""
 
 
 def flat_params(config: object) -> dict[str, str]:
@@ -196,7 +258,7 @@ def flat_params(config: object) -> dict[str, str]:
     def walk(prefix: str, value: object) -> None:
         if isinstance(value, dict):
             for key, item in value.items():
-                if f"{prefix}{key}" not in ("model.shape", "tracking", "home", "dry_run", "verbose", "load.points"):
+                if f"{prefix}{key}" not in NO_PARAMS:
                     walk(f"{prefix}{key}.", item)
         elif value not in (None, "", []):
             flat[prefix.removesuffix(".")] = str(value)

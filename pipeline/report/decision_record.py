@@ -9,6 +9,7 @@ from evals.types import Decision
 from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.record.run_record import decision_tags
 from pipeline.record.store import Recorder, staging_folder
+from pipeline.record.tags import DECISION_KEY, tag_of
 from pipeline.report import decision_page, frontier_figure
 from pipeline.report.decision_page import DecisionRecord
 
@@ -28,7 +29,7 @@ def record_decision(
     """
     runs = recorder.runs(model)
     key = digest_json({"decision": decision, "runs": [run.info.run_id for run in runs], "gate": gate})
-    if recorder.client.get_run(run_id).data.tags.get("decision_key") == key:
+    if tag_of(recorder.client.get_run(run_id).data.tags, DECISION_KEY) == key:
         return
     with staging_folder() as folder:
         if page is None:

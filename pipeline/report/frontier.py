@@ -24,6 +24,7 @@ from core.errors import ConfigError
 from evals.decide.frontier import Frontier, Resamples, analyze, dominating
 from evals.load.summary import saturating_point
 from evals.types import Estimate, Money, Point
+from pipeline.record.metrics import is_headline_speed
 from pipeline.record.tags import FRONTIER_GROUP, QUALITY_INVALID_REASON, tag_of
 from pipeline.report.text import action_text
 
@@ -129,12 +130,6 @@ def _shown(point: Point, run: Run, found: Frontier, index: int, dominated: str) 
         size_mib=None if "size/bytes" not in metrics else metrics["size/bytes"] / 2**20,
         output_tok_per_s=next((value for name, value in metrics.items() if is_headline_speed(name)), None),
     )
-
-
-def is_headline_speed(name: str) -> bool:
-    """Whether a metric is `load/<scenario>/output_tok_per_s`."""
-    parts = name.split("/")
-    return len(parts) == 3 and parts[0] == "load" and parts[2] == "output_tok_per_s"
 
 
 def unique_points(runs: Sequence[Run]) -> list[Point]:

@@ -52,6 +52,8 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         server_log=made["load"].folder / "vllm.log",
         stage_keys={name: stage.key for name, stage in made.items()},
         stage_wall_s={name: stage.wall_s for name, stage in made.items()},
+        stage_started_at={name: stage.started_at for name, stage in made.items()},
+        made_now=tuple(name for name, stage in made.items() if not stage.reused),
         reused=tuple(name for name, stage in found.items() if stage.reused and name != "digest"),
         measured_at=min(made["quality"].started_at, load.machine.oldest_result_at or made["load"].started_at),
     )

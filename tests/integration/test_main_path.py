@@ -14,6 +14,7 @@ import pytest
 from pipeline.config import TrackingConfig
 from pipeline.record.metric_names import row_of
 from pipeline.record.store import Recorder
+from pipeline.record.tags import ARTIFACT_DIGEST
 from tests.integration.conftest import ROOT, Workplace
 
 pytestmark = pytest.mark.integration
@@ -150,7 +151,7 @@ def test_scores_agree_with_a_plain_lm_eval_run(finished, workplace: Workplace, t
     folder = next(path for path in (workplace.home / "store" / "quality").glob("*/tasks/arc_easy.yaml"))
     machine = find_machine()
     engine = planned_engine(EngineConfig(startup_timeout_s=900), machine)
-    artifact = Artifact(Path(run.data.tags["artifact_path"]), run.data.tags["artifact_digest"], 0, "none", None)
+    artifact = Artifact(Path(run.data.tags["artifact_path"]), run.data.tags[ARTIFACT_DIGEST], 0, "none", None)
     with ServedModel(artifact, engine, machine, serving_python(), tmp_path / "vllm.log") as served:
         target = served.target()
         arguments = f"model={target.model_name},base_url={target.url}/v1/completions,tokenizer={target.tokenizer}"

@@ -26,6 +26,7 @@ from pipeline.cli.compose import command_config
 from pipeline.health.report import HealthReport
 from pipeline.plan.resolve import resolve
 from pipeline.record.store import Recorder
+from pipeline.record.tags import LEDGER_RUN_ID
 from pipeline.run import run
 from pipeline.stages.base import DequantizedBase
 from pipeline.stages.compress import Compress
@@ -302,7 +303,7 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     runs = {found.data.tags["label"]: found for found in book.runs(config.model.name)}
     for key in ("team", "environment", "model_family", "workload_type"):
         assert {one.data.tags[key] for one in runs.values()} == {getattr(charge, key) for charge in charges}
-    assert {one.data.tags["ledger_run_id"] for one in runs.values()} == {charges[0].run_id}
+    assert {one.data.tags[LEDGER_RUN_ID] for one in runs.values()} == {charges[0].run_id}
     metrics = runs["int8"].data.metrics
     assert metrics["estimate/quality/actual_s"] >= STAGE_S
     assert metrics["estimate/quality/relative_error"] < 0  # the rough rule expects a minute and more

@@ -156,7 +156,7 @@ def test_the_table_shows_the_newest_of_each_candidate_cheapest_first() -> None:
 SCHEMA = """
 CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY, name VARCHAR(256));
 CREATE TABLE runs (run_uuid VARCHAR(32) PRIMARY KEY, experiment_id INTEGER, status VARCHAR(9), start_time BIGINT,
-    lifecycle_stage VARCHAR(20));
+    end_time BIGINT, lifecycle_stage VARCHAR(20));
 CREATE TABLE tags (key VARCHAR(250) NOT NULL, value VARCHAR(8000), run_uuid VARCHAR(32) NOT NULL,
     PRIMARY KEY (key, run_uuid));
 CREATE INDEX index_tags_run_uuid ON tags (run_uuid);
@@ -178,7 +178,7 @@ def a_store(folder: Path, num_runs: int) -> TrackingConfig:
     runs, tags, metrics = [], [], []
     for number in range(num_runs):
         run_id = f"{number:032x}"
-        runs.append((run_id, 1, "FINISHED", number, "active"))
+        runs.append((run_id, 1, "FINISHED", number, number, "active"))
         named = {"model": "many", "role": "candidate", "label": f"v{number}", "hardware": "l4-24gb"}
         named |= {"candidate_key": run_id, "purchase_option": "on_demand"}
         tags += [(key, value, run_id) for key, value in named.items()]
@@ -189,7 +189,7 @@ def a_store(folder: Path, num_runs: int) -> TrackingConfig:
         metrics += [(key, value, run_id) for key, value in (values | triple).items()]
     with closing(sqlite3.connect(folder / "mlflow.db")) as connection, connection:
         connection.executescript(SCHEMA)
-        connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?)", runs)
+        connection.executemany("INSERT INTO runs VALUES (?,?,?,?,?,?)", runs)
         connection.executemany("INSERT INTO tags VALUES (?,?,?)", tags)
         connection.executemany("INSERT INTO latest_metrics VALUES (?,?,0,0,0,?)", metrics)
     return TrackingConfig(f"sqlite:///{folder}/mlflow.db")
