@@ -24,7 +24,8 @@ class SuiteConfig:
     num_concurrent: int = 8
     """Requests in flight."""
     apply_chat_template: bool = False
-    """Whether prompts go through the model's chat template."""
+    """Whether prompts go through the model's chat template, as `lm_eval run --apply_chat_template` sends them: few-shot
+    examples are turns of the conversation, and token ids are sent."""
 
 
 @dataclass

@@ -38,6 +38,8 @@ class ModelFacts:
     """The checkpoint's own quantization format, None for a plain one."""
     quant_bits: int | None = None
     """Bits of its smallest weights; None where the checkpoint is a plain one or does not say."""
+    has_chat_template: bool | None = None
+    """Whether its tokenizer knows how a conversation is written; None where its folder is not here yet."""
 
     @property
     def num_bytes(self) -> int:

@@ -27,9 +27,18 @@ BUSY_TIMEOUT_S = 60.0
 MAX_VARIABLES = 500
 
 
-def request_digest(kind: str, arguments: object) -> str:
-    """The digest of one request: its kind (`loglikelihood`, `generate_until`) and lm-eval's arguments for it."""
-    return digest_json([kind, arguments])
+def request_digest(kind: str, arguments: object, *, as_tokens: bool = False) -> str:
+    """The digest of one request.
+
+    Args:
+        kind: `loglikelihood` or `generate_until`.
+        arguments: lm-eval's for it: the prompt (rendered, where there is a chat template), and the choice or the
+            settings of the generation.
+        as_tokens: whether token ids are sent. The server adds its begin token to a text, but not to token ids, so the
+            same prompt can have two answers.
+
+    """
+    return digest_json([f"{kind} of token ids" if as_tokens else kind, arguments])
 
 
 class AnswerCache:

@@ -17,6 +17,7 @@ from typing import Any
 from core.errors import ConfigError
 from evals.gate.sequential import Block
 from evals.quality.answers import AnswerCache, request_digest
+from evals.quality.chat import missing_template, write_conversation
 from evals.quality.messages import Answer, Leaf, QualityJob, Request, Sample
 from evals.quality.selection import ItemId, ItemSelection
 
@@ -31,15 +32,21 @@ Ask = Callable[[list[Request]], list[Answer]]
 class SelectedRequests:
     """What stands before lm-eval's `loglikelihood` and `generate_until`: the selection, and the answer cache."""
 
-    def __init__(self, cache: AnswerCache, selection: ItemSelection, places: Places) -> None:
-        self.cache, self.selection, self.places = cache, selection, places
+    def __init__(
+        self, cache: AnswerCache, selection: ItemSelection, places: Places, *, as_tokens: bool = False
+    ) -> None:
+        self.cache, self.selection, self.places, self.as_tokens = cache, selection, places, as_tokens
         self.failures: dict[str, str] = {}
         self.num_fresh = self.num_known = 0
         """Answers that the server gave now, and answers that the cache had."""
 
+    def digest(self, kind: str, arguments: object) -> str:
+        """The digest of a request as it is sent here."""
+        return request_digest(kind, arguments, as_tokens=self.as_tokens)
+
     def answer(self, kind: str, requests: list[Request], ask: Ask) -> list[Answer]:
         """An answer for every request, in order; those of items that are not asked stand for nothing."""
-        keys = [request_digest(kind, request.args) for request in requests]
+        keys = [self.digest(kind, request.args) for request in requests]
         rows: dict[tuple[str, ItemId], list[int]] = {}
         for row, request in enumerate(requests):
             rows.setdefault(item_of(request, self.places), []).append(row)
@@ -132,10 +139,18 @@ class SelectedRequests:
 
 
 def cached_model(job: QualityJob, cache: AnswerCache, selection: ItemSelection, places: Places) -> Any:
-    """lm-eval's model of a job, with the selection before it. lm-eval is imported here."""
+    """lm-eval's model of a job, with the selection before it. lm-eval is imported here.
+
+    Raises:
+        ConfigError: the suite asks for a chat template, and the model's tokenizer has none.
+
+    """
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
-    asked = SelectedRequests(cache, selection, places)
+    # lm-eval renders conversations itself only where it also sends token ids. Those of the rendered prompt are exact:
+    # the template writes the begin token, and the server would put a second one before a text.
+    is_chat = job["apply_chat_template"]
+    asked = SelectedRequests(cache, selection, places, as_tokens=is_chat)
 
     class SelectingCompletions(LocalCompletionsAPI):  # type: ignore[misc]
         selected = asked
@@ -152,20 +167,26 @@ def cached_model(job: QualityJob, cache: AnswerCache, selection: ItemSelection, 
         def loglikelihood_rolling(self, requests: list[Request], disable_tqdm: bool = True) -> list[Answer]:
             raise ConfigError(f"task '{requests[0].task_name}' has no score per item: leave it out of suite.tasks")
 
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            return write_conversation(self.tokenizer, chat_history, add_generation_prompt=add_generation_prompt)
+
         def num_tokens(self, kind: str, sample: Sample) -> int | None:
             return asked.num_tokens(kind, sample, self.tok_encode)
 
     target = job["target"]
-    return SelectingCompletions(
+    model = SelectingCompletions(
         model=target["model_name"],
         base_url=f"{target['url']}/v1/completions",
         tokenizer=target["tokenizer"],
         tokenizer_backend="huggingface",
-        tokenized_requests=False,
+        tokenized_requests=is_chat,
         num_concurrent=job["num_concurrent"],
         max_length=target["engine"]["max_model_len"],
         max_retries=3,
     )
+    if is_chat and not model.tokenizer.chat_template:
+        raise ConfigError(str(missing_template(target["tokenizer"])))
+    return model
 
 
 def item_of(request: Request, places: Places) -> tuple[str, ItemId]:

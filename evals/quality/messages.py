@@ -88,6 +88,8 @@ class RawTask(TypedDict):
     lm_eval: Mapping[str, Mapping[str, float]]
     """lm-eval's own figures, where every item was asked."""
     prompts_digest: str
+    chat_template: str | None
+    """SHA-256 of the chat template that the prompts went through; None without one."""
     num_fewshot: int | None
     version: str | float | None
 

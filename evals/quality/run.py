@@ -230,6 +230,12 @@ def _task_result(name: str, raw: RawTask, suite: Suite) -> TaskResult:
         )
         for item in raw["items"]
     )
+    asked: dict[str, object] = {
+        "num_concurrent": suite.num_concurrent,
+        "apply_chat_template": suite.apply_chat_template,
+    }
+    if raw["chat_template"] is not None:  # no key without a template: digests of plain prompts stay what they were
+        asked["chat_template"] = raw["chat_template"]
     settings = {
         "task": name,
         "version": raw["version"],
@@ -237,7 +243,7 @@ def _task_result(name: str, raw: RawTask, suite: Suite) -> TaskResult:
         "filter": raw["filter"],
         "num_fewshot": raw["num_fewshot"],
         "prompts": raw["prompts_digest"],
-        "suite": {"num_concurrent": suite.num_concurrent, "apply_chat_template": suite.apply_chat_template},
+        "suite": asked,
     }
     order = raw.get("sampling_order")
     return TaskResult(

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from core.files import digest_json
-from evals.quality.answers import AnswerCache, request_digest
+from evals.quality.answers import AnswerCache
 from evals.quality.lm_eval_model import Places, cached_model, primary_metric, score_in_unit
 from evals.quality.messages import Leaf, Outcomes, QualityJob, RawItem, RawTask, Sample, ScoredItem, TaskSpec, Texts
 from evals.quality.selection import make_selection
@@ -120,12 +120,14 @@ def evaluate(tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], mode
         samples={leaf.task_name: ids for leaf, ids in asked},
         num_fewshot=job["num_fewshot"],
         apply_chat_template=job["apply_chat_template"],
+        fewshot_as_multiturn=job["apply_chat_template"],  # as lm-eval's own command does
         fewshot_random_seed=job["seed"],
         bootstrap_iters=0,
         log_samples=True,
     )
     assert results is not None
-    outcomes = {task.name: outcome_of(task, results, model) for task in tasks}
+    template = digest_json(model.chat_template(True)) if job["apply_chat_template"] else None
+    outcomes = {task.name: outcome_of(task, results, model, template) for task in tasks}
     selected = model.selected
     return {
         "tasks": outcomes,
@@ -135,7 +137,7 @@ def evaluate(tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], mode
     }
 
 
-def outcome_of(task: NamedTask, results: Any, model: Any) -> RawTask:
+def outcome_of(task: NamedTask, results: Any, model: Any, chat_template: str | None) -> RawTask:
     """One task's items and settings. lm-eval's own figures are kept where every item was asked."""
     leaves = [leaf for leaf in task.leaves if leaf.task_name in results["samples"]]
     first = leaves[0].task_name
@@ -164,6 +166,7 @@ def outcome_of(task: NamedTask, results: Any, model: Any) -> RawTask:
         "num_items_total": sum(task.sizes),
         "lm_eval": {leaf.task_name: numbers(results["results"][leaf.task_name]) for leaf in leaves if is_complete},
         "prompts_digest": digest_json(prompts),
+        "chat_template": chat_template,
         "num_fewshot": results["n-shot"].get(first),
         "version": results["versions"].get(first),
     }
@@ -175,7 +178,7 @@ def item_of(sample: Sample, metric: str, model: Any) -> ScoredItem:
     is_loglikelihood = bool(responses) and isinstance(responses[0], (tuple, list))
     scores = [float(response[0]) for response in responses] if is_loglikelihood else []
     kind = "loglikelihood" if is_loglikelihood else "generate_until"
-    keys = [request_digest(kind, args) for args in sample["arguments"]]
+    keys = [model.selected.digest(kind, args) for args in sample["arguments"]]
     failures = model.selected.failures
     reasons = [failures[key] for key in keys if key in failures]
     answer = str(int(np.argmax(scores))) if is_loglikelihood and not reasons else "" if reasons else str(responses[0])

@@ -12,10 +12,12 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 from core.errors import ConfigError
+from evals.quality.chat import has_chat_template
 from pipeline.types import ModelFacts
 
 REQUIRED = (
@@ -90,7 +92,8 @@ def facts_from_folder(name: str, folder: Path) -> ModelFacts:
         )
     shape = json.loads(config.read_text())
     count = sum(_elements(tensor["shape"]) for path in weights for tensor in tensor_headers(path).values())
-    return facts_from_shape(name, shape, count if not shape.get("quantization_config") else None)
+    facts = facts_from_shape(name, shape, count if not shape.get("quantization_config") else None)
+    return replace(facts, has_chat_template=has_chat_template(folder))
 
 
 def count_parameters(facts: ModelFacts, *, biased_qkv: bool = False) -> int:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from core.errors import ConfigError, closest
 from core.files import digest_json, read_json, write_json
+from evals.quality.chat import has_chat_template
 from pipeline.config import CalibConfig
 from pipeline.data.contamination import (
     ContaminationRecord,
@@ -291,14 +292,6 @@ def chat_encoder(folder: Path) -> Callable[[str], list[int]]:
         return list(tokenizer.encode(shown, add_special_tokens=False))
 
     return encode
-
-
-def has_chat_template(folder: Path) -> bool:
-    """Whether the checkpoint's tokenizer knows how a conversation is written."""
-    config = folder / "tokenizer_config.json"
-    return (folder / "chat_template.jinja").is_file() or (
-        config.is_file() and bool(read_json(config).get("chat_template"))
-    )
 
 
 def end_token(folder: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from core.errors import PlanError, Problem, closest
 from evals.config import GateConfig, SuiteConfig
 from evals.gate.sequential import ORDERS
+from evals.quality.chat import missing_template
 from evals.quality.embedded import EMBEDDED_TASKS
 from evals.quality.task_file import task_file_problem
 from evals.types import Price
@@ -92,6 +93,7 @@ def make_plan(
         *method.check(args, compressed, machine),
         *check_numbers(config),
         *_check_suite(config.suite),
+        *_check_chat(config.suite, facts, external),
         *_check_gate(config.gate, config.suite.tasks),
         *check_size(config.engine, facts, machine),
         *check_engine(config.engine, facts),
@@ -171,6 +173,14 @@ def _check_suite(suite: SuiteConfig) -> list[Problem]:
     if suite.source == "files":
         problems += _check_task_files(suite.tasks, suite.files)
     return problems
+
+
+def _check_chat(suite: SuiteConfig, *checkpoints: ModelFacts | None) -> list[Problem]:
+    """Every checkpoint whose folder is here has the chat template that the suite asks for."""
+    if not suite.apply_chat_template:
+        return []
+    without = [facts for facts in checkpoints if facts is not None and facts.has_chat_template is False]
+    return [missing_template(facts.name) for facts in without]
 
 
 def _check_task_files(tasks: Sequence[str], files: Mapping[str, str]) -> list[Problem]:

@@ -12,6 +12,7 @@ from core.files import plain
 from core.store import StageResult
 from evals.gate.sequential import GateRule
 from evals.json_form import from_json
+from evals.quality.chat import require_chat_template
 from evals.quality.run import Suite, Tools, run_gated_suite, run_suite
 from evals.quality.sizes import suite_tokens
 from evals.quality.task_file import task_files_digest
@@ -86,9 +87,12 @@ class Quality(Stage[QualityReport]):
         """Serve the checkpoint and ask.
 
         Raises:
+            ConfigError: the suite asks for a chat template, and the checkpoint has none.
             ToolError: vLLM or lm-eval failed; the message ends with its log.
 
         """
+        if self.suite.apply_chat_template:  # before a server is started; a plan sees only the user's own folders
+            require_chat_template(effects.result(self.served.checkpoint).path)
         served = self.served.start(effects)
         data = None if self.datasets is None else effects.result(self.datasets)
         answers = effects.home / "answers.sqlite"
