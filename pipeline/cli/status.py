@@ -23,6 +23,7 @@ from pipeline.cli.options import config_of, parser
 from pipeline.config import TrackingConfig
 from pipeline.record.registry import champion_version
 from pipeline.record.store import Recorder
+from pipeline.record.tags import verdict_of
 from pipeline.record.versions import registered_models
 
 NONE = "none"
@@ -74,7 +75,7 @@ def model_rows(tracking: TrackingConfig, alias: str) -> list[tuple[str, ...]]:
 
 def decision_text(tags: Mapping[str, str]) -> str:
     """A recorded decision in words."""
-    return {"promote": "promoted", "hold": "not promoted"}.get(tags.get("decision", ""), NONE)
+    return verdict_of("candidate", tags.get("decision", "")) or NONE
 
 
 def show_ledger(url: str) -> None:

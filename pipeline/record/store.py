@@ -86,8 +86,7 @@ class Recorder:
     def share_view(self, model: str) -> None:
         """Save how MLflow's pages show the model's runs: `pipeline.record.view` has the link."""
         experiment = self.client.get_experiment(self.experiment_id)
-        runs_text = f"tags.model = {literal(model)} and tags.role != 'stage'"
-        name, text = view_tag(model, runs_text, experiment.creation_time or 0)
+        name, text = view_tag(model, runs_of(model), experiment.creation_time or 0)
         if experiment.tags.get(name) != text:
             self.client.set_experiment_tag(self.experiment_id, name, text)
 
@@ -97,11 +96,11 @@ class Recorder:
         from mlflow.utils.time import get_current_time_millis
 
         now = get_current_time_millis()
-        for run in self.runs(model):
-            if "variant" not in run.data.tags:
-                metrics = [Metric(name, value, now, 0) for name, value in short_metrics(run.data.metrics).items()]
-                tags = [RunTag(name, text) for name, text in short_tags(run.data.tags).items()]
-                self.client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
+        text = f"tags.variant IS NULL and {runs_of(model)}"
+        for run in self.client.search_runs([self.experiment_id], text, max_results=MAX_RUNS):
+            metrics = [Metric(name, value, now, 0) for name, value in short_metrics(run.data.metrics).items()]
+            tags = [RunTag(name, text) for name, text in short_tags(run.data.tags).items()]
+            self.client.log_batch(run.info.run_id, metrics=metrics, tags=tags)
 
     def _write(self, record: RunRecord) -> str:
         from mlflow.entities import Metric, Param, RunTag
@@ -156,7 +155,7 @@ class Recorder:
 
     def runs(self, model: str) -> list[Run]:
         """The newest finished run of each candidate of a model, newest first."""
-        text = f"tags.model = {literal(model)} and attributes.status = 'FINISHED' and tags.role != 'stage'"
+        text = f"{runs_of(model)} and attributes.status = 'FINISHED'"
         found = self.client.search_runs([self.experiment_id], text, max_results=MAX_RUNS, order_by=NEWEST_FIRST)
         newest: dict[str, Run] = {}
         for run in found:
@@ -265,6 +264,11 @@ def flat_params(config: object) -> dict[str, str]:
 
     walk("", plain(config))
     return flat
+
+
+def runs_of(model: str) -> str:
+    """A model's runs, without those of their stages, in MLflow's filter language."""
+    return f"tags.model = {literal(model)} and tags.role != 'stage'"
 
 
 def literal(text: str) -> str:

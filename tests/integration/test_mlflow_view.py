@@ -104,7 +104,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingConfig:
 def start_ui(tracking: TrackingConfig) -> tuple[subprocess.Popen[str], dict[str, str]]:
     """`parsimony ui` on a free port, and the links that it prints: what they show -> address."""
     line = [sys.executable, "-m", "pipeline", "ui", "--port", str(free_port()), f"tracking.uri={tracking.uri}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     links: dict[str, str] = {}
     assert process.stdout is not None
@@ -230,6 +230,24 @@ def test_runs_say_who_what_and_when(tracking: TrackingConfig) -> None:
     experiment = recorder.client.get_experiment(recorder.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert "promoted" in experiment.tags["mlflow.note.content"]
+
+
+def test_runs_of_an_older_version_get_the_columns(tmp_path: Path) -> None:
+    recorder = Recorder(TrackingConfig(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts"))
+    tags = {"model": "o'neill", "label": "int8", "role": "candidate", "decision": "hold", "candidate_key": "k"}
+    old = recorder.client.create_run(recorder.experiment_id, tags=tags).info.run_id
+    recorder.client.log_metric(old, "cost/usd_per_1k_tokens", 0.00031)
+    recorder.client.set_terminated(old)
+    stage = recorder.client.create_run(recorder.experiment_id, tags={"model": "o'neill", "role": "stage"}).info.run_id
+    recorder.complete_columns("o'neill")
+    data = recorder.client.get_run(old).data
+    assert (data.tags["variant"], data.tags["verdict"]) == ("int8", "not promoted")
+    assert data.metrics["usd_per_1m_tokens"] == 0.31
+    assert "quality" not in data.metrics, "what was not measured stays missing"
+    assert "variant" not in recorder.client.get_run(stage).data.tags
+    recorder.client.set_tag(old, "verdict", "mine")
+    recorder.complete_columns("o'neill")
+    assert recorder.client.get_run(old).data.tags["verdict"] == "mine", "only once"
 
 
 def test_sigterm_ends_every_process(tracking: TrackingConfig) -> None:
