@@ -404,7 +404,7 @@ def recorded_runs(tracking: TrackingConfig) -> list[Recorded]:
         )
     recorder = Recorder(tracking)
     runs = [(model, run) for model in recorder.models() for run in recorder.runs(model)]
-    runs.sort(key=lambda pair: pair[1].info.start_time, reverse=True)
+    runs.sort(key=lambda pair: pair[1].info.end_time, reverse=True)
     return [
         _recorded(model, run, recorder.evidence(run.info.run_id), plan_notes(recorder, run.info.run_id))
         for model, run in runs
