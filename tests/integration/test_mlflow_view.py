@@ -250,6 +250,14 @@ def test_runs_of_an_older_version_get_the_columns(tmp_path: Path) -> None:
     assert recorder.client.get_run(old).data.tags["verdict"] == "mine", "only once"
 
 
+def test_a_record_is_found_by_its_keys_former_name(tmp_path: Path) -> None:
+    recorder = Recorder(TrackingConfig(f"sqlite:///{tmp_path}/mlflow.db", f"{tmp_path}/artifacts"))
+    old = recorder.client.create_run(recorder.experiment_id, tags={"run_key": "abc"}).info.run_id
+    recorder.client.set_terminated(old)
+    one = measured(tmp_path / "none", *VARIANTS[0])
+    assert recorder.record(RunRecord("abc", "none", {}, {}, {}, {}, {}, {}, evidence_of(one))) == (old, True)
+
+
 def test_sigterm_ends_every_process(tracking: TrackingConfig) -> None:
     process, links = start_ui(tracking)
     port = links["runs"].split(":")[2].partition("/")[0]
