@@ -29,17 +29,17 @@ TABLE, CHART = "TABLE", "CHART"
 VIEW_TAG = "mlflow.sharedViewState."
 COST, QUALITY = "usd_per_1m_tokens", "quality"
 COLUMNS = (
+    ("tags", "variant", 100),
     ("tags", "verdict", 120),
     ("metrics", QUALITY, 75),
     ("metrics", COST, 150),
     ("metrics", "difference_points", 135),
     ("metrics", "tok_per_s", 90),
     ("metrics", "size_mib", 80),
-    ("tags", "variant", 110),
 )
-"""Kind, name and width (pixels) of the columns, from left to right. The first three fit beside the panel that MLflow
-opens at a first visit; the run's name, which ends with the variant, stands on their left."""
-PINNED = {"attributes.`Run Name`": 190, "runDateAndNestInfo": 105}
+"""Kind, name and width (pixels) of the columns, from left to right. The first four fit beside the panel that MLflow
+opens at a first visit. The run's name stands on their left; a long one is cut off before the variant."""
+PINNED = {"attributes.`Run Name`": 150, "runDateAndNestInfo": 105}
 """MLflow's own columns on the left, which every table has: id and width (pixels)."""
 SECTION = "cost-against-quality"
 

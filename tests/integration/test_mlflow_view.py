@@ -40,7 +40,7 @@ VARIANTS = (
     ("rtn-int4", WORSE, "0.00028", 460.0, 113),
 )
 """Label, scores, USD per 1k tokens, output tokens per second, MiB."""
-COLUMNS = ("verdict", "quality", "usd_per_1m_tokens", "difference_points", "tok_per_s", "size_mib", "variant")
+COLUMNS = ("variant", "verdict", "quality", "usd_per_1m_tokens", "difference_points", "tok_per_s", "size_mib")
 WALL_S = {"compress": 60.0, "quality": 100.0, "load": 80.0}
 BEGAN = {
     "compress": "2026-11-20T10:00:00+00:00",
@@ -164,7 +164,7 @@ def test_the_link_shows_cost_beside_quality_and_the_verdict(page: Page, links: d
     page.open(links["runs"])
     page.wait_for("document.querySelectorAll('[col-id=\"metrics.`usd_per_1m_tokens`\"][role=gridcell]').length == 4")
     rows = table_of(page)
-    assert [row["Run Name"][0].rpartition("/")[2] for row in rows] == ["rtn-int4", "int8", "none", "gptq"]
+    assert [row["variant"][0] for row in rows] == ["rtn-int4", "int8", "none", "gptq"]
     texts = [[row[name][0] for name in ("verdict", "quality", "usd_per_1m_tokens")] for row in rows]
     assert texts == [
         ["not promoted", "0.6", "0.28"],
@@ -173,7 +173,7 @@ def test_the_link_shows_cost_beside_quality_and_the_verdict(page: Page, links: d
         ["not promoted", "0.75", "0.61"],
     ]
     for row in rows:
-        shown = [row[name] for name in ("Run Name", "verdict", "quality", "usd_per_1m_tokens")]
+        shown = [row[name] for name in ("variant", "verdict", "quality", "usd_per_1m_tokens")]
         assert all(is_seen(cell) for cell in shown), "without scrolling"
         assert len({round(cell[3]) for cell in shown}) == 1, "side by side"
         assert [cell[1] for cell in shown] == sorted(cell[1] for cell in shown)
