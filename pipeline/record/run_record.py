@@ -50,14 +50,16 @@ def evidence_of(measured: Measured) -> Evidence:
     return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
 
 
-def comparison_group(measured: Measured, plan: RunPlan) -> dict[str, object]:
+def comparison_group(baseline: Measured, plan: RunPlan) -> dict[str, object]:
     """What two runs must share so that their candidates compare: the model by name and revision, how it was asked and
     loaded, the machine and its price.
+
+    How the baseline was asked stands for both: a candidate that fails one task is not asked the others any more.
     """
     config = plan.config
     return {
         "model": [config.model.name, config.model.revision],
-        "suite": {name: result.settings_digest for name, result in measured.quality.tasks.items()},
+        "suite": {name: result.settings_digest for name, result in baseline.quality.tasks.items()},
         "load": config.load,
         "machine": plan.choices.machine.fingerprint,
         "price": plan.choices.price,
@@ -70,7 +72,7 @@ def comparison_group(measured: Measured, plan: RunPlan) -> dict[str, object]:
 def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measured | None) -> RunRecord:
     """Everything that is written of one measured candidate; `baseline` is None for the baseline itself."""
     candidate, config, price = measured.candidate, plan.config, plan.choices.price
-    group = comparison_group(measured, plan)
+    group = comparison_group(baseline or measured, plan)
     tags = {
         **spend.tags,
         "model": config.model.name,

@@ -36,7 +36,7 @@ from pipeline.stages.health import Health
 from pipeline.stages.load import Load
 from pipeline.stages.quality import Quality
 from tests.integration.conftest import ROOT
-from tests.unit.pipeline.test_decide import GOOD, task
+from tests.unit.pipeline.test_decide import GOOD, WORSE, task
 
 pytestmark = pytest.mark.integration
 set_defaults()
@@ -359,3 +359,18 @@ def test_the_same_weights_under_a_second_name_are_recorded_and_decided_under_it(
     assert run(command_config([*settings, "model.revision=0123abc"])) == 0
     revisions = {one.data.tags.get("model_revision") for one in book.runs(first.model.name)}
     assert revisions == {None, "0123abc"}, "another revision is another record"
+
+
+def test_a_candidate_that_fails_its_first_task_is_decided_although_it_was_not_asked_the_second(
+    fast_path, monkeypatch, capsys
+) -> None:
+    def quality(self: Quality, folder: Path, effects: Effects) -> dict[str, object]:
+        if self.gated is None:
+            return dict(plain(QualityReport({"arc_easy": task(GOOD), "piqa": task(GOOD)})))
+        failed = "not evaluated: arc_easy had ended the evaluation (fail)"
+        return dict(plain(QualityReport({"arc_easy": task(WORSE)}, "", {"piqa": failed})))
+
+    monkeypatch.setattr(Quality, "run", quality)
+    settings = [one for one in fast_path if not one.startswith("suite.tasks")] + ["suite.tasks=[arc_easy,piqa]"]
+    assert run(command_config(settings)) == 0
+    assert "Decision on int8: not promoted" in capsys.readouterr().out
