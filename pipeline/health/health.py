@@ -84,47 +84,24 @@ def run_health(
     if found:
         report = HealthReport(DAMAGED, "stopped at its files", tuple(found))
     else:
-        report = measure(
-            base_folder,
-            candidate_folder,
-            tokens_path,
-            out_folder,
-            base_cache,
-            limits,
-            python,
-            num_sequences=num_sequences,
-            length=length,
-            launcher=launcher,
-        )
+        limits = limits or HealthLimits()
+        read_tokens(tokens_path, base_folder, num_sequences, length)
+        job: HealthJob = {
+            "base": str(base_folder),
+            "candidate": str(candidate_folder),
+            "tokens": str(tokens_path),
+            "base_cache": None if base_cache is None else str(base_cache),
+            "num_sequences": num_sequences,
+            "length": length,
+            "suspect_above": limits.max_local_error,
+        }
+        report = measure(job, out_folder, python, launcher)
     write_json(out_folder / "health.json", report)
     return report
 
 
-def measure(
-    base_folder: Path,
-    candidate_folder: Path,
-    tokens_path: Path,
-    out_folder: Path,
-    base_cache: Path | None = None,
-    limits: HealthLimits | None = None,
-    python: Path | str = sys.executable,
-    *,
-    num_sequences: int = 2,
-    length: int = 192,
-    launcher: Launcher = LOCAL,
-) -> HealthReport:
-    """`run_health` without the check of the files."""
-    limits = limits or HealthLimits()
-    read_tokens(tokens_path, base_folder, num_sequences, length)
-    job: HealthJob = {
-        "base": str(base_folder),
-        "candidate": str(candidate_folder),
-        "tokens": str(tokens_path),
-        "base_cache": None if base_cache is None else str(base_cache),
-        "num_sequences": num_sequences,
-        "length": length,
-        "suspect_above": limits.max_local_error,
-    }
+def measure(job: HealthJob, out_folder: Path, python: Path | str, launcher: Launcher) -> HealthReport:
+    """Run the measuring process on a candidate whose files are sound."""
     environment = {
         # GPTQModel's own default fails on two cores, and loading needs no more.
         "GPTQMODEL_CPU_WORKERS": os.environ.get("GPTQMODEL_CPU_WORKERS", "2"),
@@ -144,7 +121,7 @@ def measure(
             gpus=1,
         )
     )
-    return report_from({**measured, "layer_files": files_of_layers(candidate_folder)})
+    return report_from({**measured, "layer_files": files_of_layers(Path(job["candidate"]))})
 
 
 def read_tokens(path: Path, base: Path, num_sequences: int, length: int) -> NDArray[np.int64]:
