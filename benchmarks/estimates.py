@@ -30,20 +30,27 @@ SHARED_STAGES = ("fetch", "base", "datasets")
 """Taken from the user's cache where they are there: downloads say nothing of this machine."""
 SMALL_MODEL = ["model.weights=random", "model.shape.num_hidden_layers=10"]
 RUNS: tuple[tuple[str, ...], ...] = (
-    ("quant=rtn-int8", "suite.num_items=8"),
-    ("quant=none", "suite.num_items=16", "seed=1"),
-    ("quant=none", "suite.num_items=32", "seed=2", "load.num_repeats=4"),
-    ("quant=rtn-int4", "suite.num_items=12", "seed=3"),
-    ("quant=none", "suite.num_items=6", "seed=4", *SMALL_MODEL),
-    ("quant=none", "suite.num_items=48", "seed=5"),
-    ("quant=none", "suite.num_items=24", "seed=6", *SMALL_MODEL),
-    ("quant=none", "suite.tasks=[sciq]", "suite.num_items=12", "seed=7"),
-    ("quant=none", "suite.tasks=[hellaswag]", "suite.num_items=24", "seed=8", "load.num_repeats=3"),
-    ("quant=rtn-int8", "suite.num_items=20", "seed=9"),
-    ("quant=none", "suite.num_items=10", "seed=10", "load.num_repeats=6"),
-    ("quant=none", "suite.num_items=40", "seed=11", "load.num_repeats=1"),
-    ("quant=int8", "suite.num_items=12", "seed=12", "calib.num_samples=8", "calib.length=128"),
-    ("quant=int8", "suite.num_items=10", "seed=13", "calib.num_samples=16", "calib.length=128"),
+    ("quant=rtn-int8", "gate.order=uniform", "gate.max_items=8"),
+    ("quant=none", "gate.order=uniform", "gate.max_items=16", "seed=1"),
+    ("quant=none", "gate.order=uniform", "gate.max_items=32", "seed=2", "load.num_repeats=4"),
+    ("quant=rtn-int4", "gate.order=uniform", "gate.max_items=12", "seed=3"),
+    ("quant=none", "gate.order=uniform", "gate.max_items=6", "seed=4", *SMALL_MODEL),
+    ("quant=none", "gate.order=uniform", "gate.max_items=48", "seed=5"),
+    ("quant=none", "gate.order=uniform", "gate.max_items=24", "seed=6", *SMALL_MODEL),
+    ("quant=none", "suite.tasks=[sciq]", "gate.order=uniform", "gate.max_items=12", "seed=7"),
+    (
+        "quant=none",
+        "suite.tasks=[hellaswag]",
+        "gate.order=uniform",
+        "gate.max_items=24",
+        "seed=8",
+        "load.num_repeats=3",
+    ),
+    ("quant=rtn-int8", "gate.order=uniform", "gate.max_items=20", "seed=9"),
+    ("quant=none", "gate.order=uniform", "gate.max_items=10", "seed=10", "load.num_repeats=6"),
+    ("quant=none", "gate.order=uniform", "gate.max_items=40", "seed=11", "load.num_repeats=1"),
+    ("quant=int8", "gate.order=uniform", "gate.max_items=12", "seed=12", "calib.num_samples=8", "calib.length=128"),
+    ("quant=int8", "gate.order=uniform", "gate.max_items=10", "seed=13", "calib.num_samples=16", "calib.length=128"),
 )
 LOAD = (
     "load.points=[{concurrency: 1, input_tokens: 64, output_tokens: 16, num_requests: 2},"

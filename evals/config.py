@@ -17,8 +17,6 @@ class SuiteConfig:
     """lm-eval task names."""
     files: dict[str, str] = field(default_factory=dict)
     """Task name -> lm-eval task file (.yaml), for `source=files`."""
-    num_items: int | None = None
-    """Items asked of each task: a seeded random subset; null asks all of them."""
     num_fewshot: int | None = None
     """Few-shot examples; null keeps each task's own number."""
     num_concurrent: int = 8
@@ -44,14 +42,22 @@ class GateConfig:
     """Probability, at most, that a candidate which is worse by the margin or more is promoted."""
     beta: float = 0.05
     """Probability, at most, that a candidate which is good enough is rejected before all items are asked."""
-    num_candidates: int = 1
-    """Candidates that compete for one promotion: each is tested at alpha / num_candidates."""
-    order: str = "guided"
-    """`guided` asks first where the baseline was unsure; `uniform` in a plain random order."""
+    num_candidates: int | None = None
+    """Candidates that are tried together: `--multirun` sets it. null: this one alone. All that were ever tried against
+    one baseline share `alpha`, by the order in which they came."""
+    score: str = "probability"
+    """What decides a multiple-choice task: `probability` of the right choice, or `accuracy`. A task without choices is
+    decided by its accuracy."""
+    guard_delta_points: float = 5.0
+    """Margin in points of the accuracy, which a candidate must keep too where the probability decides."""
+    order: str = "auto"
+    """`guided` asks first where the baseline was unsure, and the baseline everything; `uniform` asks both the same
+    items in one random order; `auto` is guided for tasks of at most 2,000 items."""
     stop_early: bool = True
-    """False asks every item."""
+    """False asks every item, within `max_items`."""
     max_items: int | None = None
-    """Most items asked of a candidate per task; null: all. A task undecided by then is not passed."""
+    """Budget: most items asked of a candidate per task (in a uniform order of the baseline too); null: all. A task that
+    is undecided by then is not decided; the same command with a larger budget goes on from there."""
     block_items: int = 32
     """Items asked between two looks at the gate."""
     num_resamples: int = 10_000

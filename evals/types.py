@@ -116,6 +116,7 @@ class TaskResult:
     task: str
     metric: str
     estimate: Estimate
+    """The mean score over all items of this benchmark."""
     items: tuple[ItemOutcome, ...]
     num_items_total: int
     """Items in the whole evaluation split; more than `items` where a subset was asked."""
@@ -123,6 +124,9 @@ class TaskResult:
     """SHA-256 of everything but the model: equal digests mean that two results may be compared item by item."""
     sampling_order: SamplingOrder | None = None
     """Where a gate could end the evaluation early; None: every item was asked."""
+    like_these: Estimate | None = None
+    """The mean score of questions like these: an i.i.d. source of which the items are a sample. None where the items
+    are no uniform sample of the benchmark: differences to the baseline are then told instead."""
 
     @property
     def num_items_planned(self) -> int:
@@ -314,8 +318,19 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class GuardGate:
+    """The gate of the accuracy beside one of another score: a looser margin on the same items."""
+
+    decision: str
+    reason: str
+    delta_points: float
+    difference: Estimate | None
+    log_e_pass: float | None
+
+
+@dataclass(frozen=True)
 class TaskGate:
-    """One task's gate after all recorded answers."""
+    """One task's gate after all recorded answers, its guard included."""
 
     task: str
     decision: str
@@ -323,13 +338,15 @@ class TaskGate:
     reason: str
     """e-value, certain, exact, budget, or empty."""
     delta_points: float
+    """The declared margin, in points."""
     order: str
     num_items: int
     num_items_total: int
     decided_at: int | None
     """The item at which the decision fell."""
     difference: Estimate | None
-    """Candidate minus baseline over all items, as a share; None before the first item."""
+    """Candidate minus baseline in the deciding score over all items of this benchmark, as a share; None before the
+    first item."""
     log_e_pass: float | None
     """Log e-value against "worse by the margin or more"; None where the answer is certain."""
     log_e_fail: float | None
@@ -339,6 +356,21 @@ class TaskGate:
     lost: tuple[int, ...]
     divergence: Divergence | None
     """Information; no gate decides by it."""
+    score: str = "accuracy"
+    """What decides: `accuracy`, or the `probability` of the right choice."""
+    margin_points: float | None = None
+    """The margin in points of that score; None: `delta_points`."""
+    guard: GuardGate | None = None
+    """The accuracy's own gate, where the probability decides."""
+    max_log_e_pass: float = 0.0
+    """The largest log e-value so far, and the item (from 1) at which it was reached; 0: none was above 1."""
+    max_at: int = 0
+    smallest_margin_points: float | None = None
+    """The smallest margin in points of the score that the answers so far show at the candidate's level."""
+    items_to_decide: int | None = None
+    """A forecast of the items that the declared margin still takes; None where it is decided."""
+    like_these: Estimate | None = None
+    """The same difference for questions like these: an i.i.d. source of which the benchmark is a sample."""
 
 
 @dataclass(frozen=True)
@@ -354,6 +386,8 @@ class DecisionEvidence:
     """Whether it met every requirement; a cheaper candidate may still have been promoted instead."""
     beaten_by: tuple[str, ...] = ()
     """Who or what was better, each with figures."""
+    level: float | None = None
+    """The error level at which the candidate was tested; None for a baseline."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +395,8 @@ class Decision:
     """The answer of a run, with its reasons."""
 
     action: str
-    """`promote`, or `hold`: not promoted."""
+    """`promote`; `reject`: a requirement is not met; `undecided`: none is failed, but one is not shown yet; `hold`: not
+    promoted for another reason (a baseline, a cheaper candidate, a refused promotion)."""
     variant: str
     reasons: tuple[str, ...]
     rule: GateConfig | None = None

@@ -38,4 +38,4 @@ metric_list:
 metadata: {version: 1.0}
 END
 "${parsimony[@]}" quant=int8 suite.source=files "suite.tasks=[support]" "suite.files={support: $folder/support.yaml}" \
-  suite.num_items=null "$@"
+  "$@"

@@ -26,7 +26,7 @@ from pipeline.billing.approvals import ledgers_approver
 from pipeline.billing.promotions import note_in_ledger
 from pipeline.billing.terms import ledger_url
 from pipeline.config import PromoteConfig, RunConfig
-from pipeline.record.candidates import RecordedCandidates, recorded_candidates
+from pipeline.record.candidates import Levels, RecordedCandidates, recorded_candidates
 from pipeline.record.registry import (
     PREVIOUS,
     WEIGHTS,
@@ -52,6 +52,15 @@ Approvals = Callable[[Subject], str | None]
 """Who approved a subject, or None where nobody has."""
 NotePromotion = Callable[["MlflowClient", "ModelVersion | None"], None]
 """Told the registry and the champion before a promotion."""
+
+
+NOT_PROMOTED, NOT_DECIDED = 5, 6
+"""Exit codes of `fail_on_hold=true`."""
+
+
+def exit_code(decision: Decision) -> int:
+    """What a command ends with under `fail_on_hold=true`."""
+    return {"promote": 0, "undecided": NOT_DECIDED}.get(decision.action, NOT_PROMOTED)
 
 
 def nobody(subject: Subject) -> str | None:
@@ -212,9 +221,9 @@ class Outcome:
     refused: PromotionRefusedError | None = None
 
 
-def decide_on_run(run_id: str, artifact: Artifact, config: RunConfig, recorder: Recorder) -> Decided:
+def decide_on_run(run_id: str, artifact: Artifact, config: RunConfig, recorder: Recorder, levels: Levels) -> Decided:
     """Decide on a candidate's run, together with every recorded candidate that compares with it."""
-    found = recorded_candidates(recorder, config.model.name, config.gate, config.seed, run_id)
+    found = recorded_candidates(recorder, config.model.name, config.gate, config.seed, levels, run_id)
     return decided_on(
         found, found.index_of(recorder.client.get_run(run_id)), run_id, artifact.path, artifact.digest, config
     )

@@ -12,11 +12,13 @@ from core.files import read_json
 from core.store import StageStore
 from evals.types import Decision
 from pipeline.billing.account import Billing
+from pipeline.billing.continuation import continuation
+from pipeline.billing.error_levels import CountedLevels
 from pipeline.checkpoints.card import model_card
 from pipeline.checkpoints.publish import publish
 from pipeline.config import RunConfig
 from pipeline.plan.resolve import RunPlan, resolve
-from pipeline.promote import Outcome, apply, decide_on_baseline, decide_on_run
+from pipeline.promote import Outcome, apply, decide_on_baseline, decide_on_run, exit_code
 from pipeline.record.run_record import card_rows, run_record
 from pipeline.record.store import Recorder
 from pipeline.report import console as report
@@ -24,9 +26,6 @@ from pipeline.report.json_output import decision_json
 from pipeline.stages.graph import Effects
 from pipeline.stages.measure import measure
 from pipeline.types import Measured
-
-NOT_PROMOTED = 5
-"""Exit code of `fail_on_hold=true`."""
 
 
 def run(config: RunConfig) -> int:
@@ -41,32 +40,36 @@ def run(config: RunConfig) -> int:
     for stage in plan.pending:
         stage.check_access()
     with billing, report.outcome_of():
+        levels = CountedLevels(billing.ledger_url)
         effects = effects_of(plan, billing)
-        measured = measure_all(plan, effects)
-        outcome = record_and_decide(measured, plan, billing, Recorder(plan.config.tracking))
+        measured = measure_all(plan, effects, levels)
+        outcome = record_and_decide(measured, plan, billing, Recorder(plan.config.tracking), levels)
         publish_promoted(measured, outcome.decision, plan.config)
         console.result(decision_json(outcome.decision, model=plan.config.model.name, registry=outcome.registry))
-    is_held = len(measured) > 1 and outcome.decision.action != "promote"
-    return NOT_PROMOTED if config.fail_on_hold and is_held else 0
+    return exit_code(outcome.decision) if config.fail_on_hold and len(measured) > 1 else 0
 
 
 def effects_of(plan: RunPlan, billing: Billing) -> Effects:
     """The real effects: a store whose stages are shown and charged."""
     bars = ProgressBars(plan.config.model.name, billing.estimates.expected_s)
     store = StageStore(plan.store.root, hooks=(bars, billing))
-    return Effects(store, plan.home, plan.serving_python, say=say)
+    return Effects(store, plan.home, plan.serving_python, say=say, level=CountedLevels(billing.ledger_url))
 
 
-def measure_all(plan: RunPlan, effects: Effects) -> list[Measured]:
+def measure_all(plan: RunPlan, effects: Effects, levels: CountedLevels) -> list[Measured]:
     """The baseline, then the candidate where there is one."""
     price, utilisation = plan.choices.price, plan.config.gate.utilisation
     effects.result(plan.variants.base)
+    if plan.choices.candidate is not None:
+        levels.check(plan, effects)
     if plan.variants.student is not None:
         effects.result(plan.variants.student)  # before the baseline: what cannot be trained is known early
     return [measure(variant, effects, price, utilisation) for variant in plan.variants.all]
 
 
-def record_and_decide(measured: list[Measured], plan: RunPlan, billing: Billing, recorder: Recorder) -> Outcome:
+def record_and_decide(
+    measured: list[Measured], plan: RunPlan, billing: Billing, recorder: Recorder, levels: CountedLevels
+) -> Outcome:
     """Record what was measured, decide on the last one, promote if it passed, and show the table."""
     config, baseline, candidate = plan.config, measured[0], measured[-1]
     with report.shown("record"):
@@ -78,10 +81,10 @@ def record_and_decide(measured: list[Measured], plan: RunPlan, billing: Billing,
         if candidate is baseline:
             decided = decide_on_baseline(run_ids[-1], candidate.candidate.label, candidate.artifact)
         else:
-            decided = decide_on_run(run_ids[-1], candidate.artifact, config, recorder)
+            decided = decide_on_run(run_ids[-1], candidate.artifact, config, recorder, levels)
     outcome = apply(decided, config, recorder, billing.approver, billing.promoted)
     billing.deliver_alerts(partial(recorder.client.set_tag, decided.run_id))
-    report.show_result(measured, outcome, decided.comparison, plan)
+    report.show_result(measured, outcome, decided.comparison, plan, continuation(outcome.decision, plan, billing))
     return outcome
 
 

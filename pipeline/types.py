@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict
 
+from evals.decide.declared import Attempt
 from evals.types import CostReport, LoadReport, Price, QualityReport
 
 FP8_CAPABILITY = 8.9
@@ -184,6 +185,8 @@ class Measured:
     reused: tuple[str, ...]
     measured_at: str
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
+    attempt: Attempt | None = None
+    """The candidate as it is counted; None for a baseline."""
 
 
 @dataclass(frozen=True)

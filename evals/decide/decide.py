@@ -1,8 +1,14 @@
-"""The decision: promote the cheapest candidate that passed the gate and meets the SLO. Pure.
+"""The decision: promote the cheapest candidate that is shown to be good enough, cheaper, and within the SLO. Pure.
 
 A candidate must pass its gate on every task that decides (`evals/gate/gate.py`, replayed from the recorded outcomes),
-cost less than the baseline by more than run-to-run variation, and meet the p99 latencies where an SLO is given. Of
-several that do, the cheapest wins. Every reason carries its figures, and so does every reason against a promotion.
+cost less than the baseline by more than chance and drift explain, and meet the p99 latencies where an SLO is given.
+Each requirement is met, failed or undecided. A candidate that fails one is rejected; one that fails none, but has one
+undecided, is not decided; the others pass, and of several the cheapest is promoted. Every reason carries its figures,
+and so does every reason against a promotion.
+
+Each candidate is tested at its own error level: its share of what is promised for all that are ever tried against the
+baseline (`evals/decide/declared.py`). Some candidate that is worse by its margin is then promoted with a probability of
+at most `gate.alpha`, however many are tried.
 """
 
 from __future__ import annotations
@@ -10,49 +16,69 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from evals.config import GateConfig
 from evals.decide.evidence import Evidence, measured_apart, price_doubt, worst_latency
-from evals.decide.task_gates import compare, gates_of, how_sure, task_gates
-from evals.gate.gate import Combined, Verdict, best_of_k_level, e_bh
+from evals.decide.task_gates import compare, describe_task, gates_of, task_gates
+from evals.gate.gate import Verdict
 from evals.gate.sequential import SequentialEvaluation
 from evals.stats import PairedComparison
 from evals.types import Decision, DecisionEvidence, LoadReport, QualityReport, TaskGate, ThetaSlo
+
+Answer = Literal["met", "failed", "undecided"]
+WORDS: Mapping[Answer, str] = {"met": "passed", "failed": "not met", "undecided": "not decided"}
 
 
 @dataclass(frozen=True)
 class Requirement:
     """One requirement's answer."""
 
-    passed: bool
+    answer: Answer
     reason: str
-    beaten_by: str = ""
+    against: str = ""
     """What speaks against the promotion, with its figures; empty where the requirement is met."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate to decide on."""
+
+    evidence: Evidence
+    level: float
+    """The error level at which it is tested."""
+
+
 def decide(
-    candidate: Evidence, baseline: Evidence, gate: GateConfig, seed: int
+    candidate: Candidate, baseline: Evidence, gate: GateConfig, seed: int
 ) -> tuple[Decision, PairedComparison | None]:
     """Decide on one candidate against its baseline. Also returns its distance from the baseline, if known."""
-    evaluation = gates_of(candidate.quality, baseline.quality, gate)
-    comparison = None if evaluation is None else compare(candidate.quality, baseline.quality, evaluation, gate, seed)
-    tasks = {} if evaluation is None else task_gates(evaluation, candidate.quality, baseline.quality)
+    evidence, level = candidate.evidence, candidate.level
+    evaluation = gates_of(evidence.quality, baseline.quality, gate, level)
+    comparison = None if evaluation is None else compare(evidence.quality, baseline.quality, evaluation, gate, seed)
+    tasks = {} if evaluation is None else task_gates(evaluation, evidence.quality, baseline.quality, seed)
     requirements = [
-        *_quality(candidate.quality, evaluation, tasks, gate),
-        _price(candidate, baseline),
-        *_slo(candidate.load, gate),
+        *_quality(evidence.quality, evaluation, tasks, gate),
+        _price(evidence, baseline),
+        *_slo(evidence.load, gate),
     ]
-    action = "promote" if all(one.passed for one in requirements) else "hold"
-    evidence = DecisionEvidence(
+    action = _action(requirements)
+    found = DecisionEvidence(
         tasks=tasks,
         recovery=None if comparison is None else comparison.recovery,
-        usd_per_1k_tokens=candidate.cost.usd_per_1k_tokens,
+        usd_per_1k_tokens=evidence.cost.usd_per_1k_tokens,
         baseline_usd_per_1k_tokens=baseline.cost.usd_per_1k_tokens,
         passed=action == "promote",
-        beaten_by=tuple(one.beaten_by for one in requirements if one.beaten_by),
+        beaten_by=tuple(one.against for one in requirements if one.against),
+        level=level,
     )
-    reasons = tuple(("passed: " if one.passed else "not met: ") + one.reason for one in requirements)
-    return Decision(action, candidate.label, reasons, gate, evidence), comparison
+    reasons = tuple(f"{WORDS[one.answer]}: {one.reason}" for one in requirements)
+    return Decision(action, evidence.label, reasons, gate, found), comparison
+
+
+def _action(requirements: Sequence[Requirement]) -> str:
+    answers = {one.answer for one in requirements}
+    return "reject" if "failed" in answers else "undecided" if "undecided" in answers else "promote"
 
 
 def baseline_decision(label: str) -> Decision:
@@ -85,15 +111,16 @@ class Ranking:
     """What the error level is when several candidates competed."""
 
 
-def rank(candidates: Sequence[Evidence], baseline: Evidence, gate: GateConfig, seed: int) -> Ranking:
+def rank(candidates: Sequence[Candidate], baseline: Evidence, gate: GateConfig, seed: int) -> Ranking:
     """Decide on several candidates: the cheapest of those that passed wins, ties by label."""
     decided = [decide(candidate, baseline, gate, seed) for candidate in candidates]
+    evidence = [candidate.evidence for candidate in candidates]
     decisions = [decision for decision, _ in decided]
     passed = [index for index, decision in enumerate(decisions) if decision.action == "promote"]
-    winner = min(passed, key=lambda index: (_usd(candidates[index]), candidates[index].label), default=None)
+    winner = min(passed, key=lambda index: (_usd(evidence[index]), evidence[index].label), default=None)
     for index in passed:
         if winner is not None and index != winner:
-            decisions[index] = _outbid(decisions[index], _beaten_on_price(candidates[index], candidates[winner]))
+            decisions[index] = _outbid(decisions[index], _beaten_on_price(evidence[index], evidence[winner]))
     losses = tuple(
         Loss(decision.variant, decision.evidence.beaten_by)
         for index, decision in enumerate(decisions)
@@ -109,24 +136,13 @@ def _outbid(decision: Decision, beaten_by: str) -> Decision:
 
 
 def _notes(decisions: Sequence[Decision], gate: GateConfig) -> tuple[str, ...]:
-    num = len(decisions)
-    if num <= gate.num_candidates:
+    if len(decisions) < 2:
         return ()
-    logs = [min((_log_e(one) for one in d.evidence.tasks.values()), default=-math.inf) for d in decisions]
-    kept = ", ".join(decisions[index].variant for index in e_bh(logs, gate.alpha)) or "none"
-    level = best_of_k_level(gate.alpha, gate.num_candidates)
+    levels = ", ".join(f"{one.variant} at {one.evidence.level:.2%}" for one in decisions)
     return (
-        f"{num} candidates competed, gate.num_candidates={gate.num_candidates}: each was tested at {level:.2%}, "
-        f"so some candidate worse by its margin passes with a chance of up to {min(1.0, num * level):.0%} "
-        f"(gate.num_candidates={num} limits this to {gate.alpha:.0%})",
-        f"e-BH limits the share of false promotions to {gate.alpha:.0%} and selects: {kept}",
+        f"{len(decisions)} candidates were tested against this baseline, each at its own share of gate.alpha "
+        f"({levels}): some candidate worse by its margin is promoted with a chance of at most {gate.alpha:.0%}",
     )
-
-
-def _log_e(task: TaskGate) -> float:
-    if task.log_e_pass is not None:
-        return task.log_e_pass
-    return math.inf if task.decision == Verdict.PASS else -math.inf
 
 
 def _usd(evidence: Evidence) -> float:
@@ -144,38 +160,25 @@ def _quality(
     quality: QualityReport, evaluation: SequentialEvaluation | None, tasks: Mapping[str, TaskGate], gate: GateConfig
 ) -> list[Requirement]:
     if quality.quality_invalid_reason:
-        return [
-            Requirement(
-                False,
-                f"quality: {quality.quality_invalid_reason}",
-                f"its quality is not valid: {quality.quality_invalid_reason}",
-            )
-        ]
+        text = quality.quality_invalid_reason
+        return [Requirement("undecided", f"quality: {text}", f"its quality is not valid: {text}")]
     if evaluation is None:
         text = "candidate and baseline were not asked the same items in the same way"
-        return [Requirement(False, f"quality: {text}", f"its quality cannot be compared: {text}")]
-    requirements = [_task(one, evaluation.combined, gate) for one in tasks.values()]
-    return requirements or [Requirement(False, "quality: no task decides", "no task decides: gate.tasks is empty")]
+        return [Requirement("undecided", f"quality: {text}", f"its quality cannot be compared: {text}")]
+    requirements = [_task(one, evaluation, gate) for one in tasks.values()]
+    nothing = Requirement("undecided", "quality: no task decides", "no task decides: gate.tasks is empty")
+    return requirements or [nothing]
 
 
-def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Requirement:
+def _task(one: TaskGate, evaluation: SequentialEvaluation, gate: GateConfig) -> Requirement:
     if one.difference is None:
-        text = f"quality: {one.task}: not evaluated"
-        if combined.because:
-            text += f", because {combined.because} had ended the evaluation"
-        return Requirement(False, text)
-    d = one.difference
-    figures = f"{100 * d.value:+.1f} points [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}] against the baseline"
-    asked = f"{one.num_items} of {one.num_items_total} items"
-    result = {
-        Verdict.PASS: f"not worse by {one.delta_points:g} points or more",
-        Verdict.FAIL: f"worse by {one.delta_points:g} points or more",
-        Verdict.FUTILE: f"not shown within gate.max_items={gate.max_items}",
-        Verdict.UNDECIDED: "not decided by these answers",
-    }[Verdict(one.decision)]
-    passed = one.decision == Verdict.PASS
-    against = "" if passed else f"{one.task}: {figures}, {result} ({asked})"
-    return Requirement(passed, f"quality: {one.task}: {figures}, {asked}: {result} ({how_sure(one, gate)})", against)
+        combined = evaluation.combined
+        why = f", because {combined.because} had ended the evaluation" if combined.because else ""
+        return Requirement("undecided", f"quality: {one.task}: not evaluated{why}")
+    answers: dict[str, Answer] = {Verdict.PASS: "met", Verdict.FAIL: "failed"}
+    answer = answers.get(one.decision, "undecided")
+    text = f"{one.task}: {describe_task(one, gate)}"
+    return Requirement(answer, f"quality: {text}", "" if answer == "met" else text)
 
 
 def _price(candidate: Evidence, baseline: Evidence) -> Requirement:
@@ -183,17 +186,21 @@ def _price(candidate: Evidence, baseline: Evidence) -> Requirement:
     if ours is None or theirs is None:
         reasons = (one.cost.missing.get("usd_per_1k_tokens") for one in (candidate, baseline))
         missing = next((reason for reason in reasons if reason), "not measured")
-        return Requirement(False, f"price: unknown: {missing}", f"no price was measured ({missing})")
+        return Requirement("undecided", f"price: unknown: {missing}", f"no price was measured ({missing})")
     change = float(ours.value / theirs.value) - 1
     figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
     figures += measured_apart(candidate.load, baseline.load)
-    cheaper = ours.value < theirs.value
-    doubt = price_doubt(candidate.load, baseline.load) if cheaper else ""
+    doubt = price_doubt(candidate.load, baseline.load) if ours.value < theirs.value else ""
     if doubt:
         text = f"not significantly different from the baseline's: {doubt}"
-        return Requirement(False, f"price: {figures}: {text}", f"its price is {text}")
-    reason = f"price: {figures}: {'cheaper' if cheaper else 'not cheaper'} than the baseline"
-    return Requirement(cheaper, reason, "" if cheaper else f"it is not cheaper than the baseline: {figures}")
+        return Requirement("undecided", f"price: {figures}: {text}", f"its price is {text}")
+    if ours.value < theirs.value:
+        return Requirement("met", f"price: {figures}: cheaper than the baseline")
+    return Requirement(
+        "failed",
+        f"price: {figures}: not cheaper than the baseline",
+        f"it is not cheaper than the baseline: {figures}",
+    )
 
 
 def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Requirement]:
@@ -208,12 +215,12 @@ def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Requirement]:
         worst = worst_latency(load, metric)
         if worst is None:
             text = f"{metric} was not measured"
-            requirements.append(Requirement(False, f"SLO: {text}", f"the SLO cannot be checked: {text}"))
+            requirements.append(Requirement("undecided", f"SLO: {text}", f"the SLO cannot be checked: {text}"))
         else:
             is_met = worst <= limit
             figures = f"{metric} {worst:.3g} s {'meets' if is_met else 'exceeds'} the limit of {limit:g} s"
             against = "" if is_met else f"it misses the SLO: {figures} by {worst / limit - 1:.0%}"
-            requirements.append(Requirement(is_met, f"SLO: {figures}", against))
+            requirements.append(Requirement("met" if is_met else "failed", f"SLO: {figures}", against))
     return requirements
 
 
@@ -224,9 +231,9 @@ def _searched(theta: ThetaSlo, metric: str, limit: float) -> Requirement:
         bound = "no limit" if searched is None else f"{searched:g} s"
         text = f"{metric} <= {limit:g} s is asked for, theta_slo was searched with {bound}"
         way_out = f"load.search.slo_{metric}={limit:g} searches with it"
-        return Requirement(False, f"SLO: {text} ({way_out})", f"the SLO cannot be checked: {text}")
+        return Requirement("undecided", f"SLO: {text} ({way_out})", f"the SLO cannot be checked: {text}")
     if theta.held_req_per_s is None:
         text = f"{metric} <= {searched:g} s: {theta.reason}"
-        return Requirement(False, f"SLO: {text}", f"it misses the SLO: {text}")
+        return Requirement("failed", f"SLO: {text}", f"it misses the SLO: {text}")
     text = f"{metric} <= {searched:g} s is met at {theta.held_req_per_s:g} requests/s (theta_slo)"
-    return Requirement(True, f"SLO: {text}")
+    return Requirement("met", f"SLO: {text}")

@@ -13,68 +13,125 @@ import numpy as np
 
 from evals.config import GateConfig
 from evals.gate.divergence import divergence
-from evals.gate.gate import Verdict, best_of_k_level
-from evals.gate.sequential import GateRule, SequentialEvaluation, replay
+from evals.gate.forecast import items_to_decide
+from evals.gate.gate import Gate, Verdict
+from evals.gate.population import questions_like_these
+from evals.gate.scores import EQUAL_STRICTNESS
+from evals.gate.sequential import GateRule, SequentialEvaluation, TaskGates, replay
 from evals.stats import PairedComparison, align, flips, paired_bootstrap
-from evals.types import Estimate, QualityReport, TaskGate
+from evals.types import Estimate, GuardGate, QualityReport, TaskGate
 
 CONFIDENCE = 0.95
 
 
-def rule_of(gate: GateConfig, tasks: Sequence[str]) -> GateRule:
-    """The gates' rule for a suite of these tasks; single margins and `gate.tasks` are applied."""
+def rule_of(gate: GateConfig, tasks: Sequence[str], level: float) -> GateRule:
+    """The gates' rule for a suite of these tasks; single margins and `gate.tasks` are applied.
+
+    `level` is the error level at which the candidate is tested.
+    """
     deciding = list(tasks) if gate.tasks is None else gate.tasks
     points = {task: gate.task_delta_points.get(task, gate.delta_points) for task in deciding}
+    # A guard that is stricter than the margin itself would decide in its place.
+    guards = {task: max(gate.guard_delta_points, value) for task, value in points.items()}
     return GateRule(
         deltas={task: round(value / 100, 12) for task, value in points.items()},
-        alpha=best_of_k_level(gate.alpha, gate.num_candidates),
+        guard_deltas={task: round(value / 100, 12) for task, value in guards.items()},
+        alpha=level,
         beta=gate.beta,
         order=gate.order,
+        score=gate.score,
         stop_early=gate.stop_early,
         max_items=gate.max_items,
         block_items=gate.block_items,
     )
 
 
-def gates_of(candidate: QualityReport, baseline: QualityReport, gate: GateConfig) -> SequentialEvaluation | None:
+def gates_of(
+    candidate: QualityReport, baseline: QualityReport, gate: GateConfig, level: float
+) -> SequentialEvaluation | None:
     """The gates over the recorded answers; None where the two were not asked the same items in the same way."""
     for name, result in candidate.tasks.items():
         other = baseline.tasks.get(name)
         if other is None or other.settings_digest != result.settings_digest:
             return None
-    rule = rule_of(gate, list(baseline.tasks))
+    rule = rule_of(gate, list(baseline.tasks), level)
     if any(task not in baseline.tasks for task in rule.deltas):
         return None
     return replay(candidate.tasks, baseline.tasks, rule)
 
 
 def task_gates(
-    evaluation: SequentialEvaluation, candidate: QualityReport, baseline: QualityReport
+    evaluation: SequentialEvaluation, candidate: QualityReport, baseline: QualityReport, seed: int
 ) -> dict[str, TaskGate]:
-    """What each gate says, with the figures that a reader wants beside it."""
+    """What each gate says, with the figures that a reader wants beside it; `seed` is the forecast's."""
     found = {}
-    for task, gate in evaluation.gates.items():
-        state, items = gate.state, candidate.tasks[task].items if task in candidate.tasks else ()
+    for task, gates in evaluation.tasks.items():
+        state, main = gates.state, gates.main
+        items = candidate.tasks[task].items if task in candidate.tasks else ()
         ids, ours, theirs = align(items, baseline.tasks[task].items)
         flipped = flips(ours, theirs, ids)
+        is_asked = main.state.num_items > 0
+        forecast = None
+        if is_asked and state.decision not in (Verdict.PASS, Verdict.FAIL):
+            forecast = items_to_decide(evaluation, task, np.random.default_rng([seed, 0xF0CA57]))
+        unit = _unit(gates)
         found[task] = TaskGate(
             task=task,
             decision=str(state.decision),
             reason=state.reason,
-            delta_points=round(100 * gate.delta, 10),
+            delta_points=_points(evaluation.rule.deltas[task]),
             order=evaluation.orders[task].kind,
             num_items=state.num_items,
             num_items_total=state.num_items_total,
             decided_at=state.decided_at,
-            difference=gate.confidence_sequence(CONFIDENCE) if state.num_items else None,
-            log_e_pass=state.log_e_pass if math.isfinite(state.log_e_pass) else None,
-            log_e_fail=state.log_e_fail if math.isfinite(state.log_e_fail) else None,
-            flip_rate=gate.flip_rate() if state.num_items else None,
+            difference=main.confidence_sequence(CONFIDENCE) if is_asked else None,
+            log_e_pass=_finite(main.state.log_e_pass),
+            log_e_fail=_finite(main.state.log_e_fail),
+            flip_rate=gates.accuracy.flip_rate() if is_asked else None,
             gained=flipped.gained,
             lost=flipped.lost,
             divergence=divergence(items, baseline.tasks[task].items),
+            score=gates.score,
+            margin_points=_points(main.delta),
+            guard=_guard(gates),
+            max_log_e_pass=main.state.max_log_e_pass,
+            max_at=main.state.max_at,
+            smallest_margin_points=_smallest_margin(main, evaluation.rule.alpha, unit) if is_asked else None,
+            items_to_decide=None if forecast is None else forecast.num_items,
+            like_these=questions_like_these(main, CONFIDENCE, seed=seed) if is_asked else None,
         )
     return found
+
+
+def _unit(gates: TaskGates) -> float:
+    """A declared margin, in the score that decides."""
+    return EQUAL_STRICTNESS if gates.score == "probability" else 1.0
+
+
+def _smallest_margin(gate: Gate, level: float, unit: float) -> float | None:
+    shown = gate.smallest_margin(level, unit)
+    return None if shown is None else _points(shown)
+
+
+def _points(share: float) -> float:
+    return round(100 * share, 10)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _guard(gates: TaskGates) -> GuardGate | None:
+    if not gates.is_guarded:
+        return None
+    gate = gates.accuracy
+    return GuardGate(
+        decision=str(gate.state.decision),
+        reason=gate.state.reason,
+        delta_points=_points(gate.delta),
+        difference=gate.confidence_sequence(CONFIDENCE) if gate.state.num_items else None,
+        log_e_pass=_finite(gate.state.log_e_pass),
+    )
 
 
 def compare(
@@ -101,11 +158,12 @@ def compare(
 def _stopped_comparison(
     candidate: QualityReport, baseline: QualityReport, evaluation: SequentialEvaluation
 ) -> PairedComparison | None:
-    names = list(evaluation.gates)
-    if not all(baseline.tasks[name].is_complete and evaluation.gates[name].state.num_items for name in names):
+    gates = {name: found.accuracy for name, found in evaluation.tasks.items()}
+    names = list(gates)
+    if not all(baseline.tasks[name].is_complete and gates[name].state.num_items for name in names):
         return None
     level = 1 - (1 - CONFIDENCE) / len(names)
-    each = {name: evaluation.gates[name].confidence_sequence(level) for name in names}
+    each = {name: gates[name].confidence_sequence(level) for name in names}
     means = {name: baseline.tasks[name].estimate.value for name in names}
     method = f"confidence sequences, together {CONFIDENCE:.0%}, valid at any stopping time"
     ratios = {name: _moved(each[name], 1.0, 1 / means[name], method) if means[name] > 0 else None for name in names}
@@ -133,16 +191,70 @@ def _mean(estimates: Sequence[Estimate], method: str) -> Estimate:
     return Estimate(value, min(lo, value), max(hi, value), sum(e.num_samples for e in estimates), num_unscored, method)
 
 
-def how_sure(one: TaskGate, gate: GateConfig) -> str:
-    """What a gate's answer rests on, as text."""
-    level = best_of_k_level(gate.alpha, gate.num_candidates)
-    if one.decision in (Verdict.FUTILE, Verdict.UNDECIDED):
-        shown = 0.0 if one.log_e_pass is None else math.exp(min(one.log_e_pass, 700))
-        return f"e-value {shown:.3g}, {1 / level:.0f} is needed"
+def describe_task(one: TaskGate, gate: GateConfig) -> str:
+    """A gate's answer with its figures, as text: about this benchmark first, then about questions like these."""
+    asked = f"{one.num_items} of {one.num_items_total} items"
+    if one.score == "accuracy":
+        text = f"{_difference(one.difference)} against the baseline"
+    else:
+        text = f"probability of the right choice {_difference(one.difference)} against the baseline"
+    text += f" on this benchmark ({asked}): {_result(one, gate)}"
+    if one.guard is not None:
+        guard = one.guard
+        text += f"; accuracy {_difference(guard.difference)}: {_guard_result(guard)}"
+    if one.like_these is not None:
+        text += f"; questions like these: [{100 * one.like_these.lo:+.1f}, {100 * one.like_these.hi:+.1f}]"
+    return text
+
+
+def _difference(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "not measured"
+    points = f"{100 * estimate.value:+z.1f} points"
+    if estimate.lo == estimate.hi:
+        return points
+    return f"{points} [{100 * estimate.lo:+z.1f}, {100 * estimate.hi:+z.1f}]"
+
+
+def _margin(one: TaskGate) -> str:
+    tested = one.delta_points if one.margin_points is None else one.margin_points
+    if tested == one.delta_points:
+        return f"{tested:g} points"
+    return f"{tested:g} points (a margin of {one.delta_points:g} on this score)"
+
+
+def _result(one: TaskGate, gate: GateConfig) -> str:
+    if one.decision == Verdict.PASS:
+        return f"not worse by {_margin(one)} or more ({_how_sure(one, gate)})"
+    if one.decision == Verdict.FAIL:
+        is_guards = one.guard is not None and one.guard.decision == Verdict.FAIL
+        return "see the accuracy" if is_guards else f"worse by {_margin(one)} or more ({_how_sure(one, gate)})"
+    shown = one.smallest_margin_points
+    margin = "no margin is shown yet" if shown is None else f"the smallest margin shown so far is {shown:g}"
+    text = f"a margin of {one.delta_points:g} points is not decided; {margin}"
+    if one.items_to_decide is not None:
+        left = one.num_items_total - one.num_items
+        text += f", {one.delta_points:g} takes about {one.items_to_decide} of the {left} items left"
+    return text
+
+
+def _guard_result(guard: GuardGate) -> str:
+    return {
+        Verdict.PASS: f"not worse by {guard.delta_points:g} points or more",
+        Verdict.FAIL: f"worse by {guard.delta_points:g} points or more",
+    }.get(Verdict(guard.decision), f"a margin of {guard.delta_points:g} points is not decided")
+
+
+def _how_sure(one: TaskGate, gate: GateConfig) -> str:
+    """What a gate's answer rests on."""
     if one.reason == "exact":
         return "by all items"
     if one.reason == "certain":
         return "certain: the items left cannot change it"
-    log_e, error = (one.log_e_pass, level) if one.decision == Verdict.PASS else (one.log_e_fail, gate.beta)
-    shown = math.inf if log_e is None else math.exp(min(log_e, 700))
-    return f"shown at {error:.3g} error, e-value {shown:.3g}"
+    if one.decision == Verdict.PASS:
+        return f"e-value {_e_value(one.max_log_e_pass)} at item {one.max_at}"
+    return f"error {gate.beta:g}" if one.log_e_fail is None else f"e-value {_e_value(one.log_e_fail)}"
+
+
+def _e_value(log_e: float) -> str:
+    return f"{math.exp(min(log_e, 700)):.3g}"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from core.errors import ConfigError
+from evals.gate.scores import ItemScore, right_probability
 from evals.gate.sequential import Block
 from evals.quality.answers import AnswerCache, request_digest
 from evals.quality.chat import missing_template, write_conversation
@@ -116,16 +117,17 @@ class SelectedRequests:
         requests: list[Request],
         keys: list[str],
         answers: Mapping[str, Answer],
-    ) -> list[float | None]:
+    ) -> list[ItemScore]:
         """The scores of a block's items; None where the server gave no answer."""
-        scores: list[float | None] = []
+        scores: list[ItemScore] = []
         for item_id in block.item_ids:
             mine = rows[block.task, item_id]
             if any(keys[row] not in answers for row in mine):
-                scores.append(None)
+                scores.append(ItemScore(None, None))
                 continue
             leaf = self.places[requests[mine[0]].task_name][0]
-            scores.append(item_score(leaf, [requests[row] for row in mine], [answers[keys[row]] for row in mine]))
+            asked, given = [requests[row] for row in mine], [answers[keys[row]] for row in mine]
+            scores.append(ItemScore(item_score(leaf, asked, given), choice_probability(leaf, asked, given)))
         return scores
 
     def num_tokens(self, kind: str, sample: Sample, encode: Callable[[str], Sequence[int]]) -> int | None:
@@ -212,6 +214,14 @@ def item_score(leaf: Leaf, requests: list[Request], answers: list[Answer]) -> fl
     filter_name = next(iter(instances[0].filtered_resps))
     metrics = leaf.process_results(requests[0].doc, [one.filtered_resps[filter_name] for one in instances])
     return score_in_unit(metrics, primary_metric(leaf, list(metrics)))
+
+
+def choice_probability(leaf: Leaf, requests: list[Request], answers: list[Answer]) -> float | None:
+    """The probability of the right choice, as it is told from the item's record; None where there are no choices."""
+    by_choice = sorted(zip(requests, answers, strict=True), key=lambda one: one[0].idx)
+    loglikelihoods = [float(answer[0]) for _, answer in by_choice if not isinstance(answer, str)]
+    target = leaf.doc_to_target(requests[0].doc)
+    return right_probability(loglikelihoods, target) if isinstance(target, (int, str)) else None
 
 
 def primary_metric(leaf: Leaf, reported: list[str]) -> str:

@@ -29,11 +29,11 @@ class TargetJson(TypedDict):
 
 
 class GateJson(TypedDict):
-    """A rule, each task's order, and the baseline's scores by item id."""
+    """A rule, each task's order, and the baseline's scores (accuracy, probability) by item id."""
 
     rule: Mapping[str, Any]
     orders: Mapping[str, Mapping[str, Any]]
-    baseline: Mapping[str, Mapping[str, float | None]]
+    baseline: Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 class QualityJob(TypedDict):
@@ -41,14 +41,15 @@ class QualityJob(TypedDict):
 
     target: TargetJson
     tasks: Sequence[TaskSpec]
-    num_items: int | None
     num_fewshot: int | None
     num_concurrent: int
     apply_chat_template: bool
-    seed: int
     answers: str
     """The answer cache's file."""
-    first_items: NotRequired[int | None]
+    budgets: Mapping[str, int]
+    """Most items of a task, the first of its uniform order; a task that is not named is asked in full."""
+    uniform_identity: str
+    """What the uniform orders are drawn from."""
     gate: NotRequired[GateJson]
 
 
@@ -140,6 +141,9 @@ class Leaf(Protocol):
     instances: Sequence[Request]
     eval_docs: Sequence[object]
     _filters: Iterable[FilterEnsemble]
+
+    def doc_to_target(self, doc: object) -> object:
+        """The right choice's index, or the reference answer."""
 
     def process_results(self, doc: object, results: Sequence[object]) -> Mapping[str, object]:
         """The metrics of one item."""

@@ -12,14 +12,15 @@ import yaml
 from core.errors import ToolError
 from core.files import digest_json, write_atomic
 from core.jobs import LOCAL, Job, Launcher
+from evals.gate.benchmark import benchmark_mean
 from evals.gate.gate import Verdict
+from evals.gate.scores import scores_of
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
     draw_orders,
     estimate_after_stopping,
     replay,
-    scores_of,
 )
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
 from evals.quality.messages import Outcomes, RawTask, TaskSpec
@@ -37,13 +38,23 @@ class Suite:
     source: str
     """`embedded`, `hub`, or `files` (lm-eval task files of your own, see `files`)."""
     tasks: Sequence[str]
-    num_items: int | None
     num_fewshot: int | None
     num_concurrent: int
     apply_chat_template: bool
-    seed: int
     files: Mapping[str, Path] = field(default_factory=dict)
     """Task name -> lm-eval task file, for `source=files`."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which items are asked, and what their order is drawn from: digests, so that nobody draws twice."""
+
+    uniform_identity: str
+    """Of baseline and suite: the order that all candidates of a baseline share."""
+    guided_identity: str = ""
+    """Of candidate, baseline and suite: a candidate's own order."""
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Most items of a task, the first of its uniform order; a task that is not named is asked in full."""
 
 
 @dataclass(frozen=True)
@@ -70,35 +81,26 @@ def run_suite(
     suite: Suite,
     folder: Path,
     tools: Tools,
+    sampling: Sampling,
     *,
     quality_invalid_reason: str = "",
-    first_items: int | None = None,
 ) -> QualityReport:
-    """Ask every item of a suite.
+    """Ask every item of a suite, within its budgets.
 
     Args:
         target: the served model.
         suite: what to ask.
         folder: where the task files, the log and the raw result go.
         tools: lm-eval's environment, the answer cache, the data.
+        sampling: budgets, and what the order is drawn from. A larger budget later on costs only the new items.
         quality_invalid_reason: why the scores say nothing, if they do not.
-        first_items: ask only so many items of each task, the first of its seeded uniform order; more later on cost
-            only the new ones.
 
     Raises:
         ToolError: lm-eval failed; the message ends with its log.
 
     """
-    raw = _run_worker(target, suite, folder, tools, {"first_items": first_items})
+    raw = _run_worker(target, suite, folder, tools, sampling)
     return report(raw["tasks"], suite, quality_invalid_reason)
-
-
-@dataclass(frozen=True)
-class GatedReports:
-    """What a gated evaluation leaves: the candidate's report, and the baseline's, which may have been extended."""
-
-    candidate: QualityReport
-    baseline: QualityReport
 
 
 def run_gated_suite(
@@ -106,12 +108,12 @@ def run_gated_suite(
     suite: Suite,
     folder: Path,
     tools: Tools,
+    sampling: Sampling,
     *,
     baseline: QualityReport,
     rule: GateRule,
-    extend_baseline: Callable[[int], QualityReport] | None = None,
     quality_invalid_reason: str = "",
-) -> GatedReports:
+) -> QualityReport:
     """Ask a candidate block by block until its gates have decided.
 
     Args:
@@ -119,44 +121,49 @@ def run_gated_suite(
         suite: as the baseline was asked.
         folder: where the task files, the log and the raw result go.
         tools: lm-eval's environment, the answer cache, the data.
-        baseline: the baseline's report on this suite.
+        sampling: as the baseline's, with the candidate's own identity.
+        baseline: the baseline's report on this suite, within the same budgets.
         rule: margins, levels, order.
-        extend_baseline: asks the baseline the first n items of each task and returns its report; needed where the
-            baseline has not answered every item. n at least doubles each time.
         quality_invalid_reason: why the scores say nothing, if they do not.
 
     Raises:
         ConfigError: the rule names a task that is not in the suite.
-        ToolError: lm-eval failed, or the baseline's answers ran out and nobody extends them.
+        ToolError: lm-eval failed, or the baseline answered too few items.
 
     """
-    while True:
-        orders = draw_orders(baseline.tasks, rule, suite.seed)
-        scores = {
-            task: baseline_scores for task, baseline_scores in scores_of(baseline.tasks).items() if task in orders
-        }
-        gate = {"rule": asdict(rule), "orders": orders, "baseline": scores}
-        raw = _run_worker(target, suite, folder, tools, {"gate": gate})
-        needed = max(raw["items_needed"].values(), default=0)
-        if not needed:
-            return GatedReports(gated_report(raw["tasks"], suite, baseline, rule, quality_invalid_reason), baseline)
-        if extend_baseline is None:
-            raise ToolError(f"the baseline answered too few items: {raw['items_needed']} are needed")
-        baseline = extend_baseline(max(needed, 2 * max(len(result.items) for result in baseline.tasks.values())))
+    orders = draw_orders(
+        baseline.tasks,
+        rule,
+        guided_identity=sampling.guided_identity,
+        uniform_identity=sampling.uniform_identity,
+    )
+    scores = {task: known for task, known in scores_of(baseline.tasks).items() if task in orders}
+    gate = {"rule": asdict(rule), "orders": orders, "baseline": scores}
+    raw = _run_worker(target, suite, folder, tools, sampling, gate)
+    if any(raw["items_needed"].values()):
+        raise ToolError(f"the baseline answered too few items: {dict(raw['items_needed'])} are needed")
+    return gated_report(raw["tasks"], suite, baseline, rule, quality_invalid_reason)
 
 
-def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, object]) -> Outcomes:
+def _run_worker(
+    target: Target,
+    suite: Suite,
+    folder: Path,
+    tools: Tools,
+    sampling: Sampling,
+    gate: Mapping[str, object] | None = None,
+) -> Outcomes:
     tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
         "target": target,
         "tasks": tasks,
-        "num_items": suite.num_items,
         "num_fewshot": suite.num_fewshot,
         "num_concurrent": suite.num_concurrent,
         "apply_chat_template": suite.apply_chat_template,
-        "seed": suite.seed,
         "answers": tools.answers,
-        **mode,
+        "budgets": sampling.budgets,
+        "uniform_identity": sampling.uniform_identity,
+        **({} if gate is None else {"gate": gate}),
     }
     environment = {"TOKENIZERS_PARALLELISM": "false", "OPENAI_API_KEY": "none"}
     environment["HF_DATASETS_CACHE"] = str(tools.answers.parent / "datasets")
@@ -202,8 +209,8 @@ def gated_report(
     evaluation = replay(tasks, baseline.tasks, rule)
     for name, result in tasks.items():
         if not result.is_complete:
-            estimate = estimate_after_stopping(result, baseline.tasks[name], evaluation.gates[name])
-            tasks[name] = replace(result, estimate=estimate)
+            estimate = estimate_after_stopping(result, baseline.tasks[name], evaluation.tasks[name].accuracy)
+            tasks[name] = replace(result, estimate=estimate, like_these=None)
     reason = _ended_by(evaluation)
     return QualityReport(tasks, quality_invalid_reason, {name: reason for name in outcomes if name not in tasks})
 
@@ -246,14 +253,16 @@ def _task_result(name: str, raw: RawTask, suite: Suite) -> TaskResult:
         "suite": asked,
     }
     order = raw.get("sampling_order")
+    drawn, scores = None if order is None else sampling_order_from_json(order), [item.score for item in items]
     return TaskResult(
         task=name,
         metric=raw["metric"],
-        estimate=mean_estimate([item.score for item in items]),
-        sampling_order=None if order is None else sampling_order_from_json(order),
+        estimate=benchmark_mean(scores, raw["num_items_total"]),
+        sampling_order=drawn,
         items=items,
         num_items_total=raw["num_items_total"],
         settings_digest=digest_json(settings),
+        like_these=mean_estimate(scores) if drawn is None or drawn.kind == "uniform" else None,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evals.gate.gate import Verdict
+from evals.gate.scores import ItemScore
 from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_sampling_order
 from evals.quality.messages import QualityJob
 from evals.types import SamplingOrder
@@ -29,8 +30,10 @@ class ItemSelection:
     """The order of each task of which not all items may be asked."""
     evaluation: SequentialEvaluation | None = None
     """The gates; their tasks are asked first."""
+    budgets: Mapping[str, int] = field(default_factory=dict)
+    """Most items of a task, where baseline and candidate share one."""
     _asked: dict[str, dict[ItemId, None]] = field(default_factory=dict, init=False)
-    _fed: dict[str, dict[ItemId, float | None]] = field(default_factory=dict, init=False)
+    _fed: dict[str, dict[ItemId, ItemScore]] = field(default_factory=dict, init=False)
 
     @property
     def num_items(self) -> int:
@@ -48,6 +51,13 @@ class ItemSelection:
         """Tasks whose gate waits for the baseline's answers, with the number of items that it must reach."""
         return {} if self.evaluation is None else self.evaluation.items_needed
 
+    def reachable(self, task: str) -> Sequence[ItemId]:
+        """The items that may be asked. Baseline and candidate have the same ones."""
+        if task in self.plain:
+            return self.plain[task]
+        ids = self.orders[task].item_ids
+        return ids[: self.budgets.get(task, len(ids))]
+
     def is_gated(self, task: str) -> bool:
         """Whether the task's scores are wanted after each block."""
         return self.evaluation is not None and task in self.evaluation.gates
@@ -60,14 +70,16 @@ class ItemSelection:
         """The task's order; None where every item is asked anyway."""
         return self.orders.get(task)
 
-    def check_score(self, task: str, item_id: ItemId, score: float | None) -> None:
-        """The score that the gate saw is the one that lm-eval reports at the end."""
+    def check_score(self, task: str, item_id: ItemId, score: ItemScore) -> None:
+        """The scores that the gate saw are those of lm-eval's report at the end."""
         fed = self._fed.get(task, {}).get(item_id, score)
         assert fed == score, f"{task}, item {item_id}: the gate was fed {fed}, lm-eval says {score}"
 
     def is_flip(self, task: str, item_id: ItemId, score: float | None) -> bool:
         """Whether a gated item's score is not the baseline's."""
-        return self.evaluation is not None and self.is_gated(task) and self.evaluation.baseline[task][item_id] != score
+        if self.evaluation is None or not self.is_gated(task):
+            return False
+        return self.evaluation.baseline[task][item_id].accuracy != score
 
     def next_block(self, among: Collection[str]) -> Block | None:
         """The next items to ask, of one of these tasks; None when there is nothing to ask now."""
@@ -76,7 +88,7 @@ class ItemSelection:
             self._asked.setdefault(block.task, {}).update(dict.fromkeys(block.item_ids))
         return block
 
-    def feed(self, block: Block, scores: Sequence[float | None]) -> None:
+    def feed(self, block: Block, scores: Sequence[ItemScore]) -> None:
         """The scores of a gated block."""
         assert self.evaluation is not None, "nobody waits for these scores"
         self.evaluation.feed(block.task, scores)
@@ -98,23 +110,27 @@ class ItemSelection:
 
 
 def make_selection(job: QualityJob, items: Mapping[str, list[ItemId]]) -> ItemSelection:
-    """The selection of a job: `items` are all chosen items of each task."""
-    gate, first = job.get("gate"), job.get("first_items")
-    if gate is None and first is None:
-        return ItemSelection(dict(items))
+    """The selection of a job: `items` are all items of each task."""
+    gate, budgets = job.get("gate"), job["budgets"]
+    gated = {} if gate is None else gate["orders"]
+    plain, orders = {}, {}
+    for task, ids in items.items():
+        if task in gated:
+            orders[task] = sampling_order_from_json(gated[task])
+            assert sorted(orders[task].item_ids) == ids, f"{task}: the sampling order has other items than the suite"
+        elif budgets.get(task, len(ids)) < len(ids):
+            orders[task] = uniform_sampling_order(task, ids, job["uniform_identity"])
+            plain[task] = list(orders[task].item_ids[: budgets[task]])
+        else:
+            plain[task] = ids
     if gate is None:
-        orders = {task: uniform_sampling_order(task, ids, job["seed"]) for task, ids in items.items()}
-        return ItemSelection({task: list(drawn.item_ids[:first]) for task, drawn in orders.items()}, orders)
-    orders = {task: sampling_order_from_json(raw) for task, raw in gate["orders"].items()}
-    for task, drawn in orders.items():
-        assert sorted(drawn.item_ids) == sorted(items[task]), (
-            f"{task}: the sampling order has other items than the suite"
-        )
+        return ItemSelection(plain, orders, budgets=budgets)
     baseline = {
-        task: {int(item_id): score for item_id, score in scores.items()} for task, scores in gate["baseline"].items()
+        task: {int(item_id): ItemScore(*score) for item_id, score in scores.items()}
+        for task, scores in gate["baseline"].items()
     }
-    evaluation = SequentialEvaluation(orders, baseline, GateRule(**gate["rule"]))
-    return ItemSelection({task: ids for task, ids in items.items() if task not in orders}, orders, evaluation)
+    evaluation = SequentialEvaluation({task: orders[task] for task in gated}, baseline, GateRule(**gate["rule"]))
+    return ItemSelection(plain, orders, evaluation, budgets)
 
 
 def sampling_order_from_json(raw: Mapping[str, Any]) -> SamplingOrder:

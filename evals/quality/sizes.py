@@ -7,7 +7,7 @@ are rough. An example in the prompt adds about as much again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.quality.embedded import EMBEDDED_TASKS
@@ -44,20 +44,27 @@ TASKS = {
 }
 
 
-def suite_tokens(source: str, tasks: Sequence[str], num_items: int | None, num_fewshot: int | None) -> int:
+def split_size(source: str, task: str) -> int:
+    """Items of a task's evaluation split; rough for a task that is not listed."""
+    if source == "embedded" and task in EMBEDDED_TASKS:
+        return EMBEDDED_TASKS[task].num_items
+    return TASKS[task].num_items if task in TASKS else OTHER_NUM_ITEMS
+
+
+def suite_tokens(source: str, tasks: Sequence[str], max_items: Mapping[str, int], num_fewshot: int | None) -> int:
     """Tokens of a suite's questions, roughly.
 
     Args:
         source: `embedded`, whose splits may be smaller, or another.
         tasks: lm-eval's names.
-        num_items: items asked of each; None: all.
+        max_items: most items asked of a task; a task that is not named is asked in full.
         num_fewshot: examples in each prompt; None: the task's own number.
 
     """
     total = 0
     for task in tasks:
         size = TASKS.get(task, TaskSize(OTHER_NUM_ITEMS, OTHER_ITEM_TOKENS))
-        whole = EMBEDDED_TASKS[task].num_items if source == "embedded" and task in EMBEDDED_TASKS else size.num_items
+        whole = split_size(source, task)
         shots = size.num_fewshot if num_fewshot is None else num_fewshot
-        total += (whole if num_items is None else min(num_items, whole)) * size.item_tokens * (1 + shots)
+        total += min(whole, max_items.get(task, whole)) * size.item_tokens * (1 + shots)
     return total

@@ -20,11 +20,14 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from core.files import digest_json
+from evals.gate.scores import ItemScore, right_probability
 from evals.quality.answers import AnswerCache
 from evals.quality.lm_eval_model import Places, cached_model, primary_metric, score_in_unit
 from evals.quality.messages import Leaf, Outcomes, QualityJob, RawItem, RawTask, Sample, ScoredItem, TaskSpec, Texts
 from evals.quality.selection import make_selection
 
+FEWSHOT_SEED = 1234
+"""lm-eval's own: which examples stand in a prompt is no choice of the user's, who could try again until one passes."""
 TEXT_CHARS = 400
 """Characters kept of a question's end, and of each answer choice."""
 
@@ -52,9 +55,9 @@ def work(job: QualityJob) -> Outcomes:
 
     """
     tasks = [load_task(spec) for spec in job["tasks"]]
-    chosen = {task.name: choose_items(task, job["num_items"], job["seed"]) for task in tasks}
+    selection = make_selection(job, {task.name: list(range(sum(task.sizes))) for task in tasks})
+    chosen = {task.name: items_by_leaf(task, selection.reachable(task.name)) for task in tasks}
     with AnswerCache(Path(job["answers"]), job["target"]["digest"]) as cache:
-        selection = make_selection(job, {task.name: item_ids(task, chosen[task.name]) for task in tasks})
         model = cached_model(job, cache, selection, places(tasks, chosen))
         wait_until_it_answers(job["target"]["url"])
         return evaluate(tasks, chosen, model, job)
@@ -82,22 +85,13 @@ def load_task(spec: TaskSpec) -> NamedTask:
     return NamedTask(spec["name"], leaves, [len(task.eval_docs) for task in leaves])
 
 
-def choose_items(task: NamedTask, num_items: int | None, seed: int) -> list[list[int]]:
-    """Item indices per leaf: all, or a seeded uniform subset over all leaves together, ascending."""
-    total = sum(task.sizes)
-    if num_items is None or num_items >= total:
-        return [list(range(size)) for size in task.sizes]
-    generator = np.random.default_rng([seed, int(digest_json(task.name)[:8], 16)])
-    picked = np.sort(generator.choice(total, size=num_items, replace=False))
+def items_by_leaf(task: NamedTask, item_ids: Iterable[int]) -> list[list[int]]:
+    """Indices into each leaf's evaluation split, ascending; item ids count through the leaves one after another."""
+    picked = np.sort(np.fromiter(item_ids, np.int64))
     return [
         [int(index - start) for index in picked[(picked >= start) & (picked < start + size)]]
         for start, size in zip(task.starts, task.sizes, strict=True)
     ]
-
-
-def item_ids(task: NamedTask, chosen: list[list[int]]) -> list[int]:
-    """The chosen items' ids: indices into the leaves' evaluation splits, one after another."""
-    return [start + index for start, ids in zip(task.starts, chosen, strict=True) for index in ids]
 
 
 def places(tasks: Iterable[NamedTask], chosen: Mapping[str, list[list[int]]]) -> Places:
@@ -121,7 +115,7 @@ def evaluate(tasks: list[NamedTask], chosen: Mapping[str, list[list[int]]], mode
         num_fewshot=job["num_fewshot"],
         apply_chat_template=job["apply_chat_template"],
         fewshot_as_multiturn=job["apply_chat_template"],  # as lm-eval's own command does
-        fewshot_random_seed=job["seed"],
+        fewshot_random_seed=FEWSHOT_SEED,
         bootstrap_iters=0,
         log_samples=True,
     )
@@ -154,7 +148,7 @@ def outcome_of(task: NamedTask, results: Any, model: Any, chat_template: str | N
             prompts.append([sample["doc_hash"], sample["prompt_hash"], sample["target_hash"]])
             if item_id in asked:
                 items[item_id] = {"item_id": item_id, **item_of(sample, metric, model)}
-                selection.check_score(task.name, item_id, items[item_id]["score"])
+                selection.check_score(task.name, item_id, scored(items[item_id]))
                 if selection.is_flip(task.name, item_id, items[item_id]["score"]):
                     items[item_id] = {**items[item_id], **texts_of(sample)}
     is_complete = len(items) == len(prompts)
@@ -192,6 +186,13 @@ def item_of(sample: Sample, metric: str, model: Any) -> ScoredItem:
         "num_tokens": None if reasons else model.num_tokens(kind, sample),
         "all_metrics": {name: float(sample[name]) for name in sample["metrics"] if is_number(sample[name])},
     }
+
+
+def scored(item: RawItem) -> ItemScore:
+    """An item's scores, as a gate sees them."""
+    return ItemScore(
+        item["score"], None if item["reason"] else right_probability(item["loglikelihoods"], item["target"])
+    )
 
 
 def texts_of(sample: Sample) -> Texts:

@@ -6,6 +6,7 @@
     alerts, deliveries                                  each threshold once per budget and period; an outbox
     approvals, audit                                    who allowed what; append-only trail
     commitments, stage_runs, estimates, promotions      what reports and estimates are made of
+    comparisons, declared_rules, attempts               what an error level was spent on; the latter two append-only
 
 Units: `*_pico` 1e-12 of a currency, `*_micro` 1e-6 of a unit, `*_nano` 1e-9 of a currency per unit, `*_us` microseconds
 since 1970 UTC, `month` yyyymm, `day` yyyymmdd. All names begin with `finops_`: one database can have MLflow too.
@@ -27,7 +28,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-HEAD = "0001"
+HEAD = "0002"
 """The schema revision that this code needs."""
 VERSION_TABLE = "finops_alembic_version"
 
@@ -296,4 +297,35 @@ promotions = Table(
     _big("replaced_price_per_1k_nano", True),
     _big("decision_pico"),
     _big("time_us"),
+)
+
+comparisons = Table(
+    "finops_comparisons",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("family", String(64), nullable=False),
+    _text("tasks"),
+    _big("created_us"),
+    UniqueConstraint("family", "tasks"),
+)
+
+declared_rules = Table(
+    "finops_declared_rules",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("comparison_id", Integer, ForeignKey("finops_comparisons.id"), nullable=False),
+    _text("rule"),
+    _text("declared_by"),
+    _big("created_us"),
+    Index("ix_finops_declared_rules_comparison_id", "comparison_id"),
+)
+
+attempts = Table(
+    "finops_attempts",
+    metadata,
+    Column("comparison_id", Integer, ForeignKey("finops_comparisons.id"), primary_key=True),
+    Column("attempt", String(64), primary_key=True),
+    Column("batch", Integer, nullable=False),
+    Column("batch_size", Integer, nullable=False),
+    _big("created_us"),
 )

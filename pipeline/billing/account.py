@@ -97,6 +97,15 @@ class Billing(StageHook):
         self._stop = threading.Event()
         self._keeper: threading.Thread | None = None
 
+    @property
+    def ledger_url(self) -> str:
+        """Where the ledger is."""
+        return self._ledger_url
+
+    def quote(self, stage: Stage[object], num_tokens: int) -> StageEstimate:
+        """What a stage would take and cost for so many tokens."""
+        return self.estimates.quote(stage, num_tokens)
+
     def estimate(self) -> None:
         """Estimate every pending stage, and print what it will take.
 

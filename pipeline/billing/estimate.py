@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 
 from core.console import duration, say, table
@@ -81,6 +82,10 @@ class Estimates:
                 raise
             say(f"Note     the estimates follow a rough rule: {str(error).splitlines()[0]}")
             return [rough_estimate(work, rate.usd_per_hour) for work in stage_works]
+
+    def quote(self, stage: Stage[object], num_tokens: int) -> StageEstimate:
+        """The estimate of a stage that no plan has, for so many tokens."""
+        return self._estimated([replace(self.work_of(stage), num_tokens=num_tokens)])[0]
 
     def work_of(self, stage: Stage[object]) -> StageWork:
         """A stage's work as recorded stages are compared by."""

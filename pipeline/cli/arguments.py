@@ -14,6 +14,22 @@ _STRUCTURE = set("[]{}()'\",$\\")
 """What gives a value structure in Hydra's grammar; a value without it is taken as it is."""
 
 
+MOVED = {"suite.num_items": "gate.max_items"}
+"""Keys of earlier versions -> the key that stands for them."""
+
+
+def moved_key(key: str, value: str = "N") -> str | None:
+    r"""The message for a key of an earlier version; None for any other key.
+
+    >>> moved_key("suite.num_items", "100")
+    "suite.num_items: is gate.max_items now: questions are drawn from the task's whole split\\n  -> gate.max_items=100"
+    """
+    if key not in MOVED:
+        return None
+    new = MOVED[key]
+    return f"{key}: is {new} now: questions are drawn from the task's whole split\n  -> {new}={value}"
+
+
 def key_of(argument: str) -> str:
     """The key of an argument without its prefix: `++quant.group_size=64` is of `quant.group_size`."""
     return argument.partition("=")[0].lstrip("+~").partition("@")[0]
@@ -22,9 +38,9 @@ def key_of(argument: str) -> str:
 def field_type(key: str) -> Any:
     """The schema's type of a key; None where the schema does not have it (or leaves it to a plug-in).
 
-    >>> field_type("suite.num_items")
+    >>> field_type("gate.max_items")
     int | None
-    >>> field_type("suite.num_itmes") is None
+    >>> field_type("gate.max_itmes") is None
     True
     """
     found: Any = RunConfig
@@ -50,6 +66,8 @@ def check_arguments(arguments: Sequence[str], groups: Mapping[str, Sequence[str]
             raise ConfigError(_without_equals(argument, arguments, groups))
         if not key.isascii():
             raise ConfigError(f"{argument}: a key is written in ASCII letters{closest(name, _keys(groups))}")
+        if message := moved_key(name, value):
+            raise ConfigError(message)
         if given.setdefault(name, value) != value:
             raise ConfigError(f"{name}: is given twice, as {given[name]} and as {value}; give it once")
         if "." not in name and name != "hydra" and "/" not in name:

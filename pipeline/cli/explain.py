@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from core.errors import closest
-from pipeline.cli.arguments import field_type
+from pipeline.cli.arguments import field_type, moved_key
 from pipeline.config import RunConfig
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
@@ -43,6 +43,8 @@ def hydra_message(error: BaseException, keys: Keys | None = None, arguments: Seq
         way = shlex.quote(f"{key}={quote}{value}{quote}")
         return f"{key}={value}: cannot be read; a value with special characters needs quotes: {way}"
     full_key = getattr(error, "full_key", None) or ""
+    if message := moved_key(full_key):
+        return message
     lines = [
         line for line in text.splitlines() if line.strip() and not line.strip().startswith(("full_key", "object_type"))
     ]

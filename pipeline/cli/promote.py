@@ -21,16 +21,16 @@ import argparse
 
 from core import console
 from core.console import say
+from pipeline.billing.error_levels import CountedLevels
+from pipeline.billing.terms import ledger_url
 from pipeline.cli.options import config_of, parser
 from pipeline.config import RunConfig
-from pipeline.promote import promote_winner
+from pipeline.promote import exit_code, promote_winner
 from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.registry import rollback
 from pipeline.record.store import Recorder
 from pipeline.report.json_output import decision_json, rollback_json
 from pipeline.report.text import action_text
-
-NOT_PROMOTED = 5
 
 
 def _options(verb: str, arguments: list[str]) -> argparse.Namespace:
@@ -53,14 +53,15 @@ def main(arguments: list[str]) -> int:
     if options.rollback:
         return _go_back(config)
     recorder = Recorder(config.tracking)
-    found = recorded_candidates(recorder, config.model.name, config.gate, config.seed)
+    levels = CountedLevels(ledger_url(config.finops.ledger, config.tracking))
+    found = recorded_candidates(recorder, config.model.name, config.gate, config.seed, levels)
     show(found)
     done = promote_winner(found, config, recorder)
     say(done)
     winner = found.ranking.winner
     decision = found.ranking.decisions[0 if winner is None else winner]  # without a winner: the newest candidate's
     console.result(decision_json(decision, model=config.model.name, registry=done))
-    return NOT_PROMOTED if winner is None and config.fail_on_hold else 0
+    return exit_code(decision) if config.fail_on_hold else 0
 
 
 def show(found: RecordedCandidates) -> None:

@@ -3,7 +3,8 @@
     parsimony model=smollm2-135m-q4_1 quant=int8
     parsimony run model=smollm2-135m-q4_1 quant=int8 --json       the decision as one JSON object on standard output
     parsimony --multirun quant=none,int8                          several candidates; the baseline is measured once
-    parsimony quant=int8 fail_on_hold=true                        exit code 5 where the variant is not promoted
+    parsimony quant=int8 fail_on_hold=true                        exit code 5 where the variant is not promoted, 6 where
+                                                                  that is not decided
     parsimony plan model=llama3-8b quant=int8                     what a run would do; nothing is loaded
     parsimony quant=awq --cfg job                                 the composed configuration
 
@@ -24,6 +25,7 @@ from pipeline.cli.arguments import check_arguments, readable
 from pipeline.cli.completion import complete
 from pipeline.cli.compose import CONF, loader, plugin_keys, read_choices, run_config, use_plugin_packages
 from pipeline.cli.explain import hydra_message, is_hydra_error
+from pipeline.cli.sweep import num_candidates
 
 JSON = "--json"
 SWITCHES = {
@@ -91,9 +93,11 @@ def compose_and_run(arguments: list[str]) -> int:
     import hydra
 
     codes: list[int] = []
+    is_sweep = any(one in ("--multirun", "-m") for one in arguments)
+    together = num_candidates([one for one in arguments if "=" in one and not one.startswith("-")]) if is_sweep else 1
 
     def job(composed: object) -> None:
-        codes.append(run_command(lambda _: run_one(composed), []))
+        codes.append(run_command(lambda _: run_one(composed, together), []))
 
     use_plugin_packages()
     name, before = program(), sys.argv  # Hydra's completion script names the program
@@ -105,9 +109,11 @@ def compose_and_run(arguments: list[str]) -> int:
     return max(codes, default=0)
 
 
-def run_one(composed: object) -> int:
-    """Run one composed configuration."""
+def run_one(composed: object, num_together: int = 1) -> int:
+    """Run one composed configuration; `num_together` candidates are tried in one sweep."""
     config = run_config(composed)
+    if config.gate.num_candidates is None:
+        config.gate.num_candidates = num_together
     from pipeline.run import run  # loads SQLAlchemy: not for --help, nor for a mistake
 
     return run(config)

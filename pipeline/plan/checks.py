@@ -25,7 +25,6 @@ from pipeline.types import GIB, Machine, ModelFacts
 WORKING_SPACE = 2.5
 """Disk needed, as a multiple of the checkpoint: the base in 16 bit, the variant, and a copy while it is written."""
 NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-    ("suite.num_items", lambda value: value is None or value >= 2, "null, or at least 2"),
     ("suite.num_concurrent", lambda value: value >= 1, "at least 1"),
     ("suite.num_fewshot", lambda value: value is None or value >= 0, "null, or at least 0"),
     ("calib.num_samples", lambda value: value >= 1, "at least 1"),
@@ -33,7 +32,8 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("gate.delta_points", lambda value: 0 <= value < 100, "at least 0, below 100 (2 is 2 points of the score)"),
     ("gate.alpha", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
     ("gate.beta", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
-    ("gate.num_candidates", lambda value: value >= 1, "at least 1"),
+    ("gate.num_candidates", lambda value: value is None or value >= 1, "null, or at least 1"),
+    ("gate.guard_delta_points", lambda value: 0 < value < 100, "above 0, below 100"),
     ("gate.max_items", lambda value: value is None or value >= 1, "null, or at least 1"),
     ("gate.block_items", lambda value: value >= 1, "at least 1"),
     ("gate.max_age_days", lambda value: value > 0, "above 0"),

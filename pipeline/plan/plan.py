@@ -10,6 +10,7 @@ from typing import Any
 
 from core.errors import PlanError, Problem, closest
 from evals.config import GateConfig, SuiteConfig
+from evals.gate.scores import SCORES
 from evals.gate.sequential import ORDERS
 from evals.quality.chat import missing_template
 from evals.quality.embedded import EMBEDDED_TASKS
@@ -197,18 +198,19 @@ def _check_task_files(tasks: Sequence[str], files: Mapping[str, str]) -> list[Pr
 
 
 def _check_gate(gate: GateConfig, tasks: Sequence[str]) -> list[Problem]:
-    """The order is known, and every task that the gate names is one of the suite's."""
+    """Order and score are known, and every task that the gate names is one of the suite's."""
     problems = []
-    if gate.order not in ORDERS:
-        problems.append(Problem("gate.order", f"'{gate.order}' is not one of {', '.join(ORDERS)}"))
+    for key, value, known in (("gate.order", gate.order, ORDERS), ("gate.score", gate.score, SCORES)):
+        if value not in known:
+            problems.append(Problem(key, f"'{value}' is not one of {', '.join(known)}{closest(value, known)}"))
     if gate.tasks is not None and not gate.tasks:
         problems.append(Problem("gate.tasks", "no task decides, so nothing could be promoted", ("gate.tasks=null",)))
     named = [("gate.tasks", task) for task in gate.tasks or ()]
     named += [("gate.task_delta_points", task) for task in gate.task_delta_points]
     for key, task in named:
         if task not in tasks:
-            known = f"the suite's tasks: {', '.join(tasks)}"
-            problems.append(Problem(key, f"'{task}' is not in the suite{closest(task, tasks)}; {known}"))
+            listed = f"the suite's tasks: {', '.join(tasks)}"
+            problems.append(Problem(key, f"'{task}' is not in the suite{closest(task, tasks)}; {listed}"))
     for task, points in gate.task_delta_points.items():
         if not 0 <= points < 100:
             problems.append(Problem(f"gate.task_delta_points.{task}", f"{points} is not at least 0 and below 100"))

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.store import StageStore
+from evals.decide.declared import declared_rule
 from evals.decide.task_gates import rule_of
+from evals.gate.sequential import LOCKSTEP_ABOVE
 from evals.load.scenario import LoadScenario
 from evals.load.summary import Slo
 from evals.quality.run import Suite
+from evals.quality.sizes import split_size
 from pipeline.compress import registry
 from pipeline.config import EngineConfig, RunConfig
 from pipeline.distill.results import MachinePrice
@@ -146,15 +149,30 @@ class _Builder:
         engine = config.engine if baseline is not None else baseline_engine(config.engine)
         name = f"{config.model.name}/{label}"
         served = Served(checkpoint, engine, plan.machine, self.serving_python, candidate.method, size, name)
-        gated = None if baseline is None else Gated(rule_of(config.gate, config.suite.tasks), baseline)
+        gated = None if baseline is None else self._gated(baseline)
         is_other = checkpoint.key != base.key
         return Variant(
             candidate,
             checkpoint,
             Health(checkpoint, base, plan.machine.device, candidate.method, size, label) if is_other else None,
-            Quality(served, suite_of(config), gated, plan.quality_invalid_reason, label),
+            Quality(served, suite_of(config), gated, self._budgets, plan.quality_invalid_reason, label),
             Load(served, self.scenario, slo_of(config), config.seed, label),
         )
+
+    def _gated(self, baseline: Quality) -> Gated:
+        gate, tasks = self.config.gate, self.config.suite.tasks
+        return Gated(rule_of(gate, tasks, gate.alpha), baseline, declared_rule(gate, tasks), gate.num_candidates or 1)
+
+    @property
+    def _budgets(self) -> dict[str, int]:
+        """Most items of the tasks that baseline and candidate are asked in one uniform order."""
+        suite, gate = self.config.suite, self.config.gate
+        if gate.max_items is None or gate.order == "guided":
+            return {}
+        shared = gate.order == "uniform"
+        return {
+            task: gate.max_items for task in suite.tasks if shared or split_size(suite.source, task) > LOCKSTEP_ABOVE
+        }
 
 
 def suite_of(config: RunConfig) -> Suite:
@@ -164,11 +182,9 @@ def suite_of(config: RunConfig) -> Suite:
     return Suite(
         source=suite.source,
         tasks=tuple(suite.tasks),
-        num_items=suite.num_items,
         num_fewshot=suite.num_fewshot,
         num_concurrent=suite.num_concurrent,
         apply_chat_template=suite.apply_chat_template,
-        seed=config.seed,
         files=files if suite.source == "files" else {},
     )
 

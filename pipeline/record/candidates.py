@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from core.command import command
 from core.errors import ConfigError, closest
+from core.files import digest_json
 from evals.config import GateConfig
-from evals.decide.decide import Ranking, rank
+from evals.decide.decide import Candidate, Ranking, rank
+from evals.decide.declared import Attempt, DeclaredRule, declared_rule
 from evals.decide.evidence import Evidence
-from pipeline.record.tags import CANDIDATE_KEY, COMPARISON_GROUP, tag_of
+from pipeline.record.tags import (
+    ARTIFACT_DIGEST,
+    CANDIDATE_DIGEST,
+    CANDIDATE_KEY,
+    COMPARISON_FAMILY,
+    COMPARISON_GROUP,
+    tag_of,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -36,8 +46,12 @@ class RecordedCandidates:
         return keys.index(tag_of(run.data.tags, CANDIDATE_KEY))
 
 
+Levels = Callable[[Attempt], float]
+"""Counts a candidate, once for all, and says at which error level it is tested."""
+
+
 def recorded_candidates(
-    recorder: Recorder, model: str, gate: GateConfig, seed: int, run_id: str | None = None
+    recorder: Recorder, model: str, gate: GateConfig, seed: int, levels: Levels, run_id: str | None = None
 ) -> RecordedCandidates:
     """Decide on every recorded candidate in one comparison group.
 
@@ -46,10 +60,12 @@ def recorded_candidates(
         model: the model's name.
         gate: the rule of the decision.
         seed: of the resampling.
+        levels: the error level of each candidate.
         run_id: a candidate's run, whose group it is; None takes the newest candidate whose baseline is recorded.
 
     Raises:
-        ConfigError: the model has no recorded baseline, or no recorded candidate.
+        ConfigError: the model has no recorded baseline, or no recorded candidate, or the rule must not follow the one
+            that was declared with the first answers.
 
     """
     runs = recorder.runs(model)
@@ -72,8 +88,23 @@ def recorded_candidates(
     mine = tuple(run for run in candidates if _group_of(run) == groups[0])
     base = recorder.evidence(baseline.info.run_id)
     evidence = tuple(recorder.evidence(run.info.run_id) for run in mine)
-    ranked = rank(evidence, base, gate, seed)
+    rule = declared_rule(gate, list(base.quality.tasks))
+    tested = {run.info.run_id: levels(attempt_of(run, baseline, rule)) for run in sorted(mine, key=_recorded_at)}
+    candidates_at = [Candidate(one, tested[run.info.run_id]) for run, one in zip(mine, evidence, strict=True)]
+    ranked = rank(candidates_at, base, gate, seed)
     return RecordedCandidates(baseline, mine, base, evidence, ranked, len(candidates) - len(mine))
+
+
+def attempt_of(run: Run, baseline: Run, rule: DeclaredRule) -> Attempt:
+    """A recorded candidate as it is counted. Records from before candidates were counted have the weights alone."""
+    tags, family = run.data.tags, tag_of(run.data.tags, COMPARISON_FAMILY)
+    if not family:
+        family = digest_json(["comparison", tag_of(baseline.data.tags, ARTIFACT_DIGEST), "not counted"])
+    return Attempt(family, tag_of(tags, CANDIDATE_DIGEST) or tag_of(tags, ARTIFACT_DIGEST), rule, 1)
+
+
+def _recorded_at(run: Run) -> tuple[int, str]:
+    return run.info.start_time, run.info.run_id
 
 
 def _group_of(run: Run) -> str:

@@ -47,15 +47,30 @@ METRIC_NAMES: tuple[MetricName, ...] = (
         "quality/<task>/answer_perplexity_ratio", "1", "Perplexity of the right answer, over the baseline's perplexity."
     ),
     MetricName("quality/<task>/<metric>", "1", "Score of one task under lm-eval's metric of that task.", True),
+    MetricName("quality/<task>/like_these", "1", "The same score for questions like these: an i.i.d. source.", True),
     MetricName("quality/mean", "1", "Mean score over the tasks; tasks weigh the same.", True),
     MetricName("quality/recovery", "1", "Mean over the tasks of the variant's score over the baseline's.", True),
     MetricName("quality/num_items", "items", "Items that the mean score rests on."),
     MetricName("quality/num_unscored", "items", "Items without a score: no answer, or an error."),
-    MetricName("gate/<task>/difference_points", "points", "Variant minus baseline, in points of the score.", True),
+    MetricName(
+        "gate/<task>/difference_points", "points", "Variant minus baseline, in points of the score that decides.", True
+    ),
     MetricName("gate/<task>/num_items", "items", "Items that the gate has seen."),
     MetricName("gate/<task>/num_items_total", "items", "Items that the task has."),
     MetricName("gate/<task>/log_e_pass", "nats", "Log of the evidence against: worse by the margin or more."),
     MetricName("gate/<task>/log_e_fail", "nats", "Log of the evidence against: good enough."),
+    MetricName("gate/<task>/max_log_e_pass", "nats", "The largest `log_e_pass` so far: what passes the gate."),
+    MetricName("gate/<task>/max_at", "items", "The item at which it was reached; 0 where none was above 0."),
+    MetricName("gate/<task>/margin_points", "points", "The margin, in points of the score that decides."),
+    MetricName("gate/<task>/smallest_margin_points", "points", "The smallest margin that the answers so far show."),
+    MetricName("gate/<task>/items_to_decide", "items", "A forecast of what the declared margin still takes."),
+    MetricName(
+        "gate/<task>/like_these_points", "points", "The difference for questions like these: an i.i.d. source.", True
+    ),
+    MetricName(
+        "gate/<task>/accuracy_points", "points", "The difference in accuracy, where the probability decides.", True
+    ),
+    MetricName("gate/level", "1", "The error level at which the variant was tested: its share of `gate.alpha`."),
     # Load
     MetricName("load/<scenario>/[<point>/]output_tok_per_s", "tokens/s", "Output tokens per second.", True),
     MetricName("load/<scenario>/[<point>/]total_tok_per_s", "tokens/s", "Input and output tokens per second.", True),

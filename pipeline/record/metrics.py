@@ -5,7 +5,7 @@ A figure that was not measured has no metric: missing is never zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
@@ -13,7 +13,7 @@ from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.decide.evidence import mean_quality
 from evals.load import summary
 from evals.stats import PairedComparison
-from evals.types import CostReport, Estimate, LoadReport, Money, QualityReport, TaskGate
+from evals.types import CostReport, DecisionEvidence, Estimate, LoadReport, Money, QualityReport
 from pipeline.config import EnergyConfig
 from pipeline.types import Measured, StageOutcome
 
@@ -68,6 +68,8 @@ def quality_metrics(report: QualityReport) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, result in report.tasks.items():
         metrics.update(_with_interval(f"quality/{name}/{result.metric}", result.estimate))
+        if result.like_these is not None:
+            metrics.update(_with_interval(f"quality/{name}/like_these", result.like_these))
     mean = mean_quality(report)
     if mean is not None:
         metrics.update(_with_interval("quality/mean", mean))
@@ -87,22 +89,31 @@ def comparison_metrics(comparison: PairedComparison | None) -> dict[str, float]:
     return metrics
 
 
-def gate_metrics(tasks: Iterable[TaskGate]) -> dict[str, float]:
+def gate_metrics(evidence: DecisionEvidence) -> dict[str, float]:
     """`gate/<task>/...`: the difference in points, items used, e-values; `quality/<task>/flip_rate`, `/kl_nats`.
 
     A certain answer has no e-value, and a task that was not evaluated has nothing.
     """
-    metrics: dict[str, float] = {}
-    for task in tasks:
+    metrics: dict[str, float] = {} if evidence.level is None else {"gate/level": evidence.level}
+    for task in evidence.tasks.values():
         figures: dict[str, float | None] = {
             f"gate/{task.task}/num_items": float(task.num_items),
             f"gate/{task.task}/num_items_total": float(task.num_items_total),
             f"gate/{task.task}/log_e_pass": task.log_e_pass,
             f"gate/{task.task}/log_e_fail": task.log_e_fail,
+            f"gate/{task.task}/max_log_e_pass": task.max_log_e_pass,
+            f"gate/{task.task}/max_at": float(task.max_at),
+            f"gate/{task.task}/margin_points": task.margin_points,
+            f"gate/{task.task}/smallest_margin_points": task.smallest_margin_points,
+            f"gate/{task.task}/items_to_decide": None if task.items_to_decide is None else float(task.items_to_decide),
             f"quality/{task.task}/flip_rate": task.flip_rate,
         }
         if task.difference is not None:
             figures.update(_with_interval(f"gate/{task.task}/difference_points", _points(task.difference)))
+        if task.like_these is not None:
+            figures.update(_with_interval(f"gate/{task.task}/like_these_points", _points(task.like_these)))
+        if task.guard is not None and task.guard.difference is not None:
+            figures.update(_with_interval(f"gate/{task.task}/accuracy_points", _points(task.guard.difference)))
         if task.divergence is not None:
             figures[f"quality/{task.task}/kl_nats"] = task.divergence.kl_nats
             figures[f"quality/{task.task}/answer_perplexity_ratio"] = task.divergence.answer_perplexity_ratio

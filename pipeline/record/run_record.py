@@ -22,7 +22,9 @@ from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
 from pipeline.record.tags import (
     ARTIFACT_DIGEST,
+    CANDIDATE_DIGEST,
     CANDIDATE_KEY,
+    COMPARISON_FAMILY,
     COMPARISON_GROUP,
     DECISION_KEY,
     FRONTIER_GROUP,
@@ -93,6 +95,8 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         LEDGER_RUN_ID: spend.run_id,
         "measured_at": measured.measured_at,
     }
+    if measured.attempt is not None:
+        tags |= {COMPARISON_FAMILY: measured.attempt.family, CANDIDATE_DIGEST: measured.attempt.candidate}
     tags |= short_tags(tags)
     if config.model.revision is not None:
         tags["model_revision"] = config.model.revision

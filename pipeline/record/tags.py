@@ -21,6 +21,10 @@ STAGE_KEYS = f"{PREFIX}stage_keys"
 """Stage -> its key in the stage store, as JSON."""
 STAGE_KEY = f"{PREFIX}stage_key"
 """The key of the stage that made the checkpoint."""
+COMPARISON_FAMILY = f"{PREFIX}comparison_family"
+"""The baseline and the way of asking by which a candidate is counted."""
+CANDIDATE_DIGEST = f"{PREFIX}candidate_digest"
+"""A candidate as it is counted: its weights, and the engine's settings that can change an answer."""
 ARTIFACT_DIGEST = f"{PREFIX}artifact_digest"
 """SHA-256 of the checkpoint as it was measured."""
 DECISION_KEY = f"{PREFIX}decision_key"
@@ -28,7 +32,7 @@ DECISION_KEY = f"{PREFIX}decision_key"
 LEDGER_RUN_ID = f"{PREFIX}ledger_run_id"
 QUALITY_INVALID_REASON = "quality_invalid_reason"
 
-VERDICTS = {"promote": "promoted", "hold": "not promoted"}
+VERDICTS = {"promote": "promoted", "reject": "rejected", "undecided": "not decided", "hold": "not promoted"}
 """A decision's action -> the verdict that people read."""
 _DIGESTS = (
     COMPARISON_GROUP, FRONTIER_GROUP, RUN_KEY, CANDIDATE_KEY, PLAN_HASH, STAGE_KEYS, STAGE_KEY, ARTIFACT_DIGEST,

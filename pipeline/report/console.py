@@ -14,6 +14,7 @@ from evals.decide.evidence import mean_quality
 from evals.decide.fleet import describe_fleet
 from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
+from evals.quality.sizes import split_size
 from evals.stats import PairedComparison
 from evals.types import Decision, Estimate
 from pipeline.plan.resolve import RunPlan
@@ -40,8 +41,9 @@ def show_plan(plan: RunPlan) -> None:
     per_hour = f"{price.usd_per_hour_lo.normalize():f}-{price.usd_per_hour_hi.normalize():f}"
     since = f", as of {price.as_of}" if price.as_of else ""
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
-    asked = "all" if config.suite.num_items is None else f"{config.suite.num_items} random"
-    say(f"Quality  {', '.join(config.suite.tasks)}: {asked} items each (suite={config.suite.name})")
+    sizes = ", ".join(f"{task} ({split_size(config.suite.source, task):,})" for task in config.suite.tasks)
+    budget = "" if config.gate.max_items is None else f"; at most {config.gate.max_items} items of each are asked"
+    say(f"Quality  whole splits of {sizes} (suite={config.suite.name}){budget}")
     say(f"Load     {describe_load(plan.scenario)}")
     for note in choices.notes:
         say(f"Note     {note}")
@@ -69,8 +71,13 @@ def outcome_of() -> Iterator[None]:
     say(f"total {duration(time.monotonic() - started)}")
 
 
-def show_result(measured: list[Measured], outcome: Outcome, comparison: PairedComparison | None, plan: RunPlan) -> None:
-    """The final table, the decision with its reasons, and where everything is."""
+def show_result(
+    measured: list[Measured], outcome: Outcome, comparison: PairedComparison | None, plan: RunPlan, way_on: str | None
+) -> None:
+    """The final table, the decision with its reasons, and where everything is.
+
+    `way_on` says what a decision that is not made yet would still take.
+    """
     config = plan.config
     decision, recovery = outcome.decision, None if comparison is None else comparison.recovery
     rows = [result_row(one, decision, recovery) for one in measured]
@@ -81,6 +88,8 @@ def show_result(measured: list[Measured], outcome: Outcome, comparison: PairedCo
     for reason in decision.reasons:
         say(f"  {reason}")
     say(f"  {outcome.registry}")
+    if way_on is not None:
+        say(f"Next     {way_on}")
     if len(measured) > 1:
         fleet = describe_fleet(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
         if fleet is not None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,11 +26,19 @@ from evals.config import GateConfig
 from evals.decide.decide import Loss, Ranking
 from evals.decide.evidence import Evidence, mean_quality
 from evals.decide.task_gates import gates_of
-from evals.gate.gate import Gate, best_of_k_level
+from evals.gate.gate import Gate
 from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport, TaskGate
 from pipeline.report.text import MISSING, action_text
 
 RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
+HEADS = {
+    "promote": ("Promote", "yes"),
+    "reject": ("Rejected", "no"),
+    "undecided": ("Not decided", "open"),
+    "hold": ("Not promoted", "no"),
+}
+"""A decision's action -> how the page opens, and the class of its colour."""
+SCORE_TEXTS = {"accuracy": "accuracy", "probability": "the right choice's probability"}
 NUM_EXAMPLES = 3
 """Flips shown per task and direction."""
 
@@ -57,7 +66,7 @@ class RankedVariant:
     quality: Estimate | None
     """Mean score over the suite's tasks."""
     outcome: str
-    """`baseline`, `promote`, `not promoted`, or `passed, but more expensive`."""
+    """`baseline`, `promote`, `reject`, `not decided`, or `passed, but more expensive`."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +98,9 @@ def make_record(
 ) -> DecisionRecord:
     """The record of the decision on `candidates[index]`, among those that competed. `now` None is the clock."""
     candidate = candidates[index]
-    evaluation = gates_of(candidate.quality, baseline.quality, gate)
-    tasks = ranking.decisions[index].evidence.tasks
+    found = ranking.decisions[index].evidence
+    tasks, level = found.tasks, gate.alpha if found.level is None else found.level
+    evaluation = gates_of(candidate.quality, baseline.quality, gate, level)
     return DecisionRecord(
         model=model,
         decided_at=(now or datetime.now(UTC)).isoformat(timespec="seconds"),
@@ -99,7 +109,7 @@ def make_record(
         losses=ranking.losses,
         notes=ranking.notes,
         not_evaluated=candidate.quality.not_evaluated,
-        guarantee=guarantee(candidate.label, list(tasks.values()), gate),
+        guarantee=guarantee(candidate.label, list(tasks.values()), level),
         examples=tuple(flip_examples(tasks.values(), candidate.quality, baseline.quality)),
         gates={} if evaluation is None else evaluation.gates,
     )
@@ -115,19 +125,19 @@ def _ranked_variant(evidence: Evidence, outcome: str) -> RankedVariant:
     return RankedVariant(evidence.label, evidence.cost.usd_per_1k_tokens, mean_quality(evidence.quality), outcome)
 
 
-def guarantee(variant: str, tasks: Sequence[TaskGate], gate: GateConfig) -> str:
-    """What the gate guarantees, for readers who know no statistics."""
+def guarantee(variant: str, tasks: Sequence[TaskGate], level: float) -> str:
+    """What the gate guarantees, for readers who know no statistics; `level` is the candidate's own error level."""
     if not tasks:
         return "No gate was run, so nothing is guaranteed."
-    margins = sorted({task.delta_points for task in tasks})
-    points = f"{margins[0]:g}" if len(margins) == 1 else f"{margins[0]:g} to {margins[-1]:g}"
+    margins = sorted({(one.margin_points or one.delta_points, SCORE_TEXTS[one.score]) for one in tasks})
+    worse = " or ".join(f"{points:g} points of {score}" for points, score in margins)
     asked, total = sum(task.num_items for task in tasks), sum(task.num_items_total for task in tasks)
-    level = best_of_k_level(gate.alpha, gate.num_candidates)
     return (
-        f"If '{variant}' were worse than the baseline by {points} points or more on any of these tasks, this procedure "
-        f"would promote it with a chance of at most {level:.2g} ({level:.1%}), however often its answers are checked. "
-        f"{asked:,} of {total:,} questions were asked of it. The statement is about these {total:,} questions, "
-        "answered by greedy decoding on this engine. It does not cover other questions."
+        f"If '{variant}' were worse than the baseline by {worse} or more on any of these tasks, this procedure "
+        f"would promote it with a chance of at most {level:.2g} ({level:.1%}), however often its answers are checked, "
+        f"whatever the budget, and whoever tries it again. {asked:,} of {total:,} questions were asked of it. The "
+        f"statement is about these {total:,} questions, answered by greedy decoding on this engine. What they say of "
+        "questions like these stands in the table below."
     )
 
 
@@ -209,10 +219,10 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
     """The page for readers who did not run the evaluation."""
     decision = record.decision
     text = html.escape
-    won = decision.action == "promote"
-    head = f"Promote '{decision.variant}'" if won else f"Not promoted: '{decision.variant}'"
+    word, colour = HEADS[decision.action]
+    head = f"{word}: '{decision.variant}'"
     parts = [
-        f'<p class="verdict {"yes" if won else "no"}">{text(head)}</p>',
+        f'<p class="verdict {colour}">{text(head)}</p>',
         f"<p>{text(record.model)}, decided {text(record.decided_at)}. {text(_saving(decision))}</p>",
         "<h2>Why</h2><ul>" + "".join(f"<li>{text(reason)}</li>" for reason in decision.reasons) + "</ul>",
         "<h2>How sure is this?</h2><p>" + text(record.guarantee) + "</p>",
@@ -229,9 +239,12 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
     if tasks:
         parts.append("<h2>Task by task</h2>" + _table(*_task_table(tasks)))
         parts.append(
-            "<p class=small>Difference: candidate minus baseline in points of the score, with a 95% interval that "
-            "stays valid although the questions stop as soon as the answer is clear. Flips: share of questions on "
-            "which the two differ. Divergence and perplexity are information. They decide nothing.</p>"
+            "<p class=small>Difference: candidate minus baseline in points of the score that decides, over all "
+            "questions of this benchmark, with a 95% interval that stays valid although the questions stop as soon as "
+            "the answer is clear. Questions like these: the same difference for a source of which the benchmark is a "
+            "sample. Evidence: the largest e-value against 'worse by the margin', and the question at which it was "
+            "reached. Flips: share of questions on which the two differ. Divergence and perplexity are information. They decide "
+            "nothing.</p>"
         )
     if record.not_evaluated:
         rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())
@@ -281,18 +294,25 @@ def _variant_table(variants: Sequence[RankedVariant]) -> tuple[Sequence[str], li
 
 
 def _task_table(tasks: Sequence[TaskGate]) -> tuple[Sequence[str], list[list[str]]]:
-    header = ("task", "answer", "difference", "may lose", "asked", "flips", "gained / lost", "divergence", "perplexity")
+    header = (
+        "task", "answer", "score", "difference on this benchmark", "may lose", "questions like these", "asked",
+        "evidence", "accuracy", "flips", "gained / lost", "divergence", "perplexity",
+    )  # fmt: skip
     rows = []
     for one in tasks:
-        d, info = one.difference, one.divergence
+        info, guard = one.divergence, one.guard
         ratio = None if info is None else info.answer_perplexity_ratio
         rows.append(
             [
                 one.task,
                 one.decision,
-                "-" if d is None else f"{100 * d.value:+.1f} [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}]",
-                f"less than {one.delta_points:g}",
+                one.score,
+                _points(one.difference),
+                f"less than {one.margin_points or one.delta_points:g}",
+                _points(one.like_these),
                 f"{one.num_items} of {one.num_items_total}, {one.order}",
+                f"{math.exp(min(one.max_log_e_pass, 700)):.3g} at {one.max_at}" if one.max_at else "-",
+                "decides" if guard is None else f"{_points(guard.difference)}, less than {guard.delta_points:g}",
                 "-" if one.flip_rate is None else f"{one.flip_rate:.1%}",
                 f"{len(one.gained)} / {len(one.lost)}",
                 "-" if info is None else f"{info.kl_nats:.4f} nats",
@@ -300,6 +320,12 @@ def _task_table(tasks: Sequence[TaskGate]) -> tuple[Sequence[str], list[list[str
             ]
         )
     return header, rows
+
+
+def _points(difference: Estimate | None) -> str:
+    if difference is None:
+        return "-"
+    return f"{100 * difference.value:+z.1f} [{100 * difference.lo:+z.1f}, {100 * difference.hi:+z.1f}]"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -324,7 +350,7 @@ PAGE_FRAME = """<!doctype html>
 body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 56rem; padding: 1rem; color: #1c1c1c; }}
 h1 {{ font-size: 1rem; font-weight: 600; color: #555; margin: 0; }} h2 {{ font-size: 1.15rem; margin: 1.6rem 0 .4rem; }}
 .verdict {{ font-size: 1.6rem; font-weight: 700; margin: .2rem 0; }}
-.yes {{ color: #0b6e4f; }} .no {{ color: #b3261e; }}
+.yes {{ color: #0b6e4f; }} .no {{ color: #b3261e; }} .open {{ color: #7a5200; }}
 .small {{ font-size: .85rem; color: #555; }} .scroll {{ overflow-x: auto; }}
 img {{ max-width: 100%; height: auto; }}
 table {{ border-collapse: collapse; white-space: nowrap; font-size: .9rem; }}

@@ -40,6 +40,6 @@ def record_decision(
         recorder.annotate(
             run_id,
             tags=decision_tags(decision, key),
-            metrics=comparison_metrics(comparison) | gate_metrics(decision.evidence.tasks.values()),
+            metrics=comparison_metrics(comparison) | gate_metrics(decision.evidence),
             folder=folder,
         )

@@ -18,8 +18,8 @@ def decision_json(decision: Decision, *, model: str, registry: str, run_id: str 
         run_id: the candidate's MLflow run, where it is known.
 
     Returns:
-        An object with the keys `model`, `variant`, `action` (`promote` or `hold`), `promoted`, `reasons`, `registry`,
-        `run_id`, `rule` and `evidence`. A missing figure is null, never zero.
+        An object with the keys `model`, `variant`, `action` (`promote`, `reject`, `undecided` or `hold`), `promoted`,
+        `reasons`, `registry`, `run_id`, `rule` and `evidence`. A missing figure is null, never zero.
 
     """
     found = {

@@ -11,12 +11,12 @@ MISSING = "not measured"
 
 
 def action_text(action: str) -> str:
-    """A decision's action as people read it. Tags and JSON keep `hold`, which is recorded data.
+    """A decision's action as people read it. Tags and JSON keep the short word, which is recorded data.
 
-    >>> action_text("hold"), action_text("promote")
-    ('not promoted', 'promote')
+    >>> action_text("hold"), action_text("undecided"), action_text("promote")
+    ('not promoted', 'not decided', 'promote')
     """
-    return "not promoted" if action == "hold" else action
+    return {"hold": "not promoted", "undecided": "not decided"}.get(action, action)
 
 
 def estimate_text(estimate: Estimate | None) -> str:

@@ -18,6 +18,7 @@ from typing import ClassVar, Generic, Literal, TypeVar
 
 from core.jobs import LOCAL, Launcher
 from core.store import StageRef, StageResult, StageStore, lock, stage_key
+from evals.decide.declared import Attempt, level_of_one
 from pipeline.config import EngineConfig
 from pipeline.serve.server import ServedModel
 from pipeline.types import Artifact, Machine
@@ -134,6 +135,8 @@ class Effects:
     """Where processes of heavy work run."""
     say: Callable[[str], None] = lambda text: None
     """Told what a person wants to know while a stage runs."""
+    level: Callable[[Attempt], float] = level_of_one
+    """Counts a candidate before its first answer, and says at which error level it is tested."""
     serve: Callable[..., ServedModel] = ServedModel
     """Serves a checkpoint; replaced in tests of the main path."""
     _found: dict[str, StageResult] = field(default_factory=dict)

@@ -38,6 +38,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
             effects.say(f"{variant.quality.served.name}: health: {health.line()}")
             artifact = replace(artifact, making=replace(artifact.making, health_metrics=health.metrics()))
         quality, load = effects.result(variant.quality), effects.result(variant.load)
+        attempt = variant.quality.attempt(effects)
     found: dict[str, StageResult] = {
         stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
     }
@@ -55,6 +56,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         stage_started_at={name: stage.started_at for name, stage in made.items()},
         made_now=tuple(name for name, stage in made.items() if not stage.reused),
         reused=tuple(name for name, stage in found.items() if stage.reused and name != "digest"),
+        attempt=attempt,
         measured_at=min(made["quality"].started_at, load.machine.oldest_result_at or made["load"].started_at),
     )
 

@@ -17,7 +17,8 @@ from core.files import digest_json
 from core.store import StageStore
 from evals.quality.chat import write_conversation
 from evals.quality.embedded import task_config
-from evals.quality.run import Suite, Tools, run_suite
+from evals.quality.run import Sampling, Suite, Tools, run_suite
+from evals.quality.worker import FEWSHOT_SEED
 from evals.types import QualityReport, Target
 from pipeline.config import EngineConfig
 from pipeline.plan.machine import find_machine
@@ -102,7 +103,7 @@ def plain_lm_eval(
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", settings]
     command += ["--apply_chat_template", "--tasks", ",".join(str(path) for path in suite.files.values())]
     command += ["--samples", json.dumps(samples), "--output_path", str(folder), "--log_samples"]
-    command += ["--seed", f"0,1234,1234,{suite.seed}"]
+    command += ["--seed", f"0,1234,1234,{FEWSHOT_SEED}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none", "TOKENIZERS_PARALLELISM": "false"}
     environment["HF_DATASETS_CACHE"] = str(folder / "datasets")
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=400)
@@ -128,13 +129,18 @@ def assert_equal(report: QualityReport, name: str, column: str, results: dict, r
     assert task.estimate.value == results[name][column]
 
 
+def few(suite: Suite, num_items: int) -> Sampling:
+    """So many items of each task."""
+    return Sampling("baseline and suite", budgets=dict.fromkeys(suite.tasks, num_items))
+
+
 def test_prompts_are_lm_evals_with_one_begin_token(tmp_path: Path) -> None:
     tokenizer, files = a_tokenizer(tmp_path / "tokenizer"), write_tasks(tmp_path / "tasks")
-    suite = Suite("files", tuple(files), 12, None, 8, True, 0, files)
+    suite = Suite("files", tuple(files), None, 8, True, files)
     tools = Tools(Path(sys.executable), tmp_path / "answers.sqlite", None)
     with RecordingServer(tokenizer) as server:
         target = Target(server.url, "model", tokenizer, {"max_model_len": 2048}, "chat")
-        report = run_suite(target, suite, tmp_path / "ours", tools)
+        report = run_suite(target, suite, tmp_path / "ours", tools, few(suite, 12))
         ours, server.prompts = server.prompts, []
         results, rows = plain_lm_eval(target, suite, report, tmp_path / "plain")
         theirs = server.prompts
@@ -162,12 +168,12 @@ def test_prompts_are_lm_evals_with_one_begin_token(tmp_path: Path) -> None:
 
 def test_a_base_without_a_template_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
     files, bare = write_tasks(tmp_path / "tasks"), a_tokenizer(tmp_path / "bare", None)
-    suite = Suite("files", ("colours",), 4, None, 8, True, 0, files)
+    suite = Suite("files", ("colours",), None, 8, True, files)
     tools = Tools(Path(sys.executable), tmp_path / "answers.sqlite", None)
     with RecordingServer(bare) as server:
         target = Target(server.url, "model", bare, {"max_model_len": 2048}, "bare")
         with pytest.raises(ConfigError, match=r"(?s)suite\.apply_chat_template: true is not possible.*=false asks"):
-            run_suite(target, suite, tmp_path / "run", tools)
+            run_suite(target, suite, tmp_path / "run", tools, few(suite, 4))
     assert not server.prompts
 
 
@@ -189,16 +195,16 @@ def test_the_real_model_scores_as_under_plain_lm_eval(workplace: Workplace, tmp_
     store = StageStore(workplace.home / "store")
     data = Effects(store, workplace.home, Path(sys.executable)).result(Datasets())
     files = write_real_tasks(data, tmp_path / "tasks")
-    suite = Suite("files", tuple(files), 6, None, 8, True, 0, files)
+    suite = Suite("files", tuple(files), None, 8, True, files)
     tools = Tools(Path(sys.executable), tmp_path / "answers.sqlite", None)
     machine = find_machine()
     engine = planned_engine(EngineConfig(startup_timeout_s=900), machine)
     with ServedModel(embedded_base(store), engine, machine, serving_python(), tmp_path / "vllm.log") as served:
-        report = run_suite(served.target(), suite, tmp_path / "ours", tools)
+        report = run_suite(served.target(), suite, tmp_path / "ours", tools, few(suite, 6))
         results, rows = plain_lm_eval(served.target(), suite, report, tmp_path / "plain")
         counts: list[tuple[int, int]] = []
         counting = replace(tools, on_answers=lambda fresh, known: counts.append((fresh, known)))
-        again = run_suite(served.target(), suite, tmp_path / "again", counting)
+        again = run_suite(served.target(), suite, tmp_path / "again", counting, few(suite, 6))
     assert again == report
     assert [fresh for fresh, _ in counts] == [0], "answers were asked twice"
     assert_equal(report, "arc_easy", "acc,none", results, rows["arc_easy"])

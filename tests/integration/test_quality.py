@@ -1,6 +1,5 @@
 """Quality with lm-eval's real code against a deterministic server: equal to plain lm-eval, stopped early, extended."""
 
-import itertools
 import json
 import os
 import re
@@ -14,7 +13,8 @@ import yaml
 
 from evals.gate.gate import Verdict
 from evals.gate.sequential import GateRule, replay
-from evals.quality.run import GatedReports, Suite, Tools, run_gated_suite, run_suite
+from evals.quality.run import Sampling, Suite, Tools, run_gated_suite, run_suite
+from evals.quality.worker import FEWSHOT_SEED
 from evals.types import QualityReport, Target
 from tests.integration.fake_server import FakeServer, unit
 
@@ -97,6 +97,9 @@ PENS = {
 }
 
 
+ALL = Sampling("baseline and suite", "candidate, baseline and suite")
+
+
 def solver(share_wrong: float, seed: int):
     """Writes the right sum, but for a share of the questions."""
 
@@ -124,7 +127,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
     files = write_tasks(tmp_path_factory.mktemp("tasks"))
-    return Suite("files", tuple(files), None, None, 8, False, 0, files)
+    return Suite("files", tuple(files), None, 8, False, files)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +146,7 @@ def base_server() -> FakeServer:
 @pytest.fixture(scope="module")
 def baseline(suite: Suite, tools: Tools, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> QualityReport:
     with base_server() as server:
-        return run_suite(target_of(server, tokenizer, "base"), suite, tmp_path_factory.mktemp("base"), tools)
+        return run_suite(target_of(server, tokenizer, "base"), suite, tmp_path_factory.mktemp("base"), tools, ALL)
 
 
 def plain_lm_eval(url: str, tokenizer: Path, suite: Suite, folder: Path) -> tuple[dict, dict]:
@@ -152,7 +155,7 @@ def plain_lm_eval(url: str, tokenizer: Path, suite: Suite, folder: Path) -> tupl
     settings += ",tokenized_requests=False,num_concurrent=8,max_length=2048"
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", settings]
     command += ["--tasks", ",".join(map(str, suite.files.values())), "--output_path", str(folder), "--log_samples"]
-    command += ["--seed", f"0,1234,1234,{suite.seed}"]
+    command += ["--seed", f"0,1234,1234,{FEWSHOT_SEED}"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OPENAI_API_KEY": "none", "TOKENIZERS_PARALLELISM": "false"}
     environment["HF_DATASETS_CACHE"] = str(folder / "datasets")
     ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
@@ -173,10 +176,10 @@ def test_all_items_score_as_plain_lm_eval_does(
     """Full, and gated with `stop_early=false` in a guided order: the same scores as lm-eval's command, to the digit."""
     with base_server() as server:
         results, samples = plain_lm_eval(server.url, tokenizer, suite, tmp_path / "plain")
-    rule = GateRule({"colours": 0.02, "pens": 0.02}, stop_early=False)
+    rule = GateRule({"colours": 0.02, "pens": 0.02}, {"colours": 0.05}, stop_early=False)
     with base_server() as server:
         target = target_of(server, tokenizer, "the same model, asked afresh")
-        again = run_gated_suite(target, suite, tmp_path / "gated", tools, baseline=baseline, rule=rule).candidate
+        again = run_gated_suite(target, suite, tmp_path / "gated", tools, ALL, baseline=baseline, rule=rule)
     for report in (baseline, again):
         for name, metric in (("colours", "acc,none"), ("pens", "exact_match,strict-match")):
             task = report.tasks[name]
@@ -192,14 +195,15 @@ def test_all_items_score_as_plain_lm_eval_does(
     assert again.tasks["colours"].settings_digest == baseline.tasks["colours"].settings_digest
     states = replay(again.tasks, baseline.tasks, rule)
     assert states.combined.decision is Verdict.PASS
-    assert {gate.state.reason for gate in states.gates.values()} == {"exact"}
+    assert {state.reason for state in states.states.values()} == {"exact"}
+    assert [states.tasks[name].score for name in ("colours", "pens")] == ["probability", "accuracy"]
 
 
-def gated(server: FakeServer, digest: str, rule: GateRule, world, **more) -> GatedReports:
+def gated(server: FakeServer, digest: str, rule: GateRule, world, sampling: Sampling | None = None) -> QualityReport:
     suite, tools, tokenizer, folder, baseline = world
     with server:
-        target = target_of(server, tokenizer, digest)
-        return run_gated_suite(target, suite, folder / digest, tools, baseline=baseline, rule=rule, **more)
+        target, drawn = target_of(server, tokenizer, digest), sampling or ALL
+        return run_gated_suite(target, suite, folder / digest, tools, drawn, baseline=baseline, rule=rule)
 
 
 @pytest.fixture
@@ -213,7 +217,7 @@ def test_an_equal_candidate_passes_with_a_part_of_the_items(world, order: str) -
     baseline = world[-1]
     rule = GateRule({"colours": 0.1, "pens": 0.1}, order=order, block_items=16)
     server = FakeServer(seed=1, noise=0.3, writes=solver(0.3, seed=1))
-    report = gated(server, f"equal {order}", rule, world).candidate
+    report = gated(server, f"equal {order}", rule, world)
     states = replay(report.tasks, baseline.tasks, rule)
     assert states.combined.decision is Verdict.PASS
     for name, total in (("colours", NUM_CHOICE), ("pens", NUM_MATH)):
@@ -235,13 +239,13 @@ def test_the_first_rejected_task_ends_the_evaluation_and_the_full_run_agrees(wor
     baseline = world[-1]
     rule = GateRule({"colours": 0.05, "pens": 0.05}, block_items=16)
     bad = FakeServer(writes=solver(0.9, seed=1))
-    report = gated(bad, "bad at sums", rule, world).candidate
+    report = gated(bad, "bad at sums", rule, world)
     states = replay(report.tasks, baseline.tasks, rule)
     assert states.combined.decision is Verdict.FAIL
     assert states.combined.because == "pens"
     assert len(report.tasks["colours"].items) < NUM_CHOICE
     whole = replace(rule, stop_early=False)
-    full = gated(FakeServer(writes=solver(0.9, seed=1)), "bad at sums", whole, world).candidate
+    full = gated(FakeServer(writes=solver(0.9, seed=1)), "bad at sums", whole, world)
     assert replay(full.tasks, baseline.tasks, rule).combined.decision is Verdict.FAIL
     stopped, complete = report.tasks["pens"], full.tasks["pens"]
     assert complete.is_complete
@@ -249,50 +253,37 @@ def test_the_first_rejected_task_ends_the_evaluation_and_the_full_run_agrees(wor
 
 
 @pytest.mark.slow
-def test_the_baseline_is_extended_only_as_far_as_needed(world, tmp_path: Path) -> None:
-    suite, tools, tokenizer, _, baseline = world
-    asked: list[int] = []
-    servers: list[int] = []
+def test_a_larger_budget_goes_on_from_the_smaller_one(world) -> None:
+    """Baseline and candidate are asked the first items of one uniform order, and nothing twice."""
+    suite, tools, tokenizer, folder, complete = world
+    rule = GateRule({"colours": 0.1, "pens": 0.1}, order="uniform", block_items=16, max_items=16)
 
-    def extend(num_items: int) -> QualityReport:
-        asked.append(num_items)
+    def at(budget: int) -> tuple[QualityReport, QualityReport, int, int]:
+        sampling = replace(ALL, budgets=dict.fromkeys(suite.tasks, budget))
         with base_server() as server:
-            target = target_of(server, tokenizer, "base in parts")
-            found = run_suite(target, suite, tmp_path / f"base-{num_items}", tools, first_items=num_items)
-            servers.append(server.num_requests)
-        return found
+            target, place = target_of(server, tokenizer, "base in parts"), folder / f"base-{budget}"
+            base = run_suite(target, suite, place, tools, sampling)
+            num_base = server.num_requests
+        server = FakeServer(seed=1, noise=0.3, writes=solver(0.3, seed=1))
+        limited = replace(rule, max_items=budget)
+        found = gated(server, "against parts", limited, (*world[:-1], base), sampling)
+        return base, found, num_base, server.num_requests
 
-    first = extend(16)
-    assert all(len(task.items) == 16 for task in first.tasks.values())
-    rule = GateRule({"colours": 0.1, "pens": 0.1}, order="uniform", block_items=16)
-    candidate = FakeServer(seed=1, noise=0.3, writes=solver(0.3, seed=1))
-    done = gated(candidate, "against parts", rule, (*world[:-1], first), extend_baseline=extend)
-    assert len(asked) > 1
-    assert all(later >= 2 * earlier for earlier, later in itertools.pairwise(asked))
-    assert servers == [4 * (n - before) for before, n in zip([0, *asked], asked, strict=False)], "asked twice"
-    states = replay(done.candidate.tasks, done.baseline.tasks, rule)
+    base, found, num_base, num_found = at(16)
+    assert replay(found.tasks, base.tasks, rule).combined.decision is Verdict.FUTILE
+    assert num_base == num_found == 4 * 16
+    assert all(len(task.items) == 16 and not task.is_complete for task in base.tasks.values())
+    assert all(task.num_items_total == task.num_items_planned for task in base.tasks.values())
+    larger, decided, more_base, more_found = at(64)
+    states = replay(decided.tasks, larger.tasks, replace(rule, max_items=64))
     assert states.combined.decision is Verdict.PASS
-    assert not done.baseline.tasks["colours"].is_complete
-    complete = {item.item_id: item.score for item in baseline.tasks["colours"].items}
-    assert all(complete[item.item_id] == item.score for item in done.baseline.tasks["colours"].items)
-
-
-@pytest.mark.slow
-def test_a_subset_of_the_items_is_gated_under_their_own_ids(world) -> None:
-    suite, tools, tokenizer, folder, _ = world
-    small = replace(suite, num_items=40, tasks=("colours",))
-    with base_server() as server:
-        baseline = run_suite(target_of(server, tokenizer, "base"), small, folder / "base", tools)
-    ids = [item.item_id for item in baseline.tasks["colours"].items]
-    assert len(ids) == 40
-    assert ids[-1] > 40
-    rule = GateRule({"colours": 0.1}, block_items=8)
-    server = FakeServer(seed=1, noise=0.3)
-    found = gated(server, "subset", rule, (small, *world[1:-1], baseline)).candidate.tasks["colours"]
-    assert {item.item_id for item in found.items} <= set(ids)
-    assert all(item.target == item.item_id % 3 for item in (*found.items, *baseline.tasks["colours"].items))
-    assert found.settings_digest == baseline.tasks["colours"].settings_digest
-    assert found.num_items_planned == 40
+    assert more_base == 4 * 48
+    assert more_found <= 4 * 48
+    for name, task in found.tasks.items():
+        assert larger.tasks[name].items[:16] == base.tasks[name].items, "the first items stay the first"
+        assert decided.tasks[name].sampling_order.item_ids[:16] == task.sampling_order.item_ids[:16]
+    known = {item.item_id: item.score for item in complete.tasks["colours"].items}
+    assert all(known[item.item_id] == item.score for item in larger.tasks["colours"].items)
 
 
 @pytest.mark.slow
@@ -300,11 +291,11 @@ def test_an_item_without_an_answer_is_counted_against_the_candidate(world) -> No
     baseline = world[-1]
     rule = GateRule({"pens": 0.05}, stop_early=False)
     server = FakeServer(writes=solver(0.3, seed=1), failing="Ann has 7 pens and buys 0. How many?\nAnswer:")
-    report = gated(server, "fails once", rule, world).candidate
+    report = gated(server, "fails once", rule, world)
     lost = next(item for item in report.tasks["pens"].items if item.score is None)
     assert lost.item_id == 7
     assert "no answer" in lost.reason
     assert report.tasks["pens"].estimate.num_unscored == 1
     assert report.tasks["colours"].is_complete, "a task outside the gate is asked in full"
     assert report.tasks["colours"].sampling_order is None
-    assert replay(report.tasks, baseline.tasks, rule).gates["pens"].state.num_items == NUM_MATH
+    assert replay(report.tasks, baseline.tasks, rule).states["pens"].num_items == NUM_MATH

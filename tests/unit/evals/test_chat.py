@@ -17,7 +17,7 @@ from pipeline.stages.quality import Quality
 from tests.unit.pipeline.shapes import FACTS, MACHINE
 from tests.unit.pipeline.test_plan import FREE, PRICE, a_config
 
-SUITE = Suite("embedded", ("arc_easy",), None, None, 8, False, 0)
+SUITE = Suite("embedded", ("arc_easy",), None, 8, False)
 PROMPT = "Question: a\nAnswer:"
 CHOICE_DIGEST = "49327e6dd891ab5e628ec8974c36196d8195ee85f8c4e292dfec32b3277752ce"
 TEXT_DIGEST = "acd036f566fe65c1bcd3a35f929c19214568b59f8863d597eaaa56de85f492a9"
@@ -93,7 +93,7 @@ def test_a_downloaded_checkpoint_without_a_template_is_refused_before_a_server_s
 
     served: Any = SimpleNamespace(checkpoint=None, start=start)
     effects: Any = SimpleNamespace(result=lambda stage: SimpleNamespace(path=tmp_path))
-    stage = Quality(served, replace(SUITE, apply_chat_template=True), None, "", "none")
+    stage = Quality(served, replace(SUITE, apply_chat_template=True), None, {}, "", "none")
     with pytest.raises(ConfigError, match=r"(?s)suite\.apply_chat_template: true is not possible.*=false asks"):
         stage.run(tmp_path, effects)
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")

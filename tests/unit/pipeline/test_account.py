@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from core.errors import ConfigError, PlanError, ToolError
 from core.store import StageRef, StageStore, stage_key
-from evals.config import SuiteConfig
+from evals.config import GateConfig, SuiteConfig
 from evals.types import Price
 from finops.controls.approvals import Approvals
 from finops.controls.budgets import Budgets
@@ -71,7 +71,7 @@ def config(tmp_path: Path, empty_ledger: Path) -> RunConfig:
             model=ModelConfig(name="tiny", source="embedded", family="smollm2"),
             quant={"method": "int8"},
             calib=CalibConfig(sources=["squad"], num_samples=4, length=64),
-            suite=SuiteConfig(name="small", tasks=["arc_easy", "piqa"], num_items=10),
+            suite=SuiteConfig(name="small", tasks=["arc_easy", "piqa"]),
             tracking=TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"),
             tags={"team": "research", "environment": None, "workload_type": None},
             home=str(tmp_path / "home"),
@@ -296,14 +296,15 @@ def test_missing_tags_are_problems_of_the_plan_beside_the_others() -> None:
     bad = RunConfig(
         model=ModelConfig(name="tiny"),
         quant={"method": "none"},
-        suite=SuiteConfig(tasks=["arc_easy"], num_items=1),
+        suite=SuiteConfig(tasks=["arc_easy"]),
+        gate=GateConfig(max_items=0),
         tags={"team": "reserch", "environment": None},
         finops=strict,
     )
     with pytest.raises(PlanError) as raised:
         plan_of(bad)
     found = {problem.field: str(problem) for problem in raised.value.problems}
-    assert set(found) == {"tags.team", "tags.environment", "tags.workload_type", "model.family", "suite.num_items"}
+    assert set(found) == {"tags.team", "tags.environment", "tags.workload_type", "model.family", "gate.max_items"}
     assert "did you mean 'research'" in found["tags.team"]
     assert "-> tags.team=search" in found["tags.team"]
     assert "-> +tags.workload_type=" in found["tags.workload_type"]

@@ -113,8 +113,8 @@ MISTAKES = [
     (["quant=none", "quant.group_size=7"], "this choice of quant= has no such key; those that do: awq, awq-native,"),
     (["promote", "quant.group_size=7"], "quant.group_size: this choice of quant= has no such key; those that do: awq"),
     (["quant=int8", "quant.dampenin=3"], "did you mean 'dampening'"),
-    (["suite.num_items=abc"], "suite.num_items=abc: it must be a whole number or null"),
-    (["frontier", "suite.num_items=abc"], "suite.num_items=abc: it must be a whole number or null"),
+    (["gate.max_items=abc"], "gate.max_items=abc: it must be a whole number or null"),
+    (["frontier", "gate.max_items=abc"], "gate.max_items=abc: it must be a whole number or null"),
     (["gate.alpha=high"], "gate.alpha=high: it must be a number"),
     (["gate.stop_early=perhaps"], "gate.stop_early=perhaps: it must be true or false"),
     (["residency=sg"], "in brackets, without spaces: residency=[one,two]"),
@@ -172,7 +172,7 @@ def test_a_plans_mistake_ends_with_one_message_and_code_2(
 
 
 @pytest.mark.parametrize(
-    "arguments", [("promte",), ("quant", "int8"), ("suite.num_items=abc",), ("promote", "--rolback")]
+    "arguments", [("promte",), ("quant", "int8"), ("gate.max_items=abc",), ("promote", "--rolback")]
 )
 def test_a_mistake_ends_the_process_with_code_2(arguments: tuple[str, ...]) -> None:
     ended = run(*arguments)

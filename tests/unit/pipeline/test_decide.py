@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from core.files import plain
 from evals.config import GateConfig
-from evals.decide.decide import decide, rank
+from evals.decide import decide as deciding
+from evals.decide.decide import Candidate, Ranking
 from evals.decide.evidence import Evidence, mean_quality, measured_apart, price_doubt
 from evals.decide.task_gates import gates_of, rule_of
+from evals.gate.scores import ItemScore, scores_of
 from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_sampling_order
 from evals.json_form import from_json
 from evals.stats import mean_estimate
@@ -38,7 +40,16 @@ from pipeline.record.metrics import comparison_metrics, gate_metrics
 from pipeline.report.decision_page import make_record, write
 
 PRICE = Price("cpu", Decimal(1), Decimal(1), "on_demand", "test", "2026-01-01")
-GATE = GateConfig(num_resamples=2000)
+GATE = GateConfig(num_resamples=2000, score="accuracy")
+LEVEL = 0.05
+
+
+def decide(candidate: Evidence, baseline: Evidence, gate: GateConfig, seed: int):
+    return deciding.decide(Candidate(candidate, LEVEL), baseline, gate, seed)
+
+
+def rank(candidates: Sequence[Evidence], baseline: Evidence, gate: GateConfig, seed: int) -> Ranking:
+    return deciding.rank([Candidate(one, LEVEL) for one in candidates], baseline, gate, seed)
 
 
 def task(scores: list[float | None], digest: str = "same") -> TaskResult:
@@ -87,16 +98,16 @@ def test_as_good_and_cheaper_is_promoted() -> None:
 
 def test_much_worse_is_held_with_its_figures() -> None:
     decision, _ = decide(evidence(WORSE, "0.5"), evidence(GOOD, "1"), GATE, seed=0)
-    assert decision.action == "hold"
+    assert decision.action == "reject"
     assert "arc_easy: -15.0 points" in decision.reasons[0]
-    assert "800 of 800 items: worse by 2 points or more" in decision.reasons[0]
+    assert "(800 of 800 items): worse by 2 points or more" in decision.reasons[0]
     assert "arc_easy: -15.0 points" in decision.evidence.beaten_by[0]
 
 
 def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
     baseline = [1.0] * 100
     tie, inside = [0.0, 0.0] + [1.0] * 98, [0.0] + [1.0] * 99
-    assert decide(evidence(tie, "0.5"), evidence(baseline), GATE, seed=0)[0].action == "hold"
+    assert decide(evidence(tie, "0.5"), evidence(baseline), GATE, seed=0)[0].action == "reject"
     assert decide(evidence(inside, "0.5"), evidence(baseline), GATE, seed=0)[0].action == "promote"
     wider = replace(GATE, task_delta_points={"arc_easy": 2.5})
     assert decide(evidence(tie, "0.5"), evidence(baseline), wider, seed=0)[0].action == "promote"
@@ -104,7 +115,7 @@ def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
 
 def test_a_more_expensive_one_is_not_promoted() -> None:
     decision, _ = decide(evidence(GOOD, "1.2"), evidence(GOOD, "1"), GATE, seed=0)
-    assert decision.action == "hold"
+    assert decision.action == "reject"
     assert "not cheaper" in decision.reasons[1]
     assert "+20.0%" in decision.reasons[1]
     assert decision.evidence.beaten_by == (
@@ -114,7 +125,7 @@ def test_a_more_expensive_one_is_not_promoted() -> None:
 
 def test_a_missing_price_is_never_free() -> None:
     decision, _ = decide(evidence(GOOD, None), evidence(GOOD, "1"), GATE, seed=0)
-    assert decision.action == "hold"
+    assert decision.action == "undecided"
     assert "no load was measured" in decision.reasons[1]
 
 
@@ -122,12 +133,12 @@ def test_quality_invalid_reason_is_never_promoted() -> None:
     decision, _ = decide(
         evidence(GOOD, "0.5", quality_invalid_reason="random weights"), evidence(GOOD, "1"), GATE, seed=0
     )
-    assert decision.action == "hold"
+    assert decision.action == "undecided"
 
 
 def test_other_questions_cannot_be_compared() -> None:
     decision, comparison = decide(evidence(GOOD, "0.5", digest="other"), evidence(GOOD, "1"), GATE, seed=0)
-    assert decision.action == "hold"
+    assert decision.action == "undecided"
     assert comparison is None
 
 
@@ -136,11 +147,11 @@ def test_tasks_outside_the_gate_do_not_decide() -> None:
     bad = {"arc_easy": task(GOOD), "piqa": task(WORSE)}
     base = Evidence("none", QualityReport(both), load(), cost("1"))
     candidate = Evidence("int8", QualityReport(bad), load(), cost("0.5"))
-    assert decide(candidate, base, GATE, seed=0)[0].action == "hold"
+    assert decide(candidate, base, GATE, seed=0)[0].action == "reject"
     assert decide(candidate, base, replace(GATE, tasks=["arc_easy"]), seed=0)[0].action == "promote"
 
 
-@pytest.mark.parametrize(("ttft", "action"), [(0.1, "promote"), (0.9, "hold"), (None, "hold")])
+@pytest.mark.parametrize(("ttft", "action"), [(0.1, "promote"), (0.9, "reject"), (None, "undecided")])
 def test_the_slo_must_hold_where_one_is_given(ttft: float | None, action: str) -> None:
     gate = replace(GATE, slo_ttft_p99_s=0.5)
     decision, _ = decide(evidence(GOOD, "0.5", ttft=ttft), evidence(GOOD, "1"), gate, seed=0)
@@ -152,9 +163,9 @@ def test_the_slo_must_hold_where_one_is_given(ttft: float | None, action: str) -
     [
         (ThetaSlo(0.5, None, 2.0, 2.2, 6), "promote", "is met at 2 requests/s (theta_slo)"),
         (ThetaSlo(0.4, 0.1, 2.0, None, 6), "promote", "ttft_p99_s <= 0.4 s is met"),
-        (ThetaSlo(2.0, None, 2.0, 2.2, 6), "hold", "load.search.slo_ttft_p99_s=0.5 searches with it"),
-        (ThetaSlo(None, 0.1, 2.0, 2.2, 6), "hold", "searched with no limit"),
-        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate meets it"), "hold", "no tested rate meets it"),
+        (ThetaSlo(2.0, None, 2.0, 2.2, 6), "undecided", "load.search.slo_ttft_p99_s=0.5 searches with it"),
+        (ThetaSlo(None, 0.1, 2.0, 2.2, 6), "undecided", "searched with no limit"),
+        (ThetaSlo(0.5, None, None, 0.1, 6, "no tested rate meets it"), "reject", "no tested rate meets it"),
     ],
 )
 def test_where_the_load_looked_for_theta_the_slo_is_told_by_it(theta: ThetaSlo, action: str, words: str) -> None:
@@ -191,19 +202,29 @@ def test_the_cheapest_that_passed_wins_and_the_others_say_to_whom() -> None:
     gate = replace(GATE, slo_ttft_p99_s=0.5)
     found = rank(candidates, evidence(GOOD, "1", "none"), gate, seed=0)
     assert found.winner == 2
-    assert [decision.action for decision in found.decisions] == ["hold", "hold", "promote", "hold"]
+    assert [decision.action for decision in found.decisions] == ["hold", "reject", "promote", "reject"]
     losses = {loss.variant: loss.beaten_by for loss in found.losses}
     assert losses["int8"] == (
         "'gptq' passed too and is cheaper: 0.5 against 0.6 USD per 1k tokens (20.0% more expensive)",
     )
     assert losses["awq"][0].startswith("arc_easy: -15.0 points")
     assert losses["slow"] == ("it misses the SLO: ttft_p99_s 0.9 s exceeds the limit of 0.5 s by 80%",)
-    assert "4 candidates competed, gate.num_candidates=1" in found.notes[0]
-    assert "up to 20%" in found.notes[0]
-    assert found.notes[1].endswith("5% and selects: int8, gptq, slow")
-    declared = rank(candidates, evidence(GOOD, "1", "none"), replace(gate, num_candidates=4), seed=0)
-    assert declared.notes == ()
-    assert rule_of(replace(gate, num_candidates=4), ["arc_easy"]).alpha == gate.alpha / 4
+    assert found.notes == (
+        "4 candidates were tested against this baseline, each at its own share of gate.alpha (int8 at 5.00%, awq at "
+        "5.00%, gptq at 5.00%, slow at 5.00%): some candidate worse by its margin is promoted with a chance of at most "
+        "5%",
+    )
+
+
+def test_each_candidate_is_tested_at_its_own_level() -> None:
+    candidate, baseline = stopped_evidence(flip_every=50)
+    gate = replace(GATE, delta_points=5.0)
+    strict = deciding.decide(Candidate(candidate, 1e-9), baseline, gate, seed=0)[0]
+    assert strict.action == "undecided", "its answers stopped where they showed it at 5%"
+    assert strict.evidence.level == 1e-9
+    assert "a margin of 5 points is not decided; the smallest margin shown so far is" in strict.reasons[0]
+    assert re.search(r"5 takes about \d+ of the \d+ items left", strict.reasons[0])
+    assert deciding.decide(Candidate(candidate, 0.05), baseline, gate, seed=0)[0].action == "promote"
 
 
 def test_nobody_wins_where_nobody_passed() -> None:
@@ -216,19 +237,19 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
     """A candidate whose evaluation stopped, beside a baseline with every item."""
     base = {name: task(GOOD) for name in ("arc_easy", "piqa")}
     gate = replace(GATE, delta_points=5.0, order="uniform")
-    rule = rule_of(gate, list(base))
-    orders = {name: uniform_sampling_order(name, range(800), 0) for name in base}
-    known = {name: {item.item_id: item.score for item in result.items} for name, result in base.items()}
+    rule = rule_of(gate, list(base), LEVEL)
+    orders = {name: uniform_sampling_order(name, range(800), "baseline") for name in base}
+    known = scores_of(base)
     evaluation = SequentialEvaluation(orders, known, rule)
 
     def answer(name: str, item_id: int) -> float:
-        right = known[name][item_id]
+        right = known[name][item_id].accuracy
         if name == "piqa" and fails:
             return 0.0
         return 1 - right if flip_every and item_id % flip_every == 0 else right
 
     while (block := evaluation.next_block()) is not None:
-        evaluation.feed(block.task, [answer(block.task, item_id) for item_id in block.item_ids])
+        evaluation.feed(block.task, [ItemScore(answer(block.task, item_id), None) for item_id in block.item_ids])
     tasks = {}
     for name, order in orders.items():
         ids = order.item_ids[: evaluation.gates[name].state.num_items]
@@ -238,7 +259,9 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
         items = tuple(replace(by_id[item_id], score=answer(name, item_id)) for item_id in ids)
         estimate = mean_estimate([item.score for item in items])
         stopped = TaskResult(name, "acc", estimate, items, 800, "same", order)
-        tasks[name] = replace(stopped, estimate=estimate_after_stopping(stopped, base[name], evaluation.gates[name]))
+        tasks[name] = replace(
+            stopped, estimate=estimate_after_stopping(stopped, base[name], evaluation.tasks[name].accuracy)
+        )
     missing = {name: "not evaluated" for name in base if name not in tasks}
     candidate = Evidence("int8", QualityReport(tasks, "", missing), load(), cost("0.5"))
     return candidate, Evidence("none", QualityReport(base), load(), cost("1"))
@@ -249,13 +272,19 @@ def test_a_stopped_evaluation_decides_and_says_how_much_it_asked() -> None:
     gate = replace(GATE, delta_points=5.0)
     decision, comparison = decide(candidate, baseline, gate, seed=0)
     assert decision.action == "promote", decision.reasons
-    assert re.search(r"\d+ of 800 items: not worse by 5 points or more \(shown at 0.05 error", decision.reasons[0])
+    said = (
+        r"\(\d+ of 800 items\): not worse by 5 points or more \(e-value [\d.]+ at item \d+\); questions like these: \["
+    )
+    assert re.search(said, decision.reasons[0]), decision.reasons[0]
     assert comparison is not None
     assert "confidence sequences" in comparison.recovery.method
     assert comparison.recovery.lo <= 0.73 / 0.75 <= comparison.recovery.hi, "the recovery over all 800 items"
-    metrics = gate_metrics(decision.evidence.tasks.values()) | comparison_metrics(comparison)
+    metrics = gate_metrics(decision.evidence) | comparison_metrics(comparison)
     assert metrics["gate/piqa/num_items"] < metrics["gate/piqa/num_items_total"] == 800
-    assert metrics["gate/piqa/log_e_pass"] >= np.log(20)
+    assert metrics["gate/piqa/max_log_e_pass"] >= np.log(20)
+    assert 0 < metrics["gate/piqa/max_at"] <= metrics["gate/piqa/num_items"]
+    assert metrics["gate/piqa/smallest_margin_points"] <= 5
+    assert metrics["gate/piqa/like_these_points.lo"] < metrics["gate/piqa/difference_points.lo"]
     assert metrics["gate/piqa/difference_points.lo"] > -10
     assert 0 <= metrics["quality/piqa/flip_rate"] < 0.1
     assert metrics["quality/piqa/kl_nats"] == 0
@@ -268,11 +297,11 @@ def test_a_task_that_was_never_asked_is_named_and_has_no_figures() -> None:
         candidate, quality=QualityReport({"piqa": candidate.quality.tasks["piqa"]}, "", {"arc_easy": "not evaluated"})
     )
     decision, comparison = decide(cut, baseline, replace(GATE, delta_points=5.0), seed=0)
-    assert decision.action == "hold"
+    assert decision.action == "reject"
     assert comparison is None
     assert mean_quality(cut.quality) is None
-    assert "not met: quality: arc_easy: not evaluated, because piqa had ended the evaluation" in decision.reasons
-    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence.tasks.values()))
+    assert "not decided: quality: arc_easy: not evaluated, because piqa had ended the evaluation" in decision.reasons
+    assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence))
 
 
 def test_the_evidence_survives_its_json_form() -> None:
@@ -339,8 +368,8 @@ def test_a_record_of_random_weights_promises_nothing(tmp_path: Path) -> None:
 
 
 def test_gates_of_other_suites_are_none() -> None:
-    assert gates_of(quality(GOOD, digest="x"), quality(GOOD), GATE) is None
-    assert gates_of(quality(GOOD), quality(GOOD), replace(GATE, tasks=["boolq"])) is None
+    assert gates_of(quality(GOOD, digest="x"), quality(GOOD), GATE, LEVEL) is None
+    assert gates_of(quality(GOOD), quality(GOOD), replace(GATE, tasks=["boolq"]), LEVEL) is None
 
 
 def test_mean_quality_is_missing_where_scores_mean_nothing() -> None:
@@ -362,8 +391,10 @@ def decided(ours: LoadReport, theirs: LoadReport, usd: str = "0.9") -> Decision:
 
 def test_a_lower_price_within_the_noise_of_the_repeats_promotes_nothing() -> None:
     held = decided(a_loop([100, 120, 110]), a_loop([95, 115, 100]))
-    assert held.action == "hold"
-    assert "not met: price: 0.9 against 1 USD per 1k tokens (-10.0%): not significantly different" in held.reasons[-1]
+    assert held.action == "undecided"
+    assert (
+        "not decided: price: 0.9 against 1 USD per 1k tokens (-10.0%): not significantly different" in held.reasons[-1]
+    )
     assert "over 3 repeats (load.num_repeats=9" in held.reasons[-1]
     assert decided(a_loop([110, 111, 109]), a_loop([100, 101, 99])).action == "promote"
     assert decided(a_loop([110]), a_loop([100])).action == "promote", "a single repeat has no noise to tell"

@@ -24,7 +24,7 @@ def a_config(**changes: object) -> RunConfig:
         model=ModelConfig(name="tiny"),
         quant={"method": "int8"},
         calib=CalibConfig(sources=["squad"]),
-        suite=SuiteConfig(name="small", tasks=["arc_easy", "piqa"], num_items=10),
+        suite=SuiteConfig(name="small", tasks=["arc_easy", "piqa"]),
         engine=EngineConfig(),
         gate=GateConfig(),
     )
@@ -55,12 +55,12 @@ def test_the_baseline_alone_is_a_plan() -> None:
 
 def test_all_problems_are_listed_together() -> None:
     config = a_config(
-        gate=GateConfig(alpha=2.0, utilisation=0.0),
-        suite=SuiteConfig(tasks=["arc_esy", "piqa"], num_items=1),
+        gate=GateConfig(alpha=2.0, utilisation=0.0, max_items=0),
+        suite=SuiteConfig(tasks=["arc_esy", "piqa"]),
         engine=EngineConfig(max_model_len=10_000),
     )
     found = problems_of(config)
-    assert set(found) == {"gate.alpha", "gate.utilisation", "suite.tasks", "suite.num_items", "engine.max_model_len"}
+    assert set(found) == {"gate.alpha", "gate.utilisation", "suite.tasks", "gate.max_items", "engine.max_model_len"}
     assert "did you mean 'arc_easy'" in found["suite.tasks"]
 
 
@@ -158,7 +158,7 @@ def test_a_gate_that_names_what_is_not_there_is_refused() -> None:
     )
     found = problems_of(a_config(gate=gate))
     assert "'piqq' is not in the suite; did you mean 'piqa'?" in found["gate.tasks"]
-    assert "not one of guided, uniform" in found["gate.order"]
+    assert "not one of auto, guided, uniform" in found["gate.order"]
     assert set(found) == {
         "gate.delta_points",
         "gate.num_candidates",
