@@ -8,7 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypedDict
 
-from evals.types import CostReport, LoadReport, Price, QualityReport
+from evals.types import CostReport, LoadReport, Price, PriceRounds, QualityReport
 
 FP8_CAPABILITY = 8.9
 
@@ -184,6 +184,8 @@ class Measured:
     reused: tuple[str, ...]
     measured_at: str
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
+    price_rounds: PriceRounds | None = None
+    """Its speed beside its baseline's, measured in turn; None for the baseline, and where no rounds are measured."""
 
 
 @dataclass(frozen=True)

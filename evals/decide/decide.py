@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from evals.config import GateConfig
-from evals.decide.evidence import Evidence, measured_apart, price_doubt, worst_latency
+from evals.decide.evidence import Evidence, PriceVerdict, comparable_usd, price_verdict, worst_latency
 from evals.decide.task_gates import compare, gates_of, how_sure, task_gates
 from evals.gate.gate import Combined, Verdict, best_of_k_level, e_bh
 from evals.gate.sequential import SequentialEvaluation
@@ -37,9 +37,10 @@ def decide(
     evaluation = gates_of(candidate.quality, baseline.quality, gate)
     comparison = None if evaluation is None else compare(candidate.quality, baseline.quality, evaluation, gate, seed)
     tasks = {} if evaluation is None else task_gates(evaluation, candidate.quality, baseline.quality)
+    price = price_verdict(candidate, baseline)
     requirements = [
         *_quality(candidate.quality, evaluation, tasks, gate),
-        _price(candidate, baseline),
+        _price(price),
         *_slo(candidate.load, gate),
     ]
     action = "promote" if all(one.passed for one in requirements) else "hold"
@@ -48,6 +49,7 @@ def decide(
         recovery=None if comparison is None else comparison.recovery,
         usd_per_1k_tokens=candidate.cost.usd_per_1k_tokens,
         baseline_usd_per_1k_tokens=baseline.cost.usd_per_1k_tokens,
+        price_ratio=price.ratio,
         passed=action == "promote",
         beaten_by=tuple(one.beaten_by for one in requirements if one.beaten_by),
     )
@@ -90,10 +92,12 @@ def rank(candidates: Sequence[Evidence], baseline: Evidence, gate: GateConfig, s
     decided = [decide(candidate, baseline, gate, seed) for candidate in candidates]
     decisions = [decision for decision, _ in decided]
     passed = [index for index, decision in enumerate(decisions) if decision.action == "promote"]
-    winner = min(passed, key=lambda index: (_usd(candidates[index]), candidates[index].label), default=None)
+    winner = min(passed, key=lambda index: (_usd(candidates[index], baseline), candidates[index].label), default=None)
     for index in passed:
         if winner is not None and index != winner:
-            decisions[index] = _outbid(decisions[index], _beaten_on_price(candidates[index], candidates[winner]))
+            decisions[index] = _outbid(
+                decisions[index], _beaten_on_price(candidates[index], candidates[winner], baseline)
+            )
     losses = tuple(
         Loss(decision.variant, decision.evidence.beaten_by)
         for index, decision in enumerate(decisions)
@@ -129,14 +133,15 @@ def _log_e(task: TaskGate) -> float:
     return math.inf if task.decision == Verdict.PASS else -math.inf
 
 
-def _usd(evidence: Evidence) -> float:
-    money = evidence.cost.usd_per_1k_tokens
-    return math.inf if money is None else float(money.value)
+def _usd(evidence: Evidence, baseline: Evidence) -> float:
+    usd = comparable_usd(evidence, baseline)
+    return math.inf if usd is None else float(usd)
 
 
-def _beaten_on_price(loser: Evidence, winner: Evidence) -> str:
-    more = _usd(loser) / _usd(winner) - 1
-    figures = f"{_usd(winner):.3g} against {_usd(loser):.3g} USD per 1k tokens"
+def _beaten_on_price(loser: Evidence, winner: Evidence, baseline: Evidence) -> str:
+    ours, theirs = _usd(winner, baseline), _usd(loser, baseline)
+    more = theirs / ours - 1
+    figures = f"{ours:.3g} against {theirs:.3g} USD per 1k tokens"
     return f"'{winner.label}' passed too and is cheaper: {figures} ({more:.1%} more expensive)"
 
 
@@ -178,22 +183,10 @@ def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Requirement:
     return Requirement(passed, f"quality: {one.task}: {figures}, {asked}: {result} ({how_sure(one, gate)})", against)
 
 
-def _price(candidate: Evidence, baseline: Evidence) -> Requirement:
-    ours, theirs = candidate.cost.usd_per_1k_tokens, baseline.cost.usd_per_1k_tokens
-    if ours is None or theirs is None:
-        reasons = (one.cost.missing.get("usd_per_1k_tokens") for one in (candidate, baseline))
-        missing = next((reason for reason in reasons if reason), "not measured")
-        return Requirement(False, f"price: unknown: {missing}", f"no price was measured ({missing})")
-    change = float(ours.value / theirs.value) - 1
-    figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
-    figures += measured_apart(candidate.load, baseline.load)
-    cheaper = ours.value < theirs.value
-    doubt = price_doubt(candidate.load, baseline.load) if cheaper else ""
-    if doubt:
-        text = f"not significantly different from the baseline's: {doubt}"
-        return Requirement(False, f"price: {figures}: {text}", f"its price is {text}")
-    reason = f"price: {figures}: {'cheaper' if cheaper else 'not cheaper'} than the baseline"
-    return Requirement(cheaper, reason, "" if cheaper else f"it is not cheaper than the baseline: {figures}")
+def _price(verdict: PriceVerdict) -> Requirement:
+    is_cheaper = verdict.kind == "cheaper"
+    against = "" if is_cheaper else f"it is not shown to be cheaper than the baseline: {verdict.text}"
+    return Requirement(is_cheaper, f"price: {verdict.text}", against)
 
 
 def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Requirement]:
