@@ -59,7 +59,7 @@ def price_verdict(candidate: Evidence, baseline: Evidence) -> PriceVerdict:
     ratio = measured_ratio(candidate, baseline)
     if ratio is None or ratio.lo is None or ratio.hi is None:
         return PriceVerdict("undecided", f"{figures}: not decided: {_no_interval(candidate)}", ratio)
-    rounds = f"{figures}; measured in turn, {ratio.num_rounds} rounds: {ratio_text(ratio)}"
+    rounds = f"{figures}; measured in turn, {ratio.num_rounds} rounds: {ratio_text(ratio)}{_failures(candidate)}"
     if ratio.hi < 1:
         return PriceVerdict("cheaper", f"{rounds}: cheaper than the baseline", ratio)
     if ratio.lo > 1:
@@ -95,6 +95,12 @@ def ratio_text(ratio: PriceRatio) -> str:
     """
     interval = "" if ratio.lo is None or ratio.hi is None else f" [{ratio.lo - 1:+.1%}, {ratio.hi - 1:+.1%}]"
     return f"{ratio.ratio - 1:+.1%}{interval}"
+
+
+def _failures(candidate: Evidence) -> str:
+    """How many requests of the rounds failed; empty where none did."""
+    failed = 0 if candidate.price_rounds is None else sum(one.num_failed for one in candidate.price_rounds.rounds)
+    return f" ({failed} requests failed)" if failed else ""
 
 
 def _no_interval(candidate: Evidence) -> str:

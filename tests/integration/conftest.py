@@ -19,7 +19,10 @@ from pipeline.stages.graph import Effects
 from pipeline.types import Artifact
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = ["suite.num_items=6", "gate.stop_early=false", "calib.num_samples=2", "calib.length=64", "load.num_repeats=2"]
+SMALL = [
+    "suite.num_items=6", "gate.stop_early=false", "gate.price_rounds=2", "gate.price_repeats=1", "calib.num_samples=2",
+    "calib.length=64", "load.num_repeats=2",
+]  # fmt: skip
 POINTS = (
     "load.points=[{concurrency: 1, input_tokens: 32, output_tokens: 8, num_requests: 1},"
     "{concurrency: 4, input_tokens: 32, output_tokens: 8, num_requests: 4},"

@@ -115,7 +115,7 @@ def rounds_spread(rng, num_rounds, sigma):
 def test_a_share_is_right_for_a_candidate_that_is_as_expensive_as_its_baseline():
     """A little worse and as expensive: on the frontier only where it seems cheaper. A share above 97.5% is an error."""
     rng = np.random.default_rng(0)
-    sure, doubtful, count = 0, 0, 400
+    sure, doubtful, count = 0, 0, 200
     for _ in range(count):
         off, spread = rounds_spread(rng, 4, 0.04)
         day = float(np.exp(rng.normal(0, 0.1)))  # the baseline's own error, which both share
