@@ -68,5 +68,11 @@ class GateConfig:
     """Largest allowed p99 time to first token in seconds; null sets no limit."""
     slo_tpot_p99_s: float | None = None
     """Largest allowed p99 time per output token in seconds; null sets no limit."""
+    price_rounds: int = 4
+    """Rounds in which candidate and baseline are started anew and measured in turn: their price ratio rests on them.
+    More rounds show smaller differences, and those that are measured already count. 0 measures none, and nothing is
+    then shown to be cheaper."""
+    price_repeats: int = 2
+    """Repeats of each of the two in one round. They average out noise within a start; rounds do so between starts."""
     utilisation: float = 0.4
     """Declared share of time at which the machine is busy: the headline price is divided by it."""

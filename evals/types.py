@@ -27,6 +27,9 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "Money",
     "Point",
     "Price",
+    "PriceRatio",
+    "PriceRound",
+    "PriceRounds",
     "QualityReport",
     "SamplingOrder",
     "Target",
@@ -295,6 +298,55 @@ class CostReport:
 
 
 @dataclass(frozen=True)
+class PriceRound:
+    """One round of an interleaved comparison: baseline and candidate, each freshly started, measured in turn.
+
+    A start is the unit of replication: a round's repeats share one start of each server, and are averaged.
+    """
+
+    baseline_tok_per_s: tuple[float | None, ...]
+    """Input and output tokens per second, one per repeat; None where no request was completed."""
+    candidate_tok_per_s: tuple[float | None, ...]
+    first: str
+    """`baseline` or `candidate`: who was measured first."""
+    ended_at: str
+    """When it ended (ISO 8601, UTC)."""
+    num_failed: int = 0
+    """Requests that failed, on both sides and over all repeats."""
+    counters: Mapping[str, float | None] = field(default_factory=dict)
+    """The machine's use while it was measured, by the names of `evals.load.counters.MACHINE_USE`."""
+
+
+@dataclass(frozen=True)
+class PriceRounds:
+    """A candidate's speed beside its baseline's, interleaved: each at the load point that its headline price rests on.
+
+    `missing` says why there is no round.
+    """
+
+    baseline_point: str = ""
+    """Name of the load point."""
+    candidate_point: str = ""
+    is_together: bool = False
+    """Whether both servers were up at once; else one was started after the other."""
+    rounds: tuple[PriceRound, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class PriceRatio:
+    """The candidate's price of a token over its baseline's. The interval is None, with the reason in `method`, where
+    fewer than two rounds tell how much starts differ.
+    """
+
+    ratio: float
+    lo: float | None
+    hi: float | None
+    num_rounds: int
+    method: str
+
+
+@dataclass(frozen=True)
 class Point:
     """One candidate by cost and quality."""
 
@@ -382,6 +434,8 @@ class DecisionEvidence:
     """Candidate's score over its baseline's; None where it could not be told."""
     usd_per_1k_tokens: Money | None = None
     baseline_usd_per_1k_tokens: Money | None = None
+    price_ratio: PriceRatio | None = None
+    """The candidate's price over its baseline's, measured in turn; None where it was not."""
     passed: bool = False
     """Whether it met every requirement; a cheaper candidate may still have been promoted instead."""
     beaten_by: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from evals.decide.declared import Attempt
-from evals.types import CostReport, LoadReport, Price, QualityReport
+from evals.types import CostReport, LoadReport, Price, PriceRounds, QualityReport
 
 FP8_CAPABILITY = 8.9
 
@@ -187,6 +187,8 @@ class Measured:
     """When the oldest of its measurements was made (ISO 8601), however often it was reused since."""
     attempt: Attempt | None = None
     """The candidate as it is counted; None for a baseline."""
+    price_rounds: PriceRounds | None = None
+    """Its speed beside its baseline's, measured in turn; None for the baseline, and where no rounds are measured."""
 
 
 @dataclass(frozen=True)

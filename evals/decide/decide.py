@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from evals.config import GateConfig
-from evals.decide.evidence import Evidence, measured_apart, price_doubt, worst_latency
+from evals.decide.evidence import Evidence, PriceVerdict, comparable_usd, price_verdict, worst_latency
 from evals.decide.task_gates import compare, describe_task, gates_of, task_gates
 from evals.gate.gate import Verdict
 from evals.gate.sequential import SequentialEvaluation
@@ -57,9 +57,10 @@ def decide(
     evaluation = gates_of(evidence.quality, baseline.quality, gate, level)
     comparison = None if evaluation is None else compare(evidence.quality, baseline.quality, evaluation, gate, seed)
     tasks = {} if evaluation is None else task_gates(evaluation, evidence.quality, baseline.quality, seed)
+    price = price_verdict(evidence, baseline)
     requirements = [
         *_quality(evidence.quality, evaluation, tasks, gate),
-        _price(evidence, baseline),
+        _price(price),
         *_slo(evidence.load, gate),
     ]
     action = _action(requirements)
@@ -68,6 +69,7 @@ def decide(
         recovery=None if comparison is None else comparison.recovery,
         usd_per_1k_tokens=evidence.cost.usd_per_1k_tokens,
         baseline_usd_per_1k_tokens=baseline.cost.usd_per_1k_tokens,
+        price_ratio=price.ratio,
         passed=action == "promote",
         beaten_by=tuple(one.against for one in requirements if one.against),
         level=level,
@@ -117,10 +119,10 @@ def rank(candidates: Sequence[Candidate], baseline: Evidence, gate: GateConfig, 
     evidence = [candidate.evidence for candidate in candidates]
     decisions = [decision for decision, _ in decided]
     passed = [index for index, decision in enumerate(decisions) if decision.action == "promote"]
-    winner = min(passed, key=lambda index: (_usd(evidence[index]), evidence[index].label), default=None)
+    winner = min(passed, key=lambda index: (_usd(evidence[index], baseline), evidence[index].label), default=None)
     for index in passed:
         if winner is not None and index != winner:
-            decisions[index] = _outbid(decisions[index], _beaten_on_price(evidence[index], evidence[winner]))
+            decisions[index] = _outbid(decisions[index], _beaten_on_price(evidence[index], evidence[winner], baseline))
     losses = tuple(
         Loss(decision.variant, decision.evidence.beaten_by)
         for index, decision in enumerate(decisions)
@@ -145,14 +147,15 @@ def _notes(decisions: Sequence[Decision], gate: GateConfig) -> tuple[str, ...]:
     )
 
 
-def _usd(evidence: Evidence) -> float:
-    money = evidence.cost.usd_per_1k_tokens
-    return math.inf if money is None else float(money.value)
+def _usd(evidence: Evidence, baseline: Evidence) -> float:
+    usd = comparable_usd(evidence, baseline)
+    return math.inf if usd is None else float(usd)
 
 
-def _beaten_on_price(loser: Evidence, winner: Evidence) -> str:
-    more = _usd(loser) / _usd(winner) - 1
-    figures = f"{_usd(winner):.3g} against {_usd(loser):.3g} USD per 1k tokens"
+def _beaten_on_price(loser: Evidence, winner: Evidence, baseline: Evidence) -> str:
+    ours, theirs = _usd(winner, baseline), _usd(loser, baseline)
+    more = theirs / ours - 1
+    figures = f"{ours:.3g} against {theirs:.3g} USD per 1k tokens"
     return f"'{winner.label}' passed too and is cheaper: {figures} ({more:.1%} more expensive)"
 
 
@@ -181,26 +184,11 @@ def _task(one: TaskGate, evaluation: SequentialEvaluation, gate: GateConfig) -> 
     return Requirement(answer, f"quality: {text}", "" if answer == "met" else text)
 
 
-def _price(candidate: Evidence, baseline: Evidence) -> Requirement:
-    ours, theirs = candidate.cost.usd_per_1k_tokens, baseline.cost.usd_per_1k_tokens
-    if ours is None or theirs is None:
-        reasons = (one.cost.missing.get("usd_per_1k_tokens") for one in (candidate, baseline))
-        missing = next((reason for reason in reasons if reason), "not measured")
-        return Requirement("undecided", f"price: unknown: {missing}", f"no price was measured ({missing})")
-    change = float(ours.value / theirs.value) - 1
-    figures = f"{ours.value:.3g} against {theirs.value:.3g} USD per 1k tokens ({change:+.1%})"
-    figures += measured_apart(candidate.load, baseline.load)
-    doubt = price_doubt(candidate.load, baseline.load) if ours.value < theirs.value else ""
-    if doubt:
-        text = f"not significantly different from the baseline's: {doubt}"
-        return Requirement("undecided", f"price: {figures}: {text}", f"its price is {text}")
-    if ours.value < theirs.value:
-        return Requirement("met", f"price: {figures}: cheaper than the baseline")
-    return Requirement(
-        "failed",
-        f"price: {figures}: not cheaper than the baseline",
-        f"it is not cheaper than the baseline: {figures}",
-    )
+def _price(verdict: PriceVerdict) -> Requirement:
+    answers: dict[str, Answer] = {"cheaper": "met", "not cheaper": "failed", "undecided": "undecided"}
+    answer = answers[verdict.kind]
+    against = "" if answer == "met" else f"it is not shown to be cheaper than the baseline: {verdict.text}"
+    return Requirement(answer, f"price: {verdict.text}", against)
 
 
 def _slo(load: LoadReport, gate: GateConfig) -> Sequence[Requirement]:

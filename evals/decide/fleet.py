@@ -7,7 +7,7 @@ fewer machines.
 from __future__ import annotations
 
 from evals.cost.curves import fleet_view
-from evals.decide.evidence import Evidence, price_doubt
+from evals.decide.evidence import Evidence, price_verdict
 from evals.load.summary import figure, saturating_point
 from evals.types import LoadReport
 
@@ -48,5 +48,5 @@ def describe_fleet(baseline: Evidence, variant: Evidence, peak_req_per_s: float 
         meaning = "it saves nothing at any load"
     else:
         meaning = f"it saves nothing while one machine is enough, and at most {saved:.0%} of a large fleet"
-    is_doubtful = saved > 0 and price_doubt(variant.load, baseline.load)
-    return f"{carried}: {meaning}" + (" (the two rates are not significantly different)" if is_doubtful else "")
+    is_doubtful = saved > 0 and price_verdict(variant, baseline).kind != "cheaper"
+    return f"{carried}: {meaning}" + (" (that it is cheaper is not shown)" if is_doubtful else "")

@@ -3,6 +3,10 @@
 A candidate is dominated when another one costs no more and is no worse, and is better in at least one of the two. A
 candidate whose cost or quality was not measured is never on the frontier: missing is never free, fast or certain.
 
+A candidate that was compared with its baseline is drawn as that: its price is the baseline's draw times a draw of the
+ratio that was measured in turn, its quality the baseline's draw plus a draw of the paired difference. What both share
+(the baseline's own error, the machine's day) then cancels, as it does in the comparison.
+
 Measured values carry errors, so membership does too: `analyze` gives each point's probability of being on the frontier,
 a set that contains the true frontier with stated confidence, and the hypervolume with an interval. What to promote does
 not come from here: that is the cheapest candidate that passed the gate and meets the SLO.
@@ -18,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from evals.load.summary import t_quantile
 from evals.types import Estimate, Point
 
 FloatArray = NDArray[np.float64]
@@ -27,6 +32,8 @@ Z95 = 1.959964
 """Estimates carry 95% intervals; this turns their width into a standard deviation."""
 SURE_HOEFFDING = 3.27  # sqrt(ln(2e9) / 2)
 SURE_SIGMAS = 6.5
+SURE_T = 0.9999
+"""Student's t has far tails: draws are cut off at this quantile, so that points beyond it are surely dominated."""
 ELEMENTS_AT_ONCE = 500_000
 CELLS_AT_MOST = 1_000_000
 """Draws times contenders: thousands of contenders get fewer draws (and `method` says how many)."""
@@ -66,6 +73,37 @@ def non_dominated_mask(cost: FloatArray, quality: FloatArray) -> BoolArray:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """The error of a comparison with a baseline. Its middle is the ratio, or the difference, of the points' values."""
+
+    baseline: str
+    """The baseline's point by name."""
+    standard_error: float
+    degrees: float | None = None
+    """Of Student's t; None: a normal distribution."""
+
+    def draws(self, rng: np.random.Generator, num_draws: int) -> FloatArray:
+        """(num_draws,): errors around zero."""
+        return self.standard_error * _standard_draws(self.degrees, rng, num_draws)
+
+    @property
+    def reach(self) -> float:
+        """No draw is farther from zero."""
+        return self.standard_error * _reach(self.degrees)
+
+
+def _reach(degrees: float | None) -> float:
+    return SURE_SIGMAS if degrees is None else t_quantile(SURE_T, degrees)
+
+
+def _standard_draws(degrees: float | None, rng: np.random.Generator, num_draws: int) -> FloatArray:
+    """Draws of Student's t (None: the normal distribution), cut off where fewer than one in 5,000 would lie."""
+    draws = rng.standard_normal(num_draws) if degrees is None else rng.standard_t(degrees, num_draws)
+    reach = _reach(degrees)
+    return np.asarray(np.clip(draws, -reach, reach), np.float64)
+
+
+@dataclass(frozen=True)
 class Resamples:
     """What the bootstrap may draw from, by point name; a point without an entry is drawn from its interval."""
 
@@ -73,7 +111,13 @@ class Resamples:
     """Per point and task, the items' scores in the benchmark's order; None where there is none. The same tasks and
     items for all points."""
     usd_per_1k_tokens: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Per point, the cost that each repeat of the load test gives, all at one price per hour."""
+    """Per point, the cost that each repeat of the load test gives, all at one price per hour. The mean is drawn by
+    Student's t on the logarithm: a bootstrap of three repeats covers 73% where 95% are meant."""
+    cost_ratios: Mapping[str, Spread] = field(default_factory=dict)
+    """Per candidate, how well the ratio of its cost to its baseline's is known, on the logarithm."""
+    differences: Mapping[str, Spread] = field(default_factory=dict)
+    """Per candidate, how well its difference in quality from its baseline's is known; used for a point that has no
+    scores."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +148,10 @@ def analyze(
 ) -> Frontier:
     """All of the frontier's figures from one set of paired bootstrap draws.
 
-    Each draw takes the same item indices for all points (per task; tasks weigh the same) and new repeats of each load
-    test. Points that some other point dominates in every possible draw are left out of the draws: their probability is
-    zero, and whatever they dominate is dominated by that other point too.
+    Each draw takes the same item indices for all points (per task; tasks weigh the same), and the same draw of a
+    baseline for all candidates that were compared with it. Points that some other point dominates in every possible
+    draw are left out of the draws: their probability is zero, and whatever they dominate is dominated by that other
+    point too.
 
     `reference` (cost in USD per 1k tokens, quality) is the corner of the hypervolume; keep it fixed to compare dates.
     None takes the dearest and the worst measured point. The share of draws and its interval are themselves estimates:
@@ -128,10 +173,13 @@ def analyze(
     confident = np.zeros(len(points), bool)
     hypervolume, method = None, "no measured point"
     if kept.size:
+        drawn = _with_baselines(kept, names, measured, resamples)
         some = [points[i] for i in kept]
-        num_draws = min(num_draws, max(100, CELLS_AT_MOST // kept.size))
-        draws = _quality_draws(some, resamples, rng, num_draws)
-        costs = _cost_draws(some, resamples, rng, num_draws)
+        num_draws = min(num_draws, max(100, CELLS_AT_MOST // drawn.size))
+        column = np.searchsorted(drawn, kept)
+        contenders = [points[i] for i in drawn]
+        draws = _quality_draws(contenders, resamples, rng, num_draws)[:, column]
+        costs = _cost_draws(contenders, resamples, rng, num_draws)[:, column]
         probability[kept] = np.mean([m.mean(axis=0) for m in _in_chunks(non_dominated_mask, costs, draws)], axis=0)
         confident[kept] = _confident(cost[kept], quality[kept], costs, draws, 1 - confidence)
         corner = reference or (float(np.nanmax(cost)), float(np.nanmin(quality[measured])))
@@ -140,7 +188,11 @@ def analyze(
         lo, hi = (float(x) for x in np.quantile(volumes, [tail, 1 - tail]))
         value = float(hypervolumes(cost[measured], quality[measured], corner))
         num_paired = sum(p.name in resamples.scores for p in some)
-        method = f"bootstrap {confidence:.0%}, {num_draws} draws, {num_paired} of {len(some)} contenders paired by item"
+        num_ratios = sum(p.name in resamples.cost_ratios for p in some)
+        method = (
+            f"bootstrap {confidence:.0%}, {num_draws} draws, {num_paired} of {len(some)} contenders paired by item, "
+            f"{num_ratios} priced against their baseline"
+        )
         hypervolume = Estimate(value, min(lo, value), max(hi, value), int(measured.sum()), method=method)
     return Frontier(
         tuple(on_frontier.tolist()),
@@ -225,10 +277,16 @@ def _can_be_on_frontier(points: Sequence[Point], resamples: Resamples) -> BoolAr
         else:
             spread = SURE_SIGMAS * (q.hi - q.lo) / (2 * Z95)
             q_lo[i], q_hi[i] = q.value - spread, q.value + spread
-        repeats = resamples.usd_per_1k_tokens.get(p.name)
-        lo, hi = (min(repeats), max(repeats)) if repeats else (float(money.lo), float(money.hi))
-        centre = float(np.mean(repeats)) if repeats else float(money.value)
-        c_lo[i], c_hi[i] = lo + float(money.value) - centre, hi + float(money.value) - centre
+        own = _own_spread(p, resamples)
+        if own is None:
+            c_lo[i], c_hi[i] = float(money.lo), float(money.hi)
+        else:
+            c_lo[i], c_hi[i] = (float(money.value) * float(np.exp(sign * own.reach)) for sign in (-1, 1))
+    for bounds, spreads, is_log in (
+        ((c_lo, c_hi), resamples.cost_ratios, True),
+        ((q_lo, q_hi), {n: s for n, s in resamples.differences.items() if n not in resamples.scores}, False),
+    ):
+        _move_bounds(points, bounds, spreads, is_log=is_log)
     order = np.argsort(c_hi, kind="stable")
     best = np.maximum.accumulate(q_lo[order])
     num_cheaper = np.searchsorted(c_hi[order], c_lo, side="left")  # strictly cheaper, so never the point itself
@@ -236,10 +294,55 @@ def _can_be_on_frontier(points: Sequence[Point], resamples: Resamples) -> BoolAr
     return np.asarray(~dominated, np.bool_)
 
 
+def _move_bounds(
+    points: Sequence[Point], bounds: tuple[FloatArray, FloatArray], spreads: Mapping[str, Spread], *, is_log: bool
+) -> None:
+    """Of points that are drawn beside their baseline: as far as its draws and those of the comparison reach."""
+    index = {p.name: i for i, p in enumerate(points)}
+    values = _values(points)[0 if is_log else 1]
+    forth: Callable[[float], float] = _log if is_log else float
+    back: Callable[[float], float] = np.exp if is_log else float
+    for name, spread in spreads.items():
+        i, base = index.get(name), index.get(spread.baseline)
+        if i is None or base is None or np.isnan(values[i]) or np.isnan(values[base]):
+            continue
+        apart = forth(values[i]) - forth(values[base])
+        bounds[0][i] = back(forth(bounds[0][base]) + apart - spread.reach)
+        bounds[1][i] = back(forth(bounds[1][base]) + apart + spread.reach)
+
+
+def _log(cost: float) -> float:
+    return float(np.log(max(cost, np.finfo(np.float64).tiny)))
+
+
+def _with_baselines(
+    kept: NDArray[np.intp], names: Sequence[str], measured: BoolArray, resamples: Resamples
+) -> NDArray[np.intp]:
+    """The points to draw, in order: those that can be on the frontier, and the baselines that their draws rest on."""
+    index = {name: i for i, name in enumerate(names)}
+    found = set(kept.tolist())
+    for i in kept:
+        for spreads in (resamples.cost_ratios, resamples.differences):
+            base = index.get(spreads[names[i]].baseline) if names[i] in spreads else None
+            if base is not None and measured[base]:
+                found.add(base)
+    return np.array(sorted(found), np.intp)
+
+
+def _own_spread(point: Point, resamples: Resamples) -> Spread | None:
+    """The error of the mean of a point's load repeats, on the logarithm; None where fewer than two are known."""
+    repeats = np.asarray(resamples.usd_per_1k_tokens.get(point.name, ()), np.float64)
+    if repeats.size < 2:
+        return None
+    return Spread("", float(np.log(repeats).std(ddof=1)) / repeats.size**0.5, repeats.size - 1)
+
+
 def _quality_draws(
     points: Sequence[Point], resamples: Resamples, rng: np.random.Generator, num_draws: int
 ) -> FloatArray:
-    """(num_draws, len(points)): means of resampled items, or normal draws from the interval."""
+    """(num_draws, len(points)): means of resampled items; the baseline's draw plus one of the difference from it; or
+    normal draws from the interval.
+    """
     estimates = [p.quality for p in points if p.quality is not None]
     value = np.array([e.value for e in estimates])
     sigma = np.array([(e.hi - e.lo) / (2 * Z95) for e in estimates])
@@ -253,6 +356,12 @@ def _quality_draws(
         means = np.mean([_task_draws(task, [t[task] for t in tables], rng, num_draws) for task in tasks], axis=0)
         # Row 0 holds the means of all items: the draws are centered on what was reported.
         draws[:, paired] = value[paired] + means[1:] - means[0]
+    index = {p.name: i for i, p in enumerate(points)}
+    for i, p in enumerate(points):
+        spread = resamples.differences.get(p.name)
+        base = None if spread is None or i in paired else index.get(spread.baseline)
+        if spread is not None and base is not None:
+            draws[:, i] = draws[:, base] + value[i] - value[base] + spread.draws(rng, num_draws)
     return np.asarray(draws, np.float64)
 
 
@@ -275,17 +384,24 @@ def _task_draws(
 
 
 def _cost_draws(points: Sequence[Point], resamples: Resamples, rng: np.random.Generator, num_draws: int) -> FloatArray:
-    """(num_draws, len(points)): means of resampled load repeats, or even draws between lo and hi."""
+    """(num_draws, len(points)): of the mean of the load repeats, or even ones between lo and hi; of a candidate the
+    baseline's draw times one of the ratio to it.
+    """
     draws = np.empty((num_draws, len(points)))
+    value, _ = _values(points)
     for i, p in enumerate(points):
-        money = p.usd_per_1k_tokens
+        money, own = p.usd_per_1k_tokens, _own_spread(p, resamples)
         assert money is not None, "only measured points are drawn"
-        repeats = np.asarray(resamples.usd_per_1k_tokens.get(p.name, ()), np.float64)
-        if repeats.size:
-            index = rng.integers(0, repeats.size, (num_draws, repeats.size))
-            draws[:, i] = float(money.value) + repeats[index].mean(axis=1) - repeats.mean()
+        if own is not None:
+            draws[:, i] = value[i] * np.exp(own.draws(rng, num_draws))
         else:
             draws[:, i] = rng.uniform(float(money.lo), float(money.hi), num_draws)
+    index = {p.name: i for i, p in enumerate(points)}
+    for i, p in enumerate(points):
+        spread = resamples.cost_ratios.get(p.name)
+        base = None if spread is None else index.get(spread.baseline)
+        if spread is not None and base is not None:
+            draws[:, i] = draws[:, base] * (value[i] / value[base]) * np.exp(spread.draws(rng, num_draws))
     return np.maximum(draws, np.finfo(np.float64).tiny)
 
 
@@ -304,12 +420,14 @@ def _confident(
 ) -> BoolArray:
     """Points that no other beats under simultaneous bounds, each axis at error / 2 (max-t, Westfall and Young 1993).
 
-    Quality is taken relative to the mean of all points in the same draw: what all points share cancels in every
-    comparison, so the bounds are those of paired differences.
+    Quality and log cost are taken relative to the mean of all points in the same draw: what all points share cancels in
+    every comparison, so the bounds are those of paired differences.
     """
     relative = quality_draws - quality_draws.mean(axis=1, keepdims=True)
     q_half = _simultaneous_half_width(relative, quality - quality.mean(), error / 2)
-    c_half = _simultaneous_half_width(np.log(cost_draws), np.log(cost), error / 2)
+    logs = np.log(cost_draws)
+    relative = logs - logs.mean(axis=1, keepdims=True)
+    c_half = _simultaneous_half_width(relative, np.log(cost) - np.log(cost).mean(), error / 2)
     q_lo, q_hi = quality - q_half, quality + q_half
     c_lo, c_hi = np.log(cost) - c_half, np.log(cost) + c_half
     order = np.argsort(c_hi, kind="stable")
@@ -320,7 +438,11 @@ def _confident(
 
 
 def _simultaneous_half_width(draws: FloatArray, value: FloatArray, error: float) -> FloatArray:
-    """Half widths (n,) such that all |draw - value| stay within them in a share 1 - error of the draws."""
-    sigma = draws.std(axis=0)
-    t = np.abs(draws - value) / np.where(sigma > 0, sigma, np.inf)
-    return np.asarray(np.quantile(t.max(axis=1), 1 - error) * sigma, np.float64)
+    """Half widths (n,) such that all |draw - value| stay within them in a share 1 - error of the draws.
+
+    Each is a multiple of the point's own quantile (Beran 1988), not of its standard deviation, which far tails set.
+    """
+    off = np.abs(draws - value)
+    scale = np.quantile(off, 1 - error, axis=0)
+    t = off / np.where(scale > 0, scale, np.inf)
+    return np.asarray(np.quantile(t.max(axis=1), 1 - error) * scale, np.float64)

@@ -2,7 +2,8 @@
 
     SERVING_PYTHON evals/load/client.py JOB.json RESULT.json
 
-Importing vLLM takes about 10 s, so one process makes all runs. JOB.json is {"folder": FOLDER}; FOLDER/jobs holds
+Importing vLLM takes about 10 s, so one process makes all runs. JOB.json is {"folder": FOLDER} and, where the parent
+starts servers between two jobs, {"idle_limit_s": ...}, how long the client waits for the next one; FOLDER/jobs holds
 0001.json, 0002.json, ...: the parent may write the next one after it has seen the results of the last, and ends the
 client with a file named `end`. RESULT.json says how many jobs were done. Such a job:
 
@@ -10,12 +11,14 @@ client with a file named `end`. RESULT.json says how many jobs were done. Such a
      "runs": [{"result": "c1-128x64-...-r0.json", "arguments": ["--model", ...]}]}
 
 `arguments` are those of `vllm bench serve`, parsed by vLLM's own parser. A run without a `result` is a warm-up, and is
-discarded. Results go to FOLDER/raw, whole or not at all; those already there are not measured again.
+discarded. An empty `metrics_url` asks no server for its counters. Results go to FOLDER/raw, whole or not at all; those
+already there are not measured again.
 Only the standard library and vLLM are imported here: the serving environment has nothing of ours.
 """
 
 import asyncio
 import functools
+import importlib
 import importlib.metadata
 import json
 import os
@@ -76,7 +79,9 @@ def limit_requests(timeout_s: float) -> None:
 
 
 def server_metrics(url: str) -> list[str]:
-    """The server's Prometheus samples without histogram buckets; empty where it has none to give."""
+    """The server's Prometheus samples without histogram buckets; empty where it has none to give, or nobody asks."""
+    if not url:
+        return []
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
@@ -117,9 +122,9 @@ def run_once(run: ClientRun, job: ClientJob, raw: Path) -> None:
     (raw / unfinished).replace(raw / run["result"])
 
 
-def next_job(jobs: Path, number: int) -> ClientJob | None:
+def next_job(jobs: Path, number: int, idle_limit_s: float) -> ClientJob | None:
     """Wait for job `number`; None when the parent has ended the client."""
-    deadline = time.monotonic() + IDLE_LIMIT_S
+    deadline = time.monotonic() + idle_limit_s
     while time.monotonic() < deadline:
         if (jobs / f"{number:04d}.json").exists():
             job: ClientJob = json.loads((jobs / f"{number:04d}.json").read_text())
@@ -127,16 +132,18 @@ def next_job(jobs: Path, number: int) -> ClientJob | None:
         if (jobs / "end").exists():
             return None
         time.sleep(POLL_S)
-    sys.exit(f"no job {number:04d} and no end within {IDLE_LIMIT_S:.0f} s")
+    sys.exit(f"no job {number:04d} and no end within {idle_limit_s:.0f} s")
 
 
 def main() -> None:
     """Make all runs of all jobs."""
-    folder = Path(json.loads(Path(sys.argv[1]).read_text())["folder"])
+    given = json.loads(Path(sys.argv[1]).read_text())
+    folder, idle_limit_s = Path(given["folder"]), float(given.get("idle_limit_s", IDLE_LIMIT_S))
     raw = folder / "raw"
     raw.mkdir(parents=True, exist_ok=True)
+    importlib.import_module("vllm.benchmarks.serve")  # now: a parent that starts servers meanwhile does not wait for it
     number = 1
-    while (job := next_job(folder / "jobs", number)) is not None:
+    while (job := next_job(folder / "jobs", number, idle_limit_s)) is not None:
         limit_requests(job["request_timeout_s"])
         for run in job["runs"]:
             if run["result"] is None or not (raw / run["result"]).exists():

@@ -13,6 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 Sample = Mapping[str, float | None]
 """One look at the machine: `monotonic_s`, and what else could be read (see `evals.load.monitor`)."""
 
+MACHINE_USE = ("load_average", "cpu_steal_share", "cpu_own_share", "cpu_other_share")
+"""Who used the processors: the mean of the kernel's 1-minute load average, and shares of all processors' time: taken by
+the host (steal), by our own processes (pipeline, servers, client), and by all others."""
 COUNTERS = (
     "prefix_cache_hit_share",
     "num_preemptions",
@@ -26,6 +29,7 @@ COUNTERS = (
     "gpu_memory_used_peak_bytes",
     "gpu_energy_j",
     "cpu_energy_j",
+    *MACHINE_USE,
 )
 """Shares and utilizations are in [0, 1]. A hit or an acceptance is counted in tokens."""
 
@@ -42,8 +46,16 @@ UNAVAILABLE = {
     "gpu_memory_used_peak_bytes": "unavailable: no NVIDIA GPU answered (NVML)",
     "gpu_energy_j": "unavailable: no NVIDIA GPU told its energy (NVML)",
     "cpu_energy_j": "unavailable: no readable RAPL counter (/sys/class/powercap)",
+    "load_average": "unavailable: /proc/loadavg gave no sample during the run",
+    "cpu_steal_share": "unavailable: /proc/stat gave no two samples around the run",
+    "cpu_own_share": "unavailable: /proc gave no two samples of our processes around the run",
+    "cpu_other_share": "unavailable: /proc gave no two samples of our processes around the run",
 }
 """Why each of them can be None."""
+MAX_OTHER_SHARE = 0.05
+"""Other processes that take more of the processors make a figure doubtful. A quiet machine is below 1%."""
+MAX_STEAL_SHARE = 0.02
+"""So does a host that gives more of the processors' time to others."""
 
 _LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{.*\})? (?P<value>\S+)$")
 
@@ -103,7 +115,55 @@ def machine_counters(samples: Sequence[Sample], start_s: float, end_s: float) ->
         "gpu_memory_used_peak_bytes": peak("gpu_memory_used_bytes"),
         "gpu_energy_j": rise("gpu_energy_j"),
         "cpu_energy_j": rise("cpu_energy_j"),
+    } | machine_use(samples, start_s, end_s)
+
+
+def machine_use(samples: Sequence[Sample], start_s: float, end_s: float) -> dict[str, float | None]:
+    """Who used the processors over [start_s, end_s] on the monotonic clock, by the names of `MACHINE_USE`.
+
+    >>> start = {"monotonic_s": 0.0, "cpu_busy_s": 0.0, "cpu_total_s": 0.0, "cpu_steal_s": 0.0, "own_cpu_s": 0.0}
+    >>> end = {"monotonic_s": 5.0, "cpu_busy_s": 9.0, "cpu_total_s": 10.0, "cpu_steal_s": 1.0, "own_cpu_s": 6.0}
+    >>> machine_use([start | {"load_average": 1.0}, end | {"load_average": 2.0}], 0.0, 5.0)
+    {'load_average': 1.5, 'cpu_steal_share': 0.1, 'cpu_own_share': 0.6, 'cpu_other_share': 0.2}
+    """
+    ends = {
+        name: (interpolate(samples, name, start_s), interpolate(samples, name, end_s))
+        for name in ("load_average", "cpu_busy_s", "cpu_total_s", "cpu_steal_s", "own_cpu_s")
     }
+    rise = {name: None if None in (a, b) else (b or 0.0) - (a or 0.0) for name, (a, b) in ends.items()}
+    first, last = ends["load_average"]
+    busy, steal = rise["cpu_busy_s"], rise["cpu_steal_s"]
+    own = None if rise["own_cpu_s"] is None else max(rise["own_cpu_s"], 0.0)  # a process may end without a trace
+    # Ticks and processes are read one after the other: a difference of almost nothing may come out below zero.
+    other = None if busy is None or steal is None or own is None else max(busy - steal - own, 0.0)
+    return {
+        "load_average": None if first is None or last is None else (first + last) / 2,
+        "cpu_steal_share": _ratio(steal, rise["cpu_total_s"]),
+        "cpu_own_share": _ratio(own, rise["cpu_total_s"]),
+        "cpu_other_share": _ratio(other, rise["cpu_total_s"]),
+    }
+
+
+def busy_reason(measured: Iterable[Mapping[str, float | None]]) -> str:
+    """Why figures are doubtful that were taken while the machine was used so; empty where they are not.
+
+    `measured` is the machine's use (`MACHINE_USE`), one mapping for each repeat or round. The largest shares count;
+    what nobody could read counts for nothing.
+
+    >>> busy_reason([{"cpu_other_share": 0.01}, {"cpu_other_share": 0.234, "cpu_steal_share": 0.03}])
+    'other processes took up to 23% of the processors, the host up to 3% (steal)'
+    >>> busy_reason([{"cpu_other_share": 0.01}, {"cpu_other_share": None}])
+    ''
+    """
+    uses = list(measured)
+    other, steal = (
+        max((value for use in uses if (value := use.get(name)) is not None), default=0.0)
+        for name in ("cpu_other_share", "cpu_steal_share")
+    )
+    parts = [f"other processes took up to {other:.0%} of the processors"] if other > MAX_OTHER_SHARE else []
+    if steal > MAX_STEAL_SHARE:
+        parts.append(f"the host {'' if parts else 'took '}up to {steal:.0%} (steal)")
+    return ", ".join(parts)
 
 
 def interpolate(samples: Sequence[Sample], name: str, at_s: float) -> float | None:

@@ -5,8 +5,10 @@
     monitor.samples
 
 Processor time and memory come from /proc, the GPU's from NVML (package nvidia-ml-py), energy from NVML or, on a CPU
-whose counters are readable, from RAPL. That costs less than a millisecond. The server's metrics cost the server's own
-process more than 10 ms on a slow processor, in which it answers nobody: they are read less often the longer that takes.
+whose counters are readable, from RAPL. That costs less than a millisecond. Our own processes' time is found by walking
+all processes, some milliseconds where they are hundreds: less often where they are thousands. The server's metrics
+cost the server's own process more than 10 ms on a slow processor, in which it answers nobody: they are read less often
+the longer that takes.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ SERVER_SHARE = 0.005
 """At most this share of the time is spent on the server's metrics, ..."""
 MAX_SERVER_INTERVAL_S = 3.0
 """... but a run of some seconds has to hold one look at its keys and values."""
+OWN_SHARE = 0.01
+"""At most about this share of one processor is spent on walking all processes."""
 RAPL = Path("/sys/class/powercap")
+PROC = Path("/proc")
 
 
 class Monitor:
@@ -43,15 +48,16 @@ class Monitor:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="load-monitor", daemon=True)
         self._gpus = Gpus()
-        self._server_due_s = 0.0
+        self._server_due_s = self._own_due_s = 0.0
 
-    def look(self) -> dict[str, float | None]:
-        """One sample."""
+    def look(self, *, is_regular: bool = False) -> dict[str, float | None]:
+        """One sample; a regular one leaves out our own processes where walking all of them takes long."""
         sample: dict[str, float | None] = {"monotonic_s": time.monotonic()}
         return (
             sample
             | processor_time()
-            | {"memory_used_bytes": memory_used_bytes()}
+            | self._own(is_regular=is_regular)
+            | {"load_average": load_average(), "memory_used_bytes": memory_used_bytes()}
             | self._gpus.look()
             | {"cpu_energy_j": rapl_energy_j()}
             | self._server()
@@ -60,6 +66,15 @@ class Monitor:
     def gpu_names(self) -> list[str]:
         """The GPUs that are watched, as their driver names them."""
         return self._gpus.names()
+
+    def _own(self, *, is_regular: bool) -> dict[str, float | None]:
+        started = time.monotonic()
+        if is_regular and started < self._own_due_s:
+            return {}
+        found = own_processor_time_s()
+        now = time.monotonic()
+        self._own_due_s = now + min((now - started) / OWN_SHARE, MAX_SERVER_INTERVAL_S) - self._interval_s
+        return {"own_cpu_s": found}
 
     def _server(self) -> dict[str, float | None]:
         started = time.monotonic()
@@ -79,7 +94,7 @@ class Monitor:
 
     def _watch(self) -> None:
         while True:
-            self.samples.append(self.look())
+            self.samples.append(self.look(is_regular=True))
             if self._end.wait(self._interval_s):
                 return
 
@@ -98,16 +113,66 @@ class Monitor:
         self._gpus.close()
 
 
-def processor_time() -> dict[str, float | None]:
-    """Seconds that all processors together have been busy, and seconds in all, since the start of the machine."""
+def processor_time(proc: Path = PROC) -> dict[str, float | None]:
+    """Seconds that all processors together have been busy, were taken by the host (part of busy), and in all, since the
+    start of the machine.
+    """
     try:
-        line = Path("/proc/stat").read_text().split("\n", 1)[0]
+        line = (proc / "stat").read_text().split("\n", 1)[0]
     except OSError:
-        return {"cpu_busy_s": None, "cpu_total_s": None}
+        return {"cpu_busy_s": None, "cpu_steal_s": None, "cpu_total_s": None}
     ticks = [int(field) for field in line.split()[1:9]]  # guest time is part of user time
-    idle = ticks[3] + ticks[4]
+    idle, steal = ticks[3] + ticks[4], ticks[7] if len(ticks) > 7 else 0
     per_second = os.sysconf("SC_CLK_TCK")
-    return {"cpu_busy_s": (sum(ticks) - idle) / per_second, "cpu_total_s": sum(ticks) / per_second}
+    seconds = {"cpu_busy_s": sum(ticks) - idle, "cpu_steal_s": steal, "cpu_total_s": sum(ticks)}
+    return {name: value / per_second for name, value in seconds.items()}
+
+
+def own_processor_time_s(root: int | None = None, proc: Path = PROC) -> float | None:
+    """Processor seconds of this process and of all that it has started, those that have ended included.
+
+    Servers and clients run below a supervisor in sessions of their own: they are found by their parents. None where
+    /proc does not list processes.
+
+    Args:
+        root: the process; None: this one.
+        proc: where the kernel lists processes.
+
+    """
+    root = os.getpid() if root is None else root
+    parents: dict[int, int] = {}
+    ticks: dict[int, int] = {}
+    try:
+        names = [name for name in os.listdir(proc) if name.isdigit()]
+    except OSError:
+        return None
+    for name in names:
+        try:
+            # The command's name may hold spaces and brackets: fields are counted behind its last bracket.
+            fields = (proc / name / "stat").read_bytes().rpartition(b")")[2].split()
+            parents[int(name)] = int(fields[1])
+            ticks[int(name)] = sum(int(field) for field in fields[11:15])  # of children that were waited for as well
+        except (OSError, IndexError, ValueError):
+            continue  # it has ended meanwhile
+    if root not in ticks:
+        return None
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    total, waiting = 0, [root]
+    while waiting:
+        pid = waiting.pop()
+        total += ticks[pid]
+        waiting += children.get(pid, [])
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def load_average(proc: Path = PROC) -> float | None:
+    """The kernel's load average over the last minute; None where it tells none."""
+    try:
+        return float((proc / "loadavg").read_text().split()[0])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def memory_used_bytes() -> float | None:

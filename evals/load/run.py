@@ -74,21 +74,29 @@ def run_load(
     conditions = machine or LoadConditions()
     session = _Session(target, scenario, workdir, seed, conditions, slo=slo, on_run=on_run, known=known)
     if session.plan_next():
-        # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
-        whole_env = {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
         with Monitor(f"{target.url}/metrics") as session.monitor:
-            launcher.run(client_job(client_python, workdir, whole_env), on_line=session.see)
+            launcher.run(client_job(client_python, workdir, client_environment(env)), on_line=session.see)
     if not session.is_complete:
         raise ToolError("the load client ended before the scenario was complete", workdir / "client.log")
     theta = None if scenario.search is None else theta_slo(scenario.search, session.measured)
     return LoadReport(scenario.name, tuple(session.measured), session.conditions, scenario.mix, theta)
 
 
-def client_job(python: Path, workdir: Path, environment: Mapping[str, str]) -> Job:
-    """The client's process. A script: the serving environment has nothing of ours."""
+def client_environment(env: Mapping[str, str] | None) -> dict[str, str]:
+    """The client's whole environment, from that of its server; None takes ours."""
+    # PYTHONHASHSEED: vLLM's replay of traces draws prompts from Python's hash of a text.
+    return {**(os.environ if env is None else env), "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1"}
+
+
+def client_job(python: Path, workdir: Path, environment: Mapping[str, str], idle_limit_s: float | None = None) -> Job:
+    """The client's process. A script: the serving environment has nothing of ours.
+
+    `idle_limit_s` is how long it waits for its next job, where servers start between two of them.
+    """
+    idle = {} if idle_limit_s is None else {"idle_limit_s": idle_limit_s}
     return Job(
         str(CLIENT),
-        {"folder": workdir},
+        {"folder": workdir, **idle},
         workdir,
         log="client.log",
         job_file="client-job.json",
@@ -203,25 +211,42 @@ class _Session:
         write_json(result.with_suffix(".counters"), figures)
 
     def _read_trace(self, replay: TraceReplay) -> PointSpec:
-        path = trace_path(replay.path)
-        self._arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
+        spec, self._arrivals, num_passed = trace_point(replay)
         self.conditions = replace(self.conditions, trace_file=replay.path, trace_requests_passed_over=num_passed)
-        count = len(self._arrivals)
-        if not count:
-            raise ConfigError(f"load.trace.max_tokens: no request of {path} has at most {replay.max_tokens} tokens")
-        return PointSpec(
-            input_tokens=round(sum(arrival.input_tokens for arrival in self._arrivals) / count),
-            output_tokens=round(sum(arrival.output_tokens for arrival in self._arrivals) / count),
-            num_requests=count,
-            trace=f"{digest_file(path)[:16]}/{replay.num_requests}/{replay.max_tokens}",
-            trace_speed=replay.speed,
-        )
+        return spec
 
     def _write_trace(self, seed: int) -> Path:
         assert self.scenario.trace is not None
-        file = self.workdir / "traces" / f"{seed}.jsonl"
-        write_atomic(file, trace_lines(self._arrivals, self.scenario.trace.speed, seed))
-        return file
+        return write_trace(self.workdir, self._arrivals, self.scenario.trace.speed, seed)
+
+
+def trace_point(replay: TraceReplay) -> tuple[PointSpec, list[Arrival], int]:
+    """The load point that replays a trace, its requests, and how many were passed over.
+
+    Raises:
+        ConfigError: the trace cannot be read, or no request of it is short enough.
+
+    """
+    path = trace_path(replay.path)
+    arrivals, num_passed = choose(read_trace(path), replay.num_requests, replay.max_tokens)
+    count = len(arrivals)
+    if not count:
+        raise ConfigError(f"load.trace.max_tokens: no request of {path} has at most {replay.max_tokens} tokens")
+    spec = PointSpec(
+        input_tokens=round(sum(arrival.input_tokens for arrival in arrivals) / count),
+        output_tokens=round(sum(arrival.output_tokens for arrival in arrivals) / count),
+        num_requests=count,
+        trace=f"{digest_file(path)[:16]}/{replay.num_requests}/{replay.max_tokens}",
+        trace_speed=replay.speed,
+    )
+    return spec, arrivals, num_passed
+
+
+def write_trace(workdir: Path, arrivals: Sequence[Arrival], speed: float, seed: int) -> Path:
+    """A file of a trace's requests with prompts of this seed; returns its path."""
+    file = workdir / "traces" / f"{seed}.jsonl"
+    write_atomic(file, trace_lines(arrivals, speed, seed))
+    return file
 
 
 def share(result: Path, other: Path) -> None:

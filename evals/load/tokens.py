@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evals.load.scenario import LoadScenario, TraceReplay
+from evals.load.scenario import LoadScenario, PointSpec, TraceReplay
 from evals.load.trace import choose, read_trace, trace_path
 
 
@@ -27,6 +27,24 @@ def load_tokens(scenario: LoadScenario) -> int:
         requests = scenario.search.max_points * scenario.search.min_requests
         one += requests * (scenario.search.input_tokens + scenario.search.output_tokens)
     return one * scenario.num_repeats
+
+
+def headline_tokens(scenario: LoadScenario) -> int:
+    """Input and output tokens of one repeat of the point that the headline's price may rest on: the largest of its mix.
+
+    Raises:
+        ConfigError: the trace cannot be read.
+
+    """
+    points, sweep = list(scenario.points), scenario.sweep
+    if sweep is not None:
+        most = max(sweep.min_requests, sweep.requests_per_slot * sweep.max_concurrency)
+        points.append(PointSpec(sweep.input_tokens, sweep.output_tokens, most))
+    if not points:
+        return 0 if scenario.trace is None else trace_tokens(scenario.trace)
+    mix = scenario.mix or (points[0].input_tokens, points[0].output_tokens)
+    sizes = [point.num_requests for point in points if (point.input_tokens, point.output_tokens) == mix]
+    return max(sizes, default=0) * sum(mix)
 
 
 def trace_tokens(replay: TraceReplay) -> int:

@@ -100,7 +100,7 @@ class Estimates:
             num_devices=self._resource.num_devices,
             passes=work.passes,
             num_bytes=work.num_bytes,
-            fixed_s=stage.fixed_s,
+            fixed_s=stage.fixed_s if work.fixed_s is None else work.fixed_s,
         )
 
     def show(self) -> None:

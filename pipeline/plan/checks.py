@@ -38,6 +38,8 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("gate.block_items", lambda value: value >= 1, "at least 1"),
     ("gate.max_age_days", lambda value: value > 0, "above 0"),
     ("gate.num_resamples", lambda value: value >= 100, "at least 100"),
+    ("gate.price_rounds", lambda value: value == 0 or 2 <= value <= 1000, "0 (no rounds), or 2 to 1000"),
+    ("gate.price_repeats", lambda value: 1 <= value <= 100, "1 to 100"),
     ("gate.utilisation", lambda value: 0 < value <= 1, "above 0, at most 1"),
     ("gate.slo_ttft_p99_s", lambda value: value is None or value > 0, "null, or above 0"),
     ("gate.slo_tpot_p99_s", lambda value: value is None or value > 0, "null, or above 0"),

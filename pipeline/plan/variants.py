@@ -25,6 +25,7 @@ from pipeline.stages.distill import Distill, distill_stage
 from pipeline.stages.graph import Stage
 from pipeline.stages.health import Health
 from pipeline.stages.load import Load
+from pipeline.stages.price import InterleavedPrice
 from pipeline.stages.quality import Gated, Quality
 from pipeline.stages.served import Served
 from pipeline.types import Artifact, Candidate, ModelFacts, Plan
@@ -41,11 +42,13 @@ class Variant:
     """None where the weights are the base's own."""
     quality: Quality
     load: Load
+    price: InterleavedPrice | None = None
+    """None for the baseline, where theta_slo is searched, and where no rounds are asked for."""
 
     @property
     def stages(self) -> tuple[Stage[object], ...]:
         """Its stages, in the order of the run."""
-        found = (self.checkpoint, self.health, self.quality, self.load)
+        found = (self.checkpoint, self.health, self.quality, self.load, self.price)
         return tuple(stage for stage in found if stage is not None)
 
 
@@ -113,7 +116,7 @@ def variants_of(
         checkpoint: Stage[Artifact] = replace(given, method=plan.candidate.method, label=plan.candidate.label)
     else:
         checkpoint = build.compressed(plan.candidate, source, facts)
-    candidate = build.variant(plan.candidate, checkpoint, base, facts, baseline.quality)
+    candidate = build.variant(plan.candidate, checkpoint, base, facts, baseline)
     return Variants(base, student, (baseline, candidate))
 
 
@@ -141,7 +144,7 @@ class _Builder:
         checkpoint: Stage[Artifact],
         base: Stage[Artifact],
         facts: ModelFacts,
-        baseline: Quality | None,
+        baseline: Variant | None,
     ) -> Variant:
         """A candidate's stages behind its checkpoint."""
         config, plan = self.config, self.plan
@@ -149,14 +152,16 @@ class _Builder:
         engine = config.engine if baseline is not None else baseline_engine(config.engine)
         name = f"{config.model.name}/{label}"
         served = Served(checkpoint, engine, plan.machine, self.serving_python, candidate.method, size, name)
-        gated = None if baseline is None else self._gated(baseline)
+        gated = None if baseline is None else self._gated(baseline.quality)
         is_other = checkpoint.key != base.key
+        load = Load(served, self.scenario, slo_of(config), config.seed, label)
         return Variant(
             candidate,
             checkpoint,
             Health(checkpoint, base, plan.machine.device, candidate.method, size, label) if is_other else None,
             Quality(served, suite_of(config), gated, self._budgets, plan.quality_invalid_reason, label),
-            Load(served, self.scenario, slo_of(config), config.seed, label),
+            load,
+            None if baseline is None else self.price(load, baseline.load),
         )
 
     def _gated(self, baseline: Quality) -> Gated:
@@ -173,6 +178,13 @@ class _Builder:
         return {
             task: gate.max_items for task in suite.tasks if shared or split_size(suite.source, task) > LOCKSTEP_ABOVE
         }
+
+    def price(self, candidate: Load, baseline: Load) -> InterleavedPrice | None:
+        """The stage that compares both in turn. Where theta_slo is searched, the brackets are compared instead."""
+        gate = self.config.gate
+        if self.scenario.search is not None or not gate.price_rounds:
+            return None
+        return InterleavedPrice(candidate, baseline, gate.price_rounds, gate.price_repeats, candidate.label)
 
 
 def suite_of(config: RunConfig) -> Suite:

@@ -14,14 +14,24 @@ from dataclasses import dataclass
 
 from pipeline.config import TrackingConfig
 from pipeline.record.store import Recorder
-from pipeline.record.tags import CANDIDATE_KEY, FRONTIER_GROUP, QUALITY_INVALID_REASON, all_names, tag_of
+from pipeline.record.tags import (
+    CANDIDATE_KEY,
+    COMPARISON_GROUP,
+    FRONTIER_GROUP,
+    QUALITY_INVALID_REASON,
+    all_names,
+    tag_of,
+)
 
 SQLITE = "sqlite:///"
 TAGS = all_names(
     "decision", "hardware", "label", "model", "purchase_option", "quality_method", "role",
-    CANDIDATE_KEY, FRONTIER_GROUP, QUALITY_INVALID_REASON,
+    CANDIDATE_KEY, COMPARISON_GROUP, FRONTIER_GROUP, QUALITY_INVALID_REASON,
 )  # fmt: skip
-METRICS = ("quality/mean%", "quality/num_items", "cost/%", "size/bytes", "load/%/output_tok_per_s")
+METRICS = (
+    "quality/mean%", "quality/num_items", "difference_points%", "price/%", "cost/%", "size/bytes",
+    "load/%/output_tok_per_s",
+)  # fmt: skip
 """SQL patterns of the metrics that are read."""
 
 

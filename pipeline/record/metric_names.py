@@ -105,6 +105,12 @@ METRIC_NAMES: tuple[MetricName, ...] = (
     MetricName(
         "load/<scenario>/[<point>/]cpu_energy_j", "J", "Energy of the processor packages over one repeat (RAPL)."
     ),
+    MetricName("load/<scenario>/[<point>/]load_average", "1", "The kernel's 1-minute load average meanwhile."),
+    MetricName(
+        "load/<scenario>/[<point>/]cpu_own_share", "1", "Share of all processors' time that our processes took."
+    ),
+    MetricName("load/<scenario>/[<point>/]cpu_other_share", "1", "Share that other processes took: not ours."),
+    MetricName("load/<scenario>/[<point>/]cpu_steal_share", "1", "Share that the host gave to others (steal)."),
     MetricName(
         "load/<scenario>/theta_slo_req_per_s",
         "requests/s",
@@ -112,6 +118,17 @@ METRIC_NAMES: tuple[MetricName, ...] = (
         True,
     ),
     MetricName("load/<scenario>/energy_j_per_token", "J", "Energy per token at the point that the price rests on."),
+    # Price against the baseline
+    MetricName(
+        "price/ratio", "1", "Price of a token over the baseline's, measured in turn over rounds of fresh starts.", True
+    ),
+    MetricName("price/num_rounds", "1", "Rounds that it rests on; each starts both servers anew."),
+    MetricName("price/load_average", "1", "Largest 1-minute load average among the rounds."),
+    MetricName(
+        "price/cpu_own_share", "1", "Largest share of the processors' time, among the rounds, of our processes."
+    ),
+    MetricName("price/cpu_other_share", "1", "The same of other processes."),
+    MetricName("price/cpu_steal_share", "1", "The same of the host (steal)."),
     # Cost
     MetricName("cost/usd_per_1k_tokens", "USD", "Price of 1,000 tokens at the declared utilization.", True),
     MetricName("cost/usd_per_1m_tokens", "USD", "Price of 1,000,000 tokens at the declared utilization.", True),

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
+from evals.cost.price_ratio import price_ratio
 from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.decide.evidence import mean_quality
 from evals.load import summary
+from evals.load.counters import MACHINE_USE
 from evals.stats import PairedComparison
 from evals.types import CostReport, DecisionEvidence, Estimate, LoadReport, Money, QualityReport
 from pipeline.config import EnergyConfig
@@ -32,6 +34,7 @@ def run_metrics(
         **attribution_metrics(measured.cost),
         **energy_metrics(measured.load, energy or EnergyConfig()),
         **spend_metrics(measured, baseline),
+        **price_ratio_metrics(measured, baseline),
         "size/bytes": float(measured.artifact.num_bytes),
         "size/ratio": base_bytes / measured.artifact.num_bytes,
         **measured.artifact.making.metrics,
@@ -153,6 +156,24 @@ def price_metrics(report: CostReport, startup_s: float | None = None) -> dict[st
     }
 
 
+def price_ratio_metrics(measured: Measured, baseline: Measured | None) -> dict[str, float]:
+    """`price/ratio` to the baseline with its interval, its rounds, and the machine's use while they were measured."""
+    found = measured.price_rounds
+    if baseline is None or found is None or not found.rounds:
+        return {}
+    metrics = {"price/num_rounds": float(len(found.rounds))}
+    per_hour = measured.cost.price.usd_per_hour / baseline.cost.price.usd_per_hour
+    ratio = price_ratio(found.rounds, float(per_hour))
+    if ratio is not None:
+        ends = {"price/ratio": ratio.ratio, "price/ratio.lo": ratio.lo, "price/ratio.hi": ratio.hi}
+        metrics |= {name: value for name, value in ends.items() if value is not None}
+    for name in MACHINE_USE:
+        values = [value for one in found.rounds if (value := one.counters.get(name)) is not None]
+        if values:
+            metrics[f"price/{name}"] = max(values)
+    return metrics
+
+
 def attribution_metrics(report: CostReport) -> dict[str, float]:
     """Machine seconds of an input token, an output token and a request, and how far the fit is off."""
     fit = report.attribution
@@ -193,7 +214,7 @@ def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, fl
     """
     per_second = measured.cost.price.usd_per_hour / SECONDS_PER_HOUR
     walls = {name: decimal(wall_s) * per_second for name, wall_s in measured.stage_wall_s.items()}
-    evaluation = walls["quality"] + walls["load"]
+    evaluation = walls["quality"] + walls["load"] + walls.get("price", Decimal(0))
     metrics = {"cost/eval_usd": float(evaluation)}
     making = [walls[name] for name in ("distill", "compress") if name in walls]
     if making:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -13,7 +14,7 @@ import yaml
 from core.environments import versions
 from core.files import digest_json, plain
 from core.redact import redact
-from evals.decide.evidence import Evidence, mean_quality
+from evals.decide.evidence import Evidence, busy_machine, mean_quality
 from evals.types import Decision, TaskResult
 from pipeline.checkpoints.card import QualityRow
 from pipeline.compress import registry
@@ -22,6 +23,7 @@ from pipeline.record.metrics import estimate_metrics, run_metrics
 from pipeline.record.store import RunRecord, flat_params
 from pipeline.record.tags import (
     ARTIFACT_DIGEST,
+    BUSY_MACHINE,
     CANDIDATE_DIGEST,
     CANDIDATE_KEY,
     COMPARISON_FAMILY,
@@ -49,7 +51,7 @@ def decision_tags(decision: Decision, key: str = "") -> dict[str, str]:
 
 def evidence_of(measured: Measured) -> Evidence:
     """What a decision looks at."""
-    return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost)
+    return Evidence(measured.candidate.label, measured.quality, measured.load, measured.cost, measured.price_rounds)
 
 
 def comparison_group(baseline: Measured, plan: RunPlan) -> dict[str, object]:
@@ -69,6 +71,11 @@ def comparison_group(baseline: Measured, plan: RunPlan) -> dict[str, object]:
         "base": plan.variants.base.key,
         "engine": engine_settings(baseline_engine(config.engine)),
     }
+
+
+def without_rounds(stage_keys: Mapping[str, str]) -> dict[str, str]:
+    """What makes a candidate: with more rounds of its price it is the same one, and its newer record counts."""
+    return {name: key for name, key in stage_keys.items() if name != "price"}
 
 
 def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measured | None) -> RunRecord:
@@ -91,7 +98,7 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "artifact_path": str(measured.artifact.path),
         ARTIFACT_DIGEST: measured.artifact.digest,
         COMPARISON_GROUP: digest_json(group)[:16],
-        CANDIDATE_KEY: digest_json([measured.stage_keys, group])[:24],
+        CANDIDATE_KEY: digest_json([without_rounds(measured.stage_keys), group])[:24],
         LEDGER_RUN_ID: spend.run_id,
         "measured_at": measured.measured_at,
     }
@@ -100,6 +107,8 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
     tags |= short_tags(tags)
     if config.model.revision is not None:
         tags["model_revision"] = config.model.revision
+    if busy := busy_machine(evidence_of(measured)):
+        tags[BUSY_MACHINE] = busy
     mean = mean_quality(measured.quality)
     if mean is not None:
         tags["quality_method"] = mean.method

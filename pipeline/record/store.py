@@ -23,7 +23,7 @@ from core.errors import ConfigError
 from core.files import plain, read_json, write_atomic, write_json
 from evals.decide.evidence import Evidence
 from evals.json_form import from_json
-from evals.types import CostReport, LoadReport, QualityReport
+from evals.types import CostReport, LoadReport, PriceRounds, QualityReport
 from pipeline.config import TrackingConfig
 from pipeline.record.metrics import short_metrics
 from pipeline.record.source import source_tags
@@ -176,6 +176,7 @@ class Recorder:
             quality=from_json(QualityReport, raw["quality"]),
             load=from_json(LoadReport, raw["load"]),
             cost=from_json(CostReport, raw["cost"]),
+            price_rounds=None if raw.get("price_rounds") is None else from_json(PriceRounds, raw["price_rounds"]),
         )
 
     def _by_key(self, run_key: str) -> list[Run]:

@@ -31,6 +31,8 @@ DECISION_KEY = f"{PREFIX}decision_key"
 """What the decision's pages were drawn from."""
 LEDGER_RUN_ID = f"{PREFIX}ledger_run_id"
 QUALITY_INVALID_REASON = "quality_invalid_reason"
+BUSY_MACHINE = "busy_machine"
+"""What else ran while speed and price were measured; a run that was alone has no such tag."""
 
 VERDICTS = {"promote": "promoted", "reject": "rejected", "undecided": "not decided", "hold": "not promoted"}
 """A decision's action -> the verdict that people read."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from core.command import command
 from core.console import duration, say, table
 from core.errors import ParsimonyError
-from evals.decide.evidence import mean_quality
+from evals.decide.evidence import busy_machine, mean_quality
 from evals.decide.fleet import describe_fleet
 from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
@@ -94,6 +94,9 @@ def show_result(
         fleet = describe_fleet(evidence_of(measured[0]), evidence_of(measured[-1]), config.peak_req_per_s)
         if fleet is not None:
             say(f"Fleet    {fleet}")
+    for one in measured:
+        if busy := busy_machine(evidence_of(one)):
+            say(f"Note     {one.candidate.label}: speed and price were measured on a busy machine: {busy}")
     reused = sorted({f"{one.candidate.label}/{name}" for one in measured for name in one.reused})
     if reused:
         say(f"Reused from earlier runs: {', '.join(reused)}")

@@ -13,7 +13,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -23,11 +23,12 @@ import numpy as np
 
 from core.files import write_atomic, write_json
 from evals.config import GateConfig
+from evals.cost.price_ratio import price_ratio
 from evals.decide.decide import Loss, Ranking
-from evals.decide.evidence import Evidence, mean_quality
+from evals.decide.evidence import Evidence, busy_machine, mean_quality, ratio_text
 from evals.decide.task_gates import gates_of
 from evals.gate.gate import Gate
-from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport, TaskGate
+from evals.types import Decision, Estimate, ItemOutcome, Money, PriceRounds, QualityReport, TaskGate
 from pipeline.report.text import MISSING, action_text
 
 RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
@@ -83,6 +84,10 @@ class DecisionRecord:
     not_evaluated: Mapping[str, str]
     guarantee: str
     examples: tuple[Example, ...]
+    price_rounds: PriceRounds | None
+    """The rounds that the price rests on; None where none were measured."""
+    busy_machine: str
+    """What else ran while the price was measured; empty where nothing did, or nobody knows."""
     gates: Mapping[str, Gate]
     """The gates behind the picture; not part of the JSON."""
 
@@ -111,6 +116,8 @@ def make_record(
         not_evaluated=candidate.quality.not_evaluated,
         guarantee=guarantee(candidate.label, list(tasks.values()), level),
         examples=tuple(flip_examples(tasks.values(), candidate.quality, baseline.quality)),
+        price_rounds=candidate.price_rounds,
+        busy_machine=busy_machine(candidate),
         gates={} if evaluation is None else evaluation.gates,
     )
 
@@ -227,6 +234,7 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
         "<h2>Why</h2><ul>" + "".join(f"<li>{text(reason)}</li>" for reason in decision.reasons) + "</ul>",
         "<h2>How sure is this?</h2><p>" + text(record.guarantee) + "</p>",
         *(f"<p>Note: {text(note)}.</p>" for note in record.notes),
+        *_price_section(record),
         "<h2>The variants</h2>" + _table(*_variant_table(record.variants)),
     ]
     if record.losses:
@@ -243,8 +251,8 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
             "questions of this benchmark, with a 95% interval that stays valid although the questions stop as soon as "
             "the answer is clear. Questions like these: the same difference for a source of which the benchmark is a "
             "sample. Evidence: the largest e-value against 'worse by the margin', and the question at which it was "
-            "reached. Flips: share of questions on which the two differ. Divergence and perplexity are information. They decide "
-            "nothing.</p>"
+            "reached. Flips: share of questions on which the two differ. Divergence and perplexity are information. "
+            "They decide nothing.</p>"
         )
     if record.not_evaluated:
         rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())
@@ -259,15 +267,61 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
     return PAGE_FRAME.format(title=text(f"{record.model}: {head}"), model=text(record.model), body="\n".join(parts))
 
 
+def _price_section(record: DecisionRecord) -> Iterator[str]:
+    """How the price was compared, for readers who know no statistics, and every round of it."""
+    found, ratio = record.price_rounds, record.decision.evidence.price_ratio
+    if found is None or not found.rounds:
+        return
+    yield "<h2>How was the price compared?</h2>"
+    if ratio is not None:
+        together = "both servers running" if found.is_together else "one server after the other"
+        yield (
+            f"<p>Price against the baseline: {html.escape(ratio_text(ratio))}. Both were measured in turn, "
+            f"{together}, in {ratio.num_rounds} rounds, each with servers that were started anew. The interval (95%) "
+            "tells how much the rounds differ: it includes what changes on the machine from one start to the next.</p>"
+        )
+    if record.busy_machine:
+        yield (
+            f"<p><b>The machine was busy</b> while this was measured: {html.escape(record.busy_machine)}. "
+            "The interval includes what that changed, as far as it changed from round to round.</p>"
+        )
+    yield _table(*_round_table(found))
+
+
+def _round_table(found: PriceRounds) -> tuple[Sequence[str], list[list[str]]]:
+    header = ("round", "first", f"baseline tok/s at {found.baseline_point}",
+              f"candidate tok/s at {found.candidate_point}", "price", "other processes", "load average")  # fmt: skip
+    rows = []
+    for number, one in enumerate(found.rounds, start=1):
+        ratio = price_ratio([one])
+        other, load = one.counters.get("cpu_other_share"), one.counters.get("load_average")
+        rows.append(
+            [
+                str(number),
+                one.first,
+                *(", ".join("-" if rate is None else f"{rate:.1f}" for rate in rates)
+                  for rates in (one.baseline_tok_per_s, one.candidate_tok_per_s)),
+                "-" if ratio is None else f"{ratio.ratio - 1:+.1%}",
+                "-" if other is None else f"{other:.1%}",
+                "-" if load is None else f"{load:.2f}",
+            ]
+        )  # fmt: skip
+    return header, rows
+
+
 def _saving(decision: Decision) -> str:
     ours, theirs = decision.evidence.usd_per_1k_tokens, decision.evidence.baseline_usd_per_1k_tokens
     if ours is None or theirs is None:
         return "The saving is unknown, because a price was not measured."
-    share = 1 - float(ours.value / theirs.value)
+    ratio = decision.evidence.price_ratio
+    usd = ours.value if ratio is None else theirs.value * Decimal(repr(ratio.ratio))
+    share = 1 - float(usd / theirs.value)
     verb = "saves" if share >= 0 else "costs"
     more = "" if share >= 0 else " more"
-    figures = f"{_per_million(ours.value)} USD per million tokens instead of {_per_million(theirs.value)}"
-    return f"It {verb} {abs(share):.0%}{more}: {figures}."
+    figures = f"{_per_million(usd)} USD per million tokens instead of {_per_million(theirs.value)}"
+    shown = ratio is not None and ratio.lo is not None and ratio.hi is not None and not ratio.lo <= 1 <= ratio.hi
+    doubt = "" if shown or decision.action == "promote" else " This difference is not shown to be more than noise."
+    return f"It {verb} {abs(share):.0%}{more}: {figures}.{doubt}"
 
 
 def _per_million(usd_per_1k_tokens: Decimal) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.errors import ConfigError
-from evals.decide.frontier import Frontier, Resamples, analyze, dominating
+from evals.cost.price_ratio import log_spread
+from evals.decide.frontier import Z95, Frontier, Resamples, Spread, analyze, dominating
 from evals.load.summary import saturating_point
-from evals.types import Estimate, Money, Point
+from evals.types import Estimate, Money, Point, PriceRatio
 from pipeline.record.metrics import is_headline_speed
-from pipeline.record.tags import FRONTIER_GROUP, QUALITY_INVALID_REASON, tag_of
+from pipeline.record.tags import COMPARISON_GROUP, FRONTIER_GROUP, QUALITY_INVALID_REASON, tag_of
 from pipeline.report.text import action_text
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _shown(point: Point, run: Run, found: Frontier, index: int, dominated: str) 
 
 def unique_points(runs: Sequence[Run]) -> list[Point]:
     """The runs as points; names that occur twice get their hardware, and then the run's id, behind them."""
-    points = [point_of(run) for run in runs]
+    points = beside_baselines([point_of(run) for run in runs], runs)
     hardware = [f"@{run.data.tags.get('hardware', '?')}" for run in runs]
     for suffixes in (hardware, [f"#{run.info.run_id[:6]}" for run in runs]):
         counts = Counter(point.name for point in points)
@@ -143,6 +144,80 @@ def unique_points(runs: Sequence[Run]) -> list[Point]:
             for point, suffix in zip(points, suffixes, strict=True)
         ]
     return points
+
+
+def baseline_indices(runs: Sequence[Run]) -> list[int | None]:
+    """Per run, the index of the baseline that it was compared with; None for a baseline, and where it is not there."""
+    baselines: dict[str, int] = {}
+    for index, run in enumerate(runs):
+        if run.data.tags.get("role") == "baseline":
+            baselines.setdefault(tag_of(run.data.tags, COMPARISON_GROUP), index)
+    return [
+        None if run.data.tags.get("role") == "baseline" else baselines.get(tag_of(run.data.tags, COMPARISON_GROUP))
+        for run in runs
+    ]
+
+
+def beside_baselines(points: Sequence[Point], runs: Sequence[Run]) -> list[Point]:
+    """The points with what was measured against a baseline in place of what was measured alone.
+
+    A price is the baseline's times the ratio that was measured in turn. The quality of a candidate whose questions
+    stopped early is the baseline's plus the paired difference: the mean of the questions that it was asked is another
+    population's.
+    """
+    found = list(points)
+    for index, base in enumerate(baseline_indices(runs)):
+        if base is not None:
+            metrics, tags = runs[index].data.metrics, runs[index].data.tags
+            quality = points[index].quality
+            if quality is not None and "sequence" in tags.get("quality_method", ""):
+                quality = _beside_quality(quality, points[base].quality, metrics)
+            money = _beside_price(points[index].usd_per_1k_tokens, points[base].usd_per_1k_tokens, metrics)
+            found[index] = replace(points[index], quality=quality, usd_per_1k_tokens=money)
+    return found
+
+
+def _beside_price(own: Money | None, baseline: Money | None, metrics: Mapping[str, float]) -> Money | None:
+    """With the interval of the ratio, and the range of the machine's price."""
+    ratio = metrics.get("price/ratio")
+    if own is None or baseline is None or ratio is None:
+        return own
+    per_hour = metrics.get("cost/usd_per_hour", 1.0)
+    value = baseline.value * Decimal(repr(ratio))
+    ends = (
+        value * Decimal(repr(metrics.get(f"price/ratio{end}", ratio) / ratio))
+        * Decimal(repr(metrics.get(f"cost/usd_per_hour{end}", per_hour) / per_hour))
+        for end in (".lo", ".hi")
+    )  # fmt: skip
+    lo, hi = ends
+    return Money(value, min(lo, value), max(hi, value))
+
+
+def _beside_quality(own: Estimate, baseline: Estimate | None, metrics: Mapping[str, float]) -> Estimate:
+    ends = [metrics.get(f"difference_points{end}") for end in ("", ".lo", ".hi")]
+    if baseline is None or None in ends:
+        return own
+    value, lo, hi = (baseline.value + one / 100 for one in ends if one is not None)
+    return Estimate(value, min(lo, value), max(hi, value), own.num_samples, own.num_unscored, "baseline + difference")
+
+
+def spreads_of(points: Sequence[Point], runs: Sequence[Run]) -> tuple[dict[str, Spread], dict[str, Spread]]:
+    """How well each candidate's price ratio, and its difference in quality, to its baseline are known."""
+    ratios: dict[str, Spread] = {}
+    differences: dict[str, Spread] = {}
+    for index, base in enumerate(baseline_indices(runs)):
+        if base is None:
+            continue
+        metrics, name, baseline = runs[index].data.metrics, points[index].name, points[base].name
+        lo, hi = (metrics.get(f"price/ratio{end}") for end in (".lo", ".hi"))
+        num_rounds = int(metrics.get("price/num_rounds", 0))
+        if lo is not None and hi is not None and num_rounds > 1:
+            ratio = PriceRatio(metrics["price/ratio"], lo, hi, num_rounds, "")
+            ratios[name] = Spread(baseline, log_spread(ratio) or 0.0, num_rounds - 1)
+        lo, hi = (metrics.get(f"difference_points{end}") for end in (".lo", ".hi"))
+        if lo is not None and hi is not None:
+            differences[name] = Spread(baseline, (hi - lo) / 100 / (2 * Z95))
+    return ratios, differences
 
 
 def point_of(run: Run) -> Point:
@@ -161,19 +236,21 @@ def point_of(run: Run) -> Point:
     )
 
 
-def resamples_of(runs: Sequence[Run], evidence_of: Callable[[str], Evidence]) -> Resamples:
-    """Item scores and load repeats of the measured runs, for a bootstrap that is paired by item.
+def resamples_of(runs: Sequence[Run], evidence_of: Callable[[str], Evidence] | None) -> Resamples:
+    """What the draws rest on: comparisons with the baseline, and item scores and load repeats of the measured runs.
 
     Scores only of runs in which every item was asked, of one set of items: a stopped run's items are no random sample,
-    so it is drawn from its confidence sequence.
+    so it is drawn from its confidence sequence. Without `evidence_of` only what the runs' metrics say.
     """
+    points = unique_points(runs)
+    ratios, differences = spreads_of(points, runs)
     measured = [
         (point, run)
-        for point, run in zip(unique_points(runs), runs, strict=True)
+        for point, run in zip(points, runs, strict=True)
         if point.quality is not None and point.usd_per_1k_tokens is not None
     ]
-    if len(measured) > MAX_EVIDENCE:
-        return Resamples()
+    if evidence_of is None or len(measured) > MAX_EVIDENCE:
+        return Resamples(cost_ratios=ratios, differences=differences)
     scores: dict[str, dict[str, list[float | None]]] = {}
     costs: dict[str, list[float]] = {}
     asked: dict[str, tuple[int, ...]] | None = None
@@ -189,7 +266,7 @@ def resamples_of(runs: Sequence[Run], evidence_of: Callable[[str], Evidence]) ->
         repeats = repeat_costs(evidence)
         if len(repeats) > 1:
             costs[point.name] = repeats
-    return Resamples(scores, costs)
+    return Resamples(scores, costs, ratios, differences)
 
 
 def repeat_costs(evidence: Evidence) -> list[float]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from core.files import write_atomic
 from evals.decide.evidence import Evidence
-from evals.decide.frontier import Resamples
 from pipeline.report import curves as curves_page
 from pipeline.report.curves import Drawn
 from pipeline.report.frontier import Shown, in_one_group, resamples_of, shown_points, unique_points
@@ -33,7 +32,7 @@ def draw(
 ) -> list[Shown]:
     """Write the picture and the page into a folder; returns what they show."""
     runs = in_one_group(runs)
-    resamples = Resamples() if evidence_of is None else resamples_of(runs, evidence_of)
+    resamples = resamples_of(runs, evidence_of)
     shown = shown_points(runs, resamples)
     import matplotlib as mpl
 

@@ -73,9 +73,10 @@ def page_data(shown: Sequence[Shown], resamples: Resamples) -> dict[str, object]
 
 NOTE = (
     "A variant is on the frontier when no other variant is at least as good and costs no more. The percentage is the "
-    "share of bootstrap draws in which it stays there. Each draw takes the same questions for all variants, and other "
-    "repeats of the load test. A variant without a measured price or quality is never on the frontier. The bar of a "
-    "price includes run-to-run variation of the load test and the machine's price range. Click a column's head to sort."
+    "share of draws in which it stays there. Each draw takes the same questions for all variants, and the price of a "
+    "variant relative to its baseline's, as rounds that measured both in turn give it. A variant without a measured "
+    "price or quality is never on the frontier. The bar of a price includes run-to-run variation of the load test and "
+    "the machine's price range. Click a column's head to sort."
 )
 
 
@@ -137,7 +138,8 @@ def _probabilities(shown: Sequence[Shown], prices: Sequence[Triple | None], resa
         points.append(replace(one.point, usd_per_1k_tokens=_ordered(*amounts)))
         if name in resamples.usd_per_1k_tokens:
             repeats[name] = [usd * float(shares[0]) for usd in resamples.usd_per_1k_tokens[name]]
-    return list(analyze(points, np.random.default_rng(0), Resamples(resamples.scores, repeats)).probability)
+    moved = replace(resamples, usd_per_1k_tokens=repeats)
+    return list(analyze(points, np.random.default_rng(0), moved).probability)
 
 
 def _ordered(value: Decimal, lo: Decimal, hi: Decimal) -> Money:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from core.errors import Problem
 from pipeline.config import EngineConfig
 from pipeline.types import Machine, ModelFacts
@@ -11,12 +13,33 @@ SERVER_BYTES = 1.5 * GIB
 """vLLM's API server and its worker without a model: measured 1.3 GiB on a CPU."""
 GPU_WORK_BYTES = 1.0 * GIB
 """Activations and captured graphs of one GPU: vLLM's own start-up profile is of this order."""
+GPU_SHARE_TOGETHER = 0.95
+HOST_SHARE_TOGETHER = 0.8
+"""Of the memory, at most, that several servers at once may take: other programs run there too."""
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def weight_bytes_served(engine: EngineConfig, facts: ModelFacts) -> int:
     """Bytes of a plain checkpoint's weights in the type that they are served in; `auto` keeps the checkpoint's own."""
     return facts.num_parameters * DTYPE_BYTES.get(engine.dtype, facts.dtype_bytes)
+
+
+def fit_together(engines: Sequence[EngineConfig], num_parameters: Sequence[int], machine: Machine) -> bool:
+    """Whether several models can be served at once: their weights as plain ones, KV caches and servers, and a client.
+
+    On a GPU vLLM takes its declared share of each device from the start, so the shares are added up. On a machine whose
+    memory is not known nothing is promised.
+    """
+    if machine.device != "cpu":
+        return sum(engine.gpu_memory_utilization for engine in engines) <= GPU_SHARE_TOGETHER
+    if machine.host_memory_bytes is None:
+        return False
+    weights = sum(
+        count * DTYPE_BYTES.get(engine.dtype, DTYPE_BYTES["float32"])
+        for engine, count in zip(engines, num_parameters, strict=True)
+    )
+    caches = sum(engine.cpu_kvcache_gib for engine in engines) * GIB
+    return weights + caches + (len(engines) + 1) * SERVER_BYTES <= HOST_SHARE_TOGETHER * machine.host_memory_bytes
 
 
 def memory_problems(engine: EngineConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:

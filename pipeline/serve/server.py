@@ -111,11 +111,23 @@ class ServedModel(AbstractContextManager["ServedModel"]):
             self._child.stop()
 
 
+_given_ports: set[int] = set()
+"""Ports that this process has given to a server."""
+
+
 def free_port() -> int:
-    """A port of the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+    """A port of the loopback interface that is free now, and that no server of this process was given before.
+
+    A server takes seconds until it binds its port. vLLM's servers would share one port without an error, and answer for
+    each other: two that start at the same time must never be given the same.
+    """
+    while True:
+        with socket.socket() as probe:
+            probe.bind((LOOPBACK, 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 def wait_until_ready(child: ChildProcess, url: str, timeout_s: float) -> None:

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 """Told how many of how many parts are done, and safe; (0, 0) where nobody counts."""
 StageName = Literal[
     "digest", "download", "fetch", "base", "datasets", "calibration", "student", "distill-data", "teacher-text",
-    "teacher-cache", "distill", "compress", "health", "quality", "load",
+    "teacher-cache", "distill", "compress", "health", "quality", "load", "price",
 ]  # fmt: skip
 """Every stage there is."""
 WORK_SHARE = "work_share"
@@ -52,6 +52,8 @@ class Work:
     """Forward passes, or what costs as much, over these tokens."""
     num_bytes: int | None = None
     """Bytes that are downloaded, unpacked or hashed."""
+    fixed_s: float | None = None
+    """Seconds whatever the size, where they depend on the settings; None: the stage's own `fixed_s`."""
 
 
 class Stage(ABC, Generic[OutT_co]):
@@ -201,15 +203,31 @@ class Effects:
         wanted = (artifact.digest, artifact.path, engine, machine)
         if self._server is not None and self._server[0] == wanted:
             return self._server[1]
-        self._servers.close()  # the one before: two models would share the memory
-        log = self.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
+        self.end_server()  # the one before: two models would share the memory
 
         def on_start() -> None:
             self.say(f"{label}: starting vLLM's server")
 
-        served = self.serve(artifact, engine, machine, self.serving_python, log, on_start)
+        served = self.new_server(artifact, engine, machine, on_start)
         self._server = (wanted, self._servers.enter_context(served))
         return self._server[1]
+
+    def end_server(self) -> None:
+        """End the server that `served` keeps, if there is one."""
+        if self._servers is not None:
+            self._servers.close()
+        self._server = None
+
+    def new_server(
+        self,
+        artifact: Artifact,
+        engine: EngineConfig,
+        machine: Machine,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> ServedModel:
+        """A server that nobody shares. It is not started; its context ends it."""
+        log = self.home / "logs" / f"vllm-{datetime.now(UTC):%Y%m%dT%H%M%S%f}.log"
+        return self.serve(artifact, engine, machine, self.serving_python, log, on_start)
 
 
 def machine_lock(home: Path, say: Callable[[str], None], *, shared: bool) -> AbstractContextManager[None]:

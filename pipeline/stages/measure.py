@@ -39,6 +39,7 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
             artifact = replace(artifact, making=replace(artifact.making, health_metrics=health.metrics()))
         quality, load = effects.result(variant.quality), effects.result(variant.load)
         attempt = variant.quality.attempt(effects)
+        price_rounds = None if variant.price is None else effects.result(variant.price)
     found: dict[str, StageResult] = {
         stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
     }
@@ -57,7 +58,12 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
         made_now=tuple(name for name, stage in made.items() if not stage.reused),
         reused=tuple(name for name, stage in found.items() if stage.reused and name != "digest"),
         attempt=attempt,
-        measured_at=min(made["quality"].started_at, load.machine.oldest_result_at or made["load"].started_at),
+        measured_at=min(
+            made["quality"].started_at,
+            load.machine.oldest_result_at or made["load"].started_at,
+            *(one.ended_at for one in (() if price_rounds is None else price_rounds.rounds)),
+        ),
+        price_rounds=price_rounds,
     )
 
 

@@ -20,8 +20,8 @@ from pipeline.types import Artifact
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "gate.order=uniform", "gate.max_items=6", "gate.stop_early=false", "calib.num_samples=2", "calib.length=64",
-    "load.num_repeats=2",
+    "gate.order=uniform", "gate.max_items=6", "gate.stop_early=false", "gate.price_rounds=2", "gate.price_repeats=1",
+    "calib.num_samples=2", "calib.length=64", "load.num_repeats=2",
 ]  # fmt: skip
 POINTS = (
     "load.points=[{concurrency: 1, input_tokens: 32, output_tokens: 8, num_requests: 1},"

@@ -101,6 +101,8 @@ def test_baseline_and_variant_are_recorded_with_cost_beside_quality(finished, wo
         assert 0 < metrics["cost/usd_per_1k_tokens.lo"] <= metrics["cost/usd_per_1k_tokens"]
         assert metrics["cost/peak/usd_per_1k_tokens"] < metrics["cost/usd_per_1k_tokens"]
     assert runs[LABEL].data.metrics["size/ratio"] > 1.4
+    assert runs[LABEL].data.metrics["price/num_rounds"] == 2
+    assert runs[LABEL].data.metrics["price/ratio.lo"] < runs[LABEL].data.metrics["price/ratio.hi"]
     assert runs[LABEL].data.tags["decision"] in ("promote", "hold")
     assert "quality/piqa/flip_rate" in runs[LABEL].data.metrics
     assert [name for run in runs.values() for name in run.data.metrics if row_of(name) is None] == []
@@ -127,7 +129,7 @@ def test_the_same_command_again_does_nothing_again(finished, workplace: Workplac
     again = workplace.run(QUANT)
     assert again.returncode == 0, again.stderr
     reused = ", ".join(
-        ["none/load", "none/quality", *(f"{LABEL}/{one}" for one in ("compress", "health", "load", "quality"))]
+        ["none/load", "none/quality", *(f"{LABEL}/{one}" for one in ("compress", "health", "load", "price", "quality"))]
     )
     assert reused in again.stdout
     assert {name: stages(workplace, name) for name in before} == before

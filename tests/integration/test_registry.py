@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from core.errors import ConfigError
+from core.files import plain, write_json
 from evals.config import GateConfig
-from evals.decide.evidence import Evidence
+from evals.decide.evidence import Evidence, price_verdict
 from evals.types import Decision, QualityReport
 from finops.controls.approvals import Approvals
 from finops.ledger.ledger import Ledger
@@ -26,7 +27,7 @@ from pipeline.record.candidates import RecordedCandidates, recorded_candidates
 from pipeline.record.metrics import cost_metrics, quality_metrics
 from pipeline.record.registry import PREVIOUS, rollback
 from pipeline.record.store import Recorder, RunRecord, connect
-from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, task
+from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, load, rounds, task
 
 pytestmark = pytest.mark.integration
 PROMOTE = Decision("promote", "int8", ("passed: quality",))
@@ -191,7 +192,7 @@ def record(
         "artifact_path": str(folder),
         "artifact_digest": digest,
     }
-    evidence = Evidence(label, quality, load(), priced)
+    evidence = Evidence(label, quality, load(), priced, None if label == "none" else rounds(float(usd)))
     metrics = quality_metrics(quality) | cost_metrics(priced) | {"cost/eval_usd": 0.5}
     metrics |= {} if label == "none" else {"cost/compress_usd": 0.25}
     return recorder.record(RunRecord(f"{label}-{suite}", label, tags, {}, metrics, {}, {}, {"load": 1.0}, evidence))[0]
@@ -203,6 +204,18 @@ def a_config(**gate: Any) -> RunConfig:
 
 def candidates_of(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> RecordedCandidates:
     return recorded_candidates(recorder, config.model.name, config.gate, config.seed, run_id)
+
+
+def test_the_rounds_of_a_price_are_recorded_and_an_older_record_has_none(recorder: Recorder, tmp_path: Path) -> None:
+    run_id = record(recorder, tmp_path, "int8", GOOD, "0.5")
+    found = recorder.evidence(run_id)
+    assert found.price_rounds == rounds(0.5)
+    older = plain(found)
+    del older["price_rounds"]
+    write_json(tmp_path / "evidence.json", older)
+    recorder.client.log_artifact(run_id, str(tmp_path / "evidence.json"))
+    assert recorder.evidence(run_id).price_rounds is None
+    assert price_verdict(recorder.evidence(run_id), replace(found, label="none")).kind == "undecided"
 
 
 def test_a_training_curve_is_a_metric_with_steps(recorder: Recorder) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from evals.decide.frontier import (
     Resamples,
+    Spread,
     analyze,
     dominating,
     hypervolumes,
@@ -103,6 +104,74 @@ def test_cost_is_resampled_over_repeats():
     assert 0.05 < found.probability[1] < 0.5
     assert found.confident == (True, True)
     assert analyze(points, np.random.default_rng(0)).probability == (1.0, 0.0)
+
+
+def rounds_spread(rng, num_rounds, sigma):
+    """The error of a ratio over rounds, and how well these rounds say that it is known."""
+    logs = rng.normal(0, sigma, num_rounds)
+    return float(logs.mean()), Spread("base", float(logs.std(ddof=1)) / num_rounds**0.5, num_rounds - 1)
+
+
+def test_a_share_is_right_for_a_candidate_that_is_as_expensive_as_its_baseline():
+    """A little worse and as expensive: on the frontier only where it seems cheaper. A share above 97.5% is an error."""
+    rng = np.random.default_rng(0)
+    sure, doubtful, count = 0, 0, 200
+    for _ in range(count):
+        off, spread = rounds_spread(rng, 4, 0.04)
+        day = float(np.exp(rng.normal(0, 0.1)))  # the baseline's own error, which both share
+        repeats = {"base": (day * np.exp(rng.normal(0, 0.03, 3))).tolist()}
+        usd = float(np.exp(np.mean(np.log(repeats["base"]))))
+        points = [measured("base", usd, 0.60), measured("ours", usd * float(np.exp(off)), 0.59)]
+        found = analyze(points, rng, Resamples({}, repeats, {"ours": spread}), num_draws=400)
+        sure += found.probability[1] > 0.975
+        doubtful += found.probability[1] < 0.025
+    at_most = 0.025 * count + 3 * (0.025 * 0.975 * count) ** 0.5
+    assert sure <= at_most
+    assert doubtful <= at_most
+    assert sure + doubtful > 0.02 * count, "a share that is never sure would be too wide"
+
+
+def test_the_confident_set_holds_the_true_frontier_where_prices_are_noisy():
+    """Ratios over four rounds of fresh starts, stopped candidates by their paired difference; nominal 95%."""
+    rng = np.random.default_rng(1)
+    ratio, difference = np.array([1.0, 0.97, 0.90, 0.80]), np.array([0.0, -0.01, 0.0, -0.02])
+    true_frontier = non_dominated_mask(ratio, 0.6 + difference)
+    count, misses = 200, 0
+    for _ in range(count):
+        base_quality = 0.6 + rng.normal(0, 0.02)
+        base_usd = float(np.exp(rng.normal(0, 0.1)))
+        points, ratios, differences = [measured("base", base_usd, base_quality, half=0.0392)], {}, {}
+        for index in (1, 2, 3):
+            off, ratios[str(index)] = rounds_spread(rng, 4, 0.06)
+            usd = base_usd * float(ratio[index]) * float(np.exp(off))
+            quality = base_quality + float(difference[index]) + rng.normal(0, 0.006)
+            points.append(measured(str(index), usd, quality, half=0.0392))
+            differences[str(index)] = Spread("base", 0.006)
+        found = analyze(points, rng, Resamples({}, {}, ratios, differences), num_draws=400)
+        misses += not np.array(found.confident)[true_frontier].all()
+    assert misses <= 0.05 * count + 3 * (0.05 * 0.95 * count) ** 0.5
+
+
+def test_what_a_candidate_shares_with_its_baseline_cancels():
+    """The baseline's own price and quality are badly known; the differences are well known."""
+    points = [measured("base", 1.0, 0.5, half=0.1), measured("ours", 0.9, 0.49, half=0.1)]
+    repeats = {"base": [0.7, 1.0, 1.43]}
+    alone = analyze(points, np.random.default_rng(0), Resamples({}, repeats | {"ours": [0.63, 0.9, 1.29]}))
+    beside = Resamples({}, repeats, {"ours": Spread("base", 0.01, 3)}, {"ours": Spread("base", 0.002)})
+    found = analyze(points, np.random.default_rng(0), beside)
+    assert found.probability[0] > 0.99
+    assert found.probability[1] > 0.97
+    assert alone.probability[1] < 0.9
+    assert "1 priced against their baseline" in found.method
+
+
+def test_a_baseline_that_is_dominated_still_carries_its_candidates_draws():
+    points = [measured("base", 2.0, 0.50), measured("ours", 1.0, 0.60), measured("other", 1.01, 0.61)]
+    spreads = {name: Spread("base", 0.001, 9) for name in ("ours", "other")}
+    found = analyze(points, np.random.default_rng(0), Resamples(cost_ratios=spreads))
+    assert found.probability == (0.0, 1.0, 1.0)
+    lost = Resamples(cost_ratios={"ours": Spread("gone", 0.01, 3)})
+    assert analyze(points, np.random.default_rng(0), lost).probability[1] == 1.0, "drawn from its own interval"
 
 
 def test_pruning_changes_nothing():

@@ -1,20 +1,33 @@
 """Counters of the server and the machine: differences, peaks, and what is unavailable."""
 
 import io
+import os
+import subprocess
+import sys
 import time
 
 import pytest
 
 from evals.load.counters import (
     COUNTERS,
+    MACHINE_USE,
     UNAVAILABLE,
+    busy_reason,
     interpolate,
     machine_counters,
+    machine_use,
     parse_metrics,
     server_counters,
     server_facts,
 )
-from evals.load.monitor import Monitor, memory_used_bytes, processor_time, rapl_energy_j
+from evals.load.monitor import (
+    Monitor,
+    load_average,
+    memory_used_bytes,
+    own_processor_time_s,
+    processor_time,
+    rapl_energy_j,
+)
 
 BEFORE = [
     'vllm:prefix_cache_queries_total{engine="0",model_name="m"} 100.0',
@@ -141,6 +154,51 @@ def test_a_server_whose_metrics_are_slow_is_asked_less_often(monkeypatch):
     assert len(monitor.samples) > 5
     assert len(asked) == 1
     assert [sample.get("kv_cache_use") for sample in monitor.samples[:2]] == [0.5, None]
+
+
+def test_who_used_the_processors_adds_up(tmp_path):
+    """A process of ours that computes is ours, also after it has ended; nothing of it is another's."""
+    code = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass"
+    with Monitor(None, interval_s=0.05) as monitor:
+        before = own_processor_time_s()
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert own_processor_time_s() - before > 0.35
+    use = machine_use(monitor.samples, monitor.samples[0]["monotonic_s"], monitor.samples[-1]["monotonic_s"])
+    assert set(use) == set(MACHINE_USE)
+    assert use["cpu_own_share"] > 0.5 / (os.cpu_count() or 1) / 2
+    assert 0 <= use["cpu_steal_share"] <= 1
+    assert 0 <= use["cpu_other_share"] <= 1
+    assert use["load_average"] >= 0
+
+
+def test_another_process_is_not_ours(tmp_path):
+    """The tree is found by parents, whatever a command's name holds."""
+    for pid, parent, name, ticks in (
+        (10, 1, "we", 100),
+        (11, 10, "a) b (c", 50),
+        (12, 11, "server", 25),
+        (13, 1, "x", 9),
+    ):
+        (tmp_path / str(pid)).mkdir()
+        fields = f"S {parent} 0 0 0 0 0 0 0 0 0 {ticks} 0 0 0 20"
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} ({name}) {fields}")
+    per_second = os.sysconf("SC_CLK_TCK")
+    assert own_processor_time_s(10, tmp_path) == 175 / per_second
+    assert own_processor_time_s(12, tmp_path) == 25 / per_second
+    assert own_processor_time_s(99, tmp_path) is None, "no such process"
+    (tmp_path / "14").mkdir()  # it has ended while we looked
+    assert own_processor_time_s(10, tmp_path) == 175 / per_second
+
+
+def test_a_system_without_proc_tells_nothing_and_says_why(tmp_path):
+    nowhere = tmp_path / "no-proc"
+    assert own_processor_time_s(proc=nowhere) is None
+    assert load_average(nowhere) is None
+    assert set(processor_time(nowhere).values()) == {None}
+    looks = samples(cpu_busy_s=[None, None], own_cpu_s=[None, None])
+    assert set(machine_use(looks, 0.0, 1.0).values()) == {None}
+    assert all(UNAVAILABLE[name].startswith("unavailable: /proc") for name in MACHINE_USE)
+    assert busy_reason([machine_use(looks, 0.0, 1.0)]) == ""
 
 
 def test_processor_time_only_rises():

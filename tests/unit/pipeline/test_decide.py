@@ -17,7 +17,7 @@ from core.files import plain
 from evals.config import GateConfig
 from evals.decide import decide as deciding
 from evals.decide.decide import Candidate, Ranking
-from evals.decide.evidence import Evidence, mean_quality, measured_apart, price_doubt
+from evals.decide.evidence import Evidence, busy_machine, comparable_usd, mean_quality, measured_apart, price_verdict
 from evals.decide.task_gates import gates_of, rule_of
 from evals.gate.scores import ItemScore, scores_of
 from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_sampling_order
@@ -32,6 +32,8 @@ from evals.types import (
     LoadReport,
     Money,
     Price,
+    PriceRound,
+    PriceRounds,
     QualityReport,
     TaskResult,
     ThetaSlo,
@@ -77,9 +79,20 @@ def load(ttft_p99_s: float | None = 0.1) -> LoadReport:
     return LoadReport("quick", (point,))
 
 
+def rounds(ratio: float, spread: float = 0.002, count: int = 4) -> PriceRounds:
+    """Rounds in which the candidate's price is `ratio` of the baseline's, above and below it by `spread` in turn."""
+    ratios = [ratio * (1 + spread * (1 if index % 2 else -1)) for index in range(count)]
+    measured = (
+        PriceRound((1000.0, 1010.0), (1000 / one, 1010 / one), "baseline", "2026-11-01T00:00:00+00:00")
+        for one in ratios
+    )
+    return PriceRounds("c8-128x64", "c8-128x64", is_together=True, rounds=tuple(measured))
+
+
 def evidence(scores: list[float | None], usd: str | None = "1", label: str = "variant", **more: object) -> Evidence:
     ttft = more.pop("ttft", 0.1)
-    return Evidence(label, quality(scores, **more), load(ttft), cost(usd))
+    beside = None if usd is None else rounds(float(usd))
+    return Evidence(label, quality(scores, **more), load(ttft), cost(usd), beside)
 
 
 GOOD = [1.0, 0.0, 1.0, 1.0] * 200
@@ -116,10 +129,10 @@ def test_a_loss_of_exactly_the_margin_is_no_pass() -> None:
 def test_a_more_expensive_one_is_not_promoted() -> None:
     decision, _ = decide(evidence(GOOD, "1.2"), evidence(GOOD, "1"), GATE, seed=0)
     assert decision.action == "reject"
-    assert "not cheaper" in decision.reasons[1]
-    assert "+20.0%" in decision.reasons[1]
-    assert decision.evidence.beaten_by == (
-        "it is not cheaper than the baseline: 1.2 against 1 USD per 1k tokens (+20.0%)",
+    assert "more expensive than the baseline" in decision.reasons[1]
+    (against,) = decision.evidence.beaten_by
+    assert against.startswith(
+        "it is not shown to be cheaper than the baseline: 1.2 against 1 USD per 1k tokens (+20.0%)"
     )
 
 
@@ -146,7 +159,7 @@ def test_tasks_outside_the_gate_do_not_decide() -> None:
     both = {"arc_easy": task(GOOD), "piqa": task(GOOD)}
     bad = {"arc_easy": task(GOOD), "piqa": task(WORSE)}
     base = Evidence("none", QualityReport(both), load(), cost("1"))
-    candidate = Evidence("int8", QualityReport(bad), load(), cost("0.5"))
+    candidate = Evidence("int8", QualityReport(bad), load(), cost("0.5"), rounds(0.5))
     assert decide(candidate, base, GATE, seed=0)[0].action == "reject"
     assert decide(candidate, base, replace(GATE, tasks=["arc_easy"]), seed=0)[0].action == "promote"
 
@@ -263,7 +276,7 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
             stopped, estimate=estimate_after_stopping(stopped, base[name], evaluation.tasks[name].accuracy)
         )
     missing = {name: "not evaluated" for name in base if name not in tasks}
-    candidate = Evidence("int8", QualityReport(tasks, "", missing), load(), cost("0.5"))
+    candidate = Evidence("int8", QualityReport(tasks, "", missing), load(), cost("0.5"), rounds(0.5))
     return candidate, Evidence("none", QualityReport(base), load(), cost("1"))
 
 
@@ -329,7 +342,7 @@ def test_evidence_under_the_former_names_of_its_fields_is_read() -> None:
 
 def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> None:
     candidate, baseline = stopped_evidence(flip_every=50)
-    costly = replace(candidate, label="<costly>", cost=cost("0.9"))
+    costly = replace(candidate, label="<costly>", cost=cost("0.9"), price_rounds=rounds(0.9))
     gate = replace(GATE, delta_points=5.0)
     found = rank([candidate, costly], baseline, gate, seed=0)
     now = datetime(2026, 11, 1, tzinfo=UTC)
@@ -339,6 +352,7 @@ def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> No
     assert record["decision"]["rule"]["delta_points"] == 5.0
     assert set(record["decision"]) == {"action", "variant", "reasons", "rule", "evidence"}
     money = {"usd_per_1k_tokens", "baseline_usd_per_1k_tokens"}
+    money |= {"price_ratio"}
     assert set(record["decision"]["evidence"]) == {"tasks", "recovery", "passed", "beaten_by", *money}
     assert set(record["decision"]["rule"]) == set(vars(gate))
     assert record["losses"][0]["variant"] == "<costly>"
@@ -352,6 +366,9 @@ def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> No
         "&lt;costly&gt;</b>",
         "passed, but more expensive",
         "data:image/png;base64,",
+        "How was the price compared?",
+        "Price against the baseline: -50.0% [",
+        "in 4 rounds, each with servers that were started anew",
         "Why?",
     ):
         assert words in page, words
@@ -389,25 +406,80 @@ def decided(ours: LoadReport, theirs: LoadReport, usd: str = "0.9") -> Decision:
     return decide(replace(candidate, load=ours), replace(baseline, load=theirs), GATE, seed=0)[0]
 
 
-def test_a_lower_price_within_the_noise_of_the_repeats_promotes_nothing() -> None:
-    held = decided(a_loop([100, 120, 110]), a_loop([95, 115, 100]))
-    assert held.action == "undecided"
-    assert (
-        "not decided: price: 0.9 against 1 USD per 1k tokens (-10.0%): not significantly different" in held.reasons[-1]
+def in_rounds(found: PriceRounds | None, usd: str = "0.9") -> Decision:
+    return decide(replace(evidence(GOOD, usd), price_rounds=found), evidence(GOOD, "1"), GATE, seed=0)[0]
+
+
+def test_a_price_is_lower_only_where_rounds_of_fresh_starts_show_it() -> None:
+    shown = in_rounds(rounds(0.9))
+    assert shown.action == "promote"
+    assert shown.evidence.price_ratio is not None
+    assert "measured in turn, 4 rounds: -10.0% [-10.3%, -9.7%]: cheaper than the baseline" in shown.reasons[-1]
+    noise = in_rounds(rounds(0.98, spread=0.05))
+    assert noise.action == "undecided"
+    assert noise.reasons[-1].startswith(
+        "not decided: price: 0.9 against 1 USD per 1k tokens (-10.0%); measured in turn"
     )
-    assert "over 3 repeats (load.num_repeats=9" in held.reasons[-1]
-    assert decided(a_loop([110, 111, 109]), a_loop([100, 101, 99])).action == "promote"
-    assert decided(a_loop([110]), a_loop([100])).action == "promote", "a single repeat has no noise to tell"
+    assert "not decided (gate.price_rounds=16 shows differences half as large)" in noise.reasons[-1]
+    assert "not decided" in noise.evidence.beaten_by[-1]
 
 
-def test_each_price_stands_on_its_own_best_load() -> None:
-    def at_two_loads(at_8: Sequence[float], at_16: Sequence[float]) -> LoadReport:
-        first = a_loop(at_8)
-        return replace(first, points=(*first.points, replace(a_loop(at_16).points[0], name="c16", concurrency=16)))
+def test_two_prices_that_were_measured_alone_decide_nothing() -> None:
+    """An older record, or `gate.price_rounds=0`: 40% cheaper by one start of each is not shown to be cheaper."""
+    held = in_rounds(None, usd="0.6")
+    assert held.action == "undecided"
+    assert "not decided: it was not measured in turn with its baseline" in held.reasons[-1]
+    assert "gate.price_rounds=4" in held.reasons[-1]
+    assert price_verdict(replace(evidence(GOOD, "0.6"), price_rounds=None), evidence(GOOD)).kind == "undecided"
 
-    ours, theirs = at_two_loads([150, 151, 149], [120, 121, 119]), at_two_loads([100, 101, 99], [140, 141, 139])
-    assert decided(ours, theirs).action == "promote", "7% faster at its best load, slower at the baseline's"
-    assert "-6.4%" in price_doubt(at_two_loads([150, 165, 135], [1, 1, 1]), theirs)
+
+@pytest.mark.parametrize(
+    ("found", "kind", "text"),
+    [
+        (rounds(0.9), "cheaper", "cheaper than"),
+        (rounds(1.1), "not cheaper", "+10.0% [+9.6%, +10.4%]: more expensive than"),
+        (rounds(1.0), "undecided", "not decided"),
+        (rounds(0.9, count=1), "undecided", "1 round shows nothing of how starts differ"),
+        (PriceRounds(missing="the candidate's load has no point with a throughput"), "undecided", "no point with"),
+        (
+            replace(rounds(0.9), rounds=(*rounds(0.9).rounds, PriceRound((1.0,), (None,), "baseline", ""))),
+            "undecided",
+            "in 1 of 5 rounds",
+        ),
+    ],
+)
+def test_a_price_has_three_answers(found: PriceRounds, kind: str, text: str) -> None:
+    verdict = price_verdict(replace(evidence(GOOD), price_rounds=found), evidence(GOOD))
+    assert verdict.kind == kind
+    assert text in verdict.text
+
+
+def test_the_machines_prices_are_in_the_ratio() -> None:
+    dear = replace(PRICE, usd_per_hour_lo=Decimal(2), usd_per_hour_hi=Decimal(2))
+    ours = evidence(GOOD, "0.9")
+    verdict = price_verdict(replace(ours, cost=replace(ours.cost, price=dear)), evidence(GOOD))
+    assert verdict.ratio is not None
+    assert verdict.ratio.ratio == pytest.approx(1.8, rel=0.01)
+
+
+def test_candidates_are_ranked_by_what_was_measured_beside_the_baseline() -> None:
+    """One start made `slow` look cheaper than `fast`; measured in turn it is not."""
+    slow = replace(evidence(GOOD, "0.5", "slow"), price_rounds=rounds(0.8))
+    fast = replace(evidence(GOOD, "0.7", "fast"), price_rounds=rounds(0.75))
+    found = rank([slow, fast], evidence(GOOD), GATE, seed=0)
+    assert found.winner == 1
+    assert "'fast' passed too and is cheaper: 0.75 against 0.8 USD" in found.losses[0].beaten_by[0]
+    assert comparable_usd(evidence(GOOD, None), evidence(GOOD)) is None
+
+
+def test_a_busy_machine_is_named() -> None:
+    quiet = evidence(GOOD)
+    assert busy_machine(quiet) == "", "nobody knows"
+    used = tuple(replace(one, counters={"cpu_other_share": 0.3}) for one in rounds(1.0).rounds)
+    busy = replace(quiet, price_rounds=replace(rounds(1.0), rounds=used))
+    assert busy_machine(busy) == "other processes took up to 30% of the processors"
+    point = replace(quiet.load.points[0], counters=({"cpu_steal_share": 0.04, "cpu_other_share": None},))
+    assert busy_machine(replace(quiet, load=replace(quiet.load, points=(point,)))) == "the host took up to 4% (steal)"
 
 
 def test_a_price_says_when_the_speeds_are_hours_apart() -> None:
@@ -428,4 +500,7 @@ def test_a_rate_that_held_must_reach_one_that_failed_the_baseline() -> None:
     assert decided(theta(2.2, 2.4), theta(2.0, 2.2)).action == "promote"
     within = decided(theta(2.1, 2.3), theta(2.0, 2.2))
     assert "theta_slo is 2.1 requests/s, and the baseline fails only from 2.2 on" in within.reasons[-1]
+    assert "not decided" in within.reasons[-1]
     assert "the baseline failed at no rate" in decided(theta(2.1, None), theta(2.0, None)).reasons[-1]
+    assert "not cheaper than the baseline" in decided(theta(1.6, 1.8), theta(2.0, 2.2)).reasons[-1]
+    assert decided(theta(2.2, 2.4), theta(2.0, 2.2), usd="1.1").action == "undecided", "on a more expensive machine"

@@ -9,7 +9,7 @@ import pytest
 from evals.decide.evidence import Evidence
 from evals.decide.fleet import describe_fleet, machine_rate
 from evals.types import LoadReport, ThetaSlo
-from tests.unit.pipeline.test_decide import GOOD, a_loop, evidence
+from tests.unit.pipeline.test_decide import GOOD, a_loop, evidence, rounds
 
 SLOW, FAST = (160.0, 161.0, 159.0), (320.0, 322.0, 318.0)  # 1 and 2 requests per second
 
@@ -47,9 +47,12 @@ def test_a_slower_one_costs_more_and_an_equal_one_nothing() -> None:
 
 
 def test_noise_is_named_and_what_was_not_measured_gives_no_words() -> None:
-    noisy = describe_fleet(serving(a_loop((100, 120, 110))), serving(a_loop((105, 125, 112))))
+    noisy = describe_fleet(
+        serving(a_loop((100, 120, 110))),
+        replace(serving(a_loop((105, 125, 112))), price_rounds=rounds(0.97, spread=0.05)),
+    )
     assert noisy is not None
-    assert noisy.endswith("(the two rates are not significantly different)")
+    assert noisy.endswith("(that it is cheaper is not shown)")
     searched = a_loop(SLOW, ThetaSlo(2.0, 0.2, 1.5, 1.6, 6))
     assert machine_rate(searched) == 1.5
     assert describe_fleet(serving(a_loop(SLOW)), serving(searched)) is None, "two kinds of rate"

@@ -12,21 +12,29 @@ import pytest
 
 from evals.cost.attribution import fit_seconds
 from evals.load import summary
-from evals.load.counters import COUNTERS
-from evals.types import LoadPoint, LoadReport, Money
+from evals.load.counters import COUNTERS, MACHINE_USE
+from evals.types import CostReport, LoadPoint, LoadReport, Money
 from pipeline.config import EnergyConfig
 from pipeline.distill.results import distill_metrics
 from pipeline.record import metrics
 from pipeline.record.metric_names import METRIC_NAMES, row_of
-from pipeline.types import StageOutcome
-from tests.unit.pipeline.test_decide import cost, quality
+from pipeline.types import Artifact, Candidate, Measured, StageOutcome
+from tests.unit.pipeline.test_decide import cost, quality, rounds
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "pipeline" / "record" / "metric_names.py"
-PREFIXES = ("quality", "gate", "load", "cost", "reprice", "estimate", "size", "compress", "health", "distill")
-NO_METRIC = {"cost/", "cost/%", "quality/mean%", "load/%/output_tok_per_s", "load/[^/]+/output_tok_per_s"}
+PREFIXES = ("quality", "gate", "load", "price", "cost", "reprice", "estimate", "size", "compress", "health", "distill")
+NO_METRIC = {"cost/", "cost/%", "price/%", "quality/mean%", "load/%/output_tok_per_s", "load/[^/]+/output_tok_per_s"}
 """Patterns by which code looks for metrics."""
-NO_METRIC |= {"load/{}", "estimate/{}", "distill/{}", "distill/cache/{}", "compress/{}", "cost/usd_per_1k_{}"}
+NO_METRIC |= {
+    "price/{}",
+    "load/{}",
+    "estimate/{}",
+    "distill/{}",
+    "distill/cache/{}",
+    "compress/{}",
+    "cost/usd_per_1k_{}",
+}
 """Names that are put together from two parts: `recorded` calls the functions that do so."""
 
 
@@ -77,10 +85,24 @@ def recorded() -> dict[str, float]:
         | metrics.cost_metrics(money)
         | metrics.price_metrics(money, 12.0)
         | metrics.attribution_metrics(money)
+        | metrics.price_ratio_metrics(*compared(load, money))
         | metrics.energy_metrics(load, EnergyConfig(usd_per_kwh=0.1))
         | metrics.estimate_metrics([outcome])
         | distill_metrics({**student, "teacher_cache": cache})
     )
+
+
+def compared(load: LoadReport, money: CostReport) -> tuple[Measured, Measured]:
+    """A candidate with rounds beside its baseline, and the baseline."""
+    used = tuple(replace(one, counters=dict.fromkeys(MACHINE_USE, 0.1)) for one in rounds(0.9).rounds)
+    found = replace(rounds(0.9), rounds=used)
+    artifact = Artifact(Path("/a"), "a", 1, "int8", None)
+    baseline = Measured(
+        candidate=Candidate("baseline", "none", {}, "none"), artifact=artifact, quality=quality([1.0]), load=load,
+        cost=money, server_log=Path("/log"), stage_keys={}, stage_wall_s={}, stage_started_at={}, made_now=(),
+        reused=(), measured_at="",
+    )  # fmt: skip
+    return replace(baseline, price_rounds=found), baseline
 
 
 def test_every_recorded_metric_has_a_row() -> None:

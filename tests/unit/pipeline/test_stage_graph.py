@@ -16,11 +16,21 @@ from core.store import StageStore
 from evals.config import SuiteConfig
 from evals.load.scenario import from_config
 from evals.types import Price
-from pipeline.config import CalibConfig, DistillConfig, DistillDataConfig, ModelConfig, RunConfig, StudentConfig
+from pipeline.config import (
+    CalibConfig,
+    DistillConfig,
+    DistillDataConfig,
+    EngineConfig,
+    ModelConfig,
+    RunConfig,
+    StudentConfig,
+)
 from pipeline.plan.resolve import RunPlan
 from pipeline.stages.base import DequantizedBase, HubCheckpoint, local_checkpoint
 from pipeline.stages.data import EVAL_WHEEL, Datasets, Fetch
 from pipeline.stages.graph import Effects, Stage, StageName, pending, with_needs
+from pipeline.stages.price import START_S
+from pipeline.types import Machine
 from tests.unit.pipeline.plans import POINT, run_plan, store_all
 from tests.unit.pipeline.shapes import MACHINE, SHAPE
 
@@ -94,6 +104,8 @@ READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "gate.max_age_days": (31.0, NOTHING),
     "gate.slo_ttft_p99_s": (1.0, LOADS),
     "gate.slo_tpot_p99_s": (1.0, LOADS),
+    "gate.price_rounds": (8, {"int8/price"}),
+    "gate.price_repeats": (3, {"int8/price"}),
     "gate.utilisation": (0.5, NOTHING),
     "tracking.uri": ("http://mlflow:5000", NOTHING),
     "tracking.artifacts": ("/tmp/a", NOTHING),
@@ -303,7 +315,7 @@ def test_several_changes_at_once_plan_the_union(tmp_path_factory: pytest.TempPat
 def test_random_weights_are_another_base_and_all_that_follows(config: RunConfig) -> None:
     store_all(plan_of(config))
     names = [name_of(stage) for stage in plan_of(changed(config, "model.weights", "random")).pending]
-    variants = [f"int8/{name}" for name in ("compress", "health", "quality", "load")]
+    variants = [f"int8/{name}" for name in ("compress", "health", "quality", "load", "price")]
     assert [name for name in names if name != "calibration"] == ["base", "none/quality", "none/load", *variants]
     assert names.count("calibration") == 2, "with another base's tokenizer"
 
@@ -314,7 +326,44 @@ def test_another_kv_cache_is_another_candidate_and_the_same_baseline(config: Run
     before = run_plan(config, PRICE, scenario, machine=machine)
     store_all(before)
     after = run_plan(changed(config, "engine.kv_cache_dtype", "fp8"), PRICE, scenario, machine=machine)
-    assert [name_of(stage) for stage in after.pending] == ["int8+fp8-kv-cache/quality", "int8+fp8-kv-cache/load"]
+    named = [f"int8+fp8-kv-cache/{name}" for name in ("quality", "load", "price")]
+    assert [name_of(stage) for stage in after.pending] == named
+
+
+def test_only_a_candidate_under_a_load_that_saturates_is_compared_in_rounds(config: RunConfig) -> None:
+    def priced(changed_config: RunConfig) -> list[str]:
+        return [name_of(stage) for stage in plan_of(changed_config).stages if stage.name == "price"]
+
+    assert priced(config) == ["int8/price"]
+    assert priced(changed(config, "quant", {"method": "none"})) == []
+    assert priced(changed(config, "gate.price_rounds", 0)) == []
+    search = {"input_tokens": 32, "output_tokens": 8, "slo_ttft_p99_s": 2.0}
+    assert priced(changed(config, "load", {"name": "slo", "search": search})) == [], "brackets are compared"
+
+
+def test_both_servers_are_up_at_once_only_where_they_fit(config: RunConfig) -> None:
+    def together(machine: Machine, engine: EngineConfig) -> bool:
+        scenario = from_config(config.load)
+        stage = run_plan(replace(config, engine=engine), PRICE, scenario, machine=machine).variants.all[-1].price
+        assert stage is not None
+        return stage.is_together
+
+    assert together(MACHINE, EngineConfig())
+    assert not together(replace(MACHINE, host_memory_bytes=10 * 2**30), EngineConfig())
+    assert not together(MACHINE, EngineConfig(cpu_kvcache_gib=8))
+    gpu = replace(MACHINE, device="cuda", device_memory_bytes=80 * 2**30, compute_capability=9.0)
+    assert not together(gpu, EngineConfig())
+    assert together(gpu, EngineConfig(gpu_memory_utilization=0.45))
+
+
+def test_the_estimate_of_rounds_counts_their_starts(config: RunConfig) -> None:
+    def fixed_s(rounds: int) -> float:
+        stage = plan_of(changed(config, "gate.price_rounds", rounds)).variants.all[-1].price
+        assert stage is not None
+        assert stage.work.fixed_s is not None
+        return stage.work.fixed_s
+
+    assert fixed_s(8) - fixed_s(4) == 8 * START_S
 
 
 def test_a_moved_folder_is_the_same_checkpoint_and_a_changed_file_is_another(tmp_path: Path) -> None:
