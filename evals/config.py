@@ -48,8 +48,9 @@ class GateConfig:
     score: str = "probability"
     """What decides a multiple-choice task: `probability` of the right choice, or `accuracy`. A task without choices is
     decided by its accuracy."""
-    guard_delta_points: float = 5.0
-    """Margin in points of the accuracy, which a candidate must keep too where the probability decides."""
+    guard_delta_points: float | None = None
+    """Margin in points of the accuracy, which a candidate must keep too where the probability decides; null: 2.5 times
+    the task's margin."""
     order: str = "auto"
     """`guided` asks first where the baseline was unsure, and the baseline everything; `uniform` asks both the same
     items in one random order; `auto` is guided for tasks of at most 2,000 items."""

@@ -67,6 +67,8 @@ class PairedComparison:
     """The recovery per task."""
     flips: dict[str, Flips]
     """The flips per task."""
+    like_these: Estimate | None = None
+    """The difference for questions like these, where `difference` is the benchmark's; None: not told apart."""
 
 
 def mean_estimate(scores: Scores, confidence: float = 0.95) -> Estimate:

@@ -29,7 +29,7 @@ class DeclaredRule:
     delta_points: Mapping[str, float]
     """Margin per task, in points of the score."""
     guard_points: float | None
-    """Margin of the accuracy where another score decides; None where accuracy decides alone."""
+    """Declared margin of the accuracy beside another score; None: none is declared."""
     alpha: float
     """Error level of the whole comparison."""
     score: str

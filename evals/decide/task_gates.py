@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from evals.stats import PairedComparison, align, flips, paired_bootstrap
 from evals.types import Estimate, GuardGate, QualityReport, TaskGate
 
 CONFIDENCE = 0.95
+GUARD_FACTOR = 2.5
+"""The margin of the accuracy's guard, as a multiple of the task's margin, where none is given."""
 
 
 def rule_of(gate: GateConfig, tasks: Sequence[str], level: float) -> GateRule:
@@ -31,8 +34,7 @@ def rule_of(gate: GateConfig, tasks: Sequence[str], level: float) -> GateRule:
     """
     deciding = list(tasks) if gate.tasks is None else gate.tasks
     points = {task: gate.task_delta_points.get(task, gate.delta_points) for task in deciding}
-    # A guard that is stricter than the margin itself would decide in its place.
-    guards = {task: max(gate.guard_delta_points, value) for task, value in points.items()}
+    guards = {task: guard_points(gate, value) for task, value in points.items()}
     return GateRule(
         deltas={task: round(value / 100, 12) for task, value in points.items()},
         guard_deltas={task: round(value / 100, 12) for task, value in guards.items()},
@@ -44,6 +46,13 @@ def rule_of(gate: GateConfig, tasks: Sequence[str], level: float) -> GateRule:
         max_items=gate.max_items,
         block_items=gate.block_items,
     )
+
+
+def guard_points(gate: GateConfig, delta_points: float) -> float:
+    """The accuracy's margin beside a task's own, in points."""
+    if gate.guard_delta_points is None:
+        return min(GUARD_FACTOR * delta_points, 99.0)
+    return max(gate.guard_delta_points, delta_points)  # a stricter guard would decide in the margin's place
 
 
 def gates_of(
@@ -141,9 +150,11 @@ def compare(
     gate: GateConfig,
     seed: int,
 ) -> PairedComparison | None:
-    """Difference and recovery: a paired bootstrap where every item was asked, else confidence sequences.
+    """Difference and recovery in accuracy over the whole benchmark, and the difference for questions like these.
 
-    None where a task was not evaluated, or where a stopped task's baseline is not complete.
+    Where every item was asked, the benchmark's figures are known, and a paired bootstrap tells of questions like these;
+    else both rest on confidence sequences. None where a task was not evaluated, or where a stopped task's baseline is
+    not complete.
     """
     if candidate.not_evaluated or not candidate.tasks:
         return None
@@ -151,12 +162,25 @@ def compare(
         aligned = {name: align(result.items, baseline.tasks[name].items) for name, result in candidate.tasks.items()}
         rng = np.random.default_rng([seed, 0x5EED])
         ours, theirs = ({name: one[k] for name, one in aligned.items()} for k in (1, 2))
-        return paired_bootstrap(ours, theirs, rng, num_draws=gate.num_resamples, confidence=CONFIDENCE)
-    return _stopped_comparison(candidate, baseline, evaluation)
+        found = paired_bootstrap(ours, theirs, rng, num_draws=gate.num_resamples, confidence=CONFIDENCE)
+        return replace(
+            found,
+            difference=_known(found.difference),
+            recovery=None if found.recovery is None else _known(found.recovery),
+            differences={name: _known(one) for name, one in found.differences.items()},
+            recoveries={name: None if one is None else _known(one) for name, one in found.recoveries.items()},
+            like_these=found.difference,
+        )
+    return _stopped_comparison(candidate, baseline, evaluation, seed)
+
+
+def _known(estimate: Estimate) -> Estimate:
+    """The same figure about the benchmark, all of whose items were asked."""
+    return replace(estimate, lo=estimate.value, hi=estimate.value, method="exact: all items of the benchmark")
 
 
 def _stopped_comparison(
-    candidate: QualityReport, baseline: QualityReport, evaluation: SequentialEvaluation
+    candidate: QualityReport, baseline: QualityReport, evaluation: SequentialEvaluation, seed: int
 ) -> PairedComparison | None:
     gates = {name: found.accuracy for name, found in evaluation.tasks.items()}
     names = list(gates)
@@ -176,6 +200,7 @@ def _stopped_comparison(
         differences=each,
         recoveries=ratios,
         flips={name: flips(ours, theirs, ids) for name, (ids, ours, theirs) in aligned.items()},
+        like_these=_mean([questions_like_these(gates[name], level, seed=seed) for name in names], f"{method}, i.i.d."),
     )
 
 

@@ -33,7 +33,7 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("gate.alpha", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
     ("gate.beta", lambda value: 0 < value < 0.5, "between 0 and 0.5"),
     ("gate.num_candidates", lambda value: value is None or value >= 1, "null, or at least 1"),
-    ("gate.guard_delta_points", lambda value: 0 < value < 100, "above 0, below 100"),
+    ("gate.guard_delta_points", lambda value: value is None or 0 < value < 100, "null, or above 0 and below 100"),
     ("gate.max_items", lambda value: value is None or value >= 1, "null, or at least 1"),
     ("gate.block_items", lambda value: value >= 1, "at least 1"),
     ("gate.max_age_days", lambda value: value > 0, "above 0"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from core.command import command
@@ -19,6 +19,7 @@ from pipeline.record.tags import (
     CANDIDATE_KEY,
     COMPARISON_FAMILY,
     COMPARISON_GROUP,
+    SAMPLING_ORDER,
     tag_of,
 )
 
@@ -100,7 +101,9 @@ def attempt_of(run: Run, baseline: Run, rule: DeclaredRule) -> Attempt:
     tags, family = run.data.tags, tag_of(run.data.tags, COMPARISON_FAMILY)
     if not family:
         family = digest_json(["comparison", tag_of(baseline.data.tags, ARTIFACT_DIGEST), "not counted"])
-    return Attempt(family, tag_of(tags, CANDIDATE_DIGEST) or tag_of(tags, ARTIFACT_DIGEST), rule, 1)
+    # The order is the one in which it was asked: another gate over recorded answers draws no new one.
+    asked = replace(rule, order=tag_of(tags, SAMPLING_ORDER) or rule.order)
+    return Attempt(family, tag_of(tags, CANDIDATE_DIGEST) or tag_of(tags, ARTIFACT_DIGEST), asked, 1)
 
 
 def _recorded_at(run: Run) -> tuple[int, str]:

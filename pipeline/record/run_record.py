@@ -33,6 +33,7 @@ from pipeline.record.tags import (
     LEDGER_RUN_ID,
     PLAN_HASH,
     QUALITY_INVALID_REASON,
+    SAMPLING_ORDER,
     STAGE_KEY,
     STAGE_KEYS,
     short_tags,
@@ -103,7 +104,9 @@ def run_record(measured: Measured, plan: RunPlan, spend: Spend, baseline: Measur
         "measured_at": measured.measured_at,
     }
     if measured.attempt is not None:
-        tags |= {COMPARISON_FAMILY: measured.attempt.family, CANDIDATE_DIGEST: measured.attempt.candidate}
+        attempt = measured.attempt
+        tags |= {COMPARISON_FAMILY: attempt.family, CANDIDATE_DIGEST: attempt.candidate}
+        tags[SAMPLING_ORDER] = attempt.rule.order
     tags |= short_tags(tags)
     if config.model.revision is not None:
         tags["model_revision"] = config.model.revision

@@ -16,14 +16,17 @@ from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
 from evals.quality.sizes import split_size
 from evals.stats import PairedComparison
-from evals.types import Decision, Estimate
+from evals.types import Decision
 from pipeline.plan.resolve import RunPlan
 from pipeline.promote import Outcome
 from pipeline.record.run_record import evidence_of
-from pipeline.report.text import GIB, MIB, action_text, at_load, estimate_text, mean_text, money_text
+from pipeline.report.text import GIB, MIB, action_text, at_load, estimate_text, mean_text, money_text, points_text
 from pipeline.types import Measured
 
-HEADER = ("variant", "size", "quality", "recovery", "tok/s", "TTFT p50", "USD per 1k tokens", "decision")
+HEADER = (
+    "variant", "size", "quality", "difference", "questions like these", "tok/s", "TTFT p50", "USD per 1k tokens",
+    "decision",
+)  # fmt: skip
 
 
 def show_plan(plan: RunPlan) -> None:
@@ -79,10 +82,12 @@ def show_result(
     `way_on` says what a decision that is not made yet would still take.
     """
     config = plan.config
-    decision, recovery = outcome.decision, None if comparison is None else comparison.recovery
-    rows = [result_row(one, decision, recovery) for one in measured]
+    decision = outcome.decision
+    rows = [result_row(one, decision, comparison) for one in measured]
     say()
     table(f"{config.model.name} on {measured[0].cost.price.hardware}", HEADER, rows)
+    say("quality, difference: accuracy over every question of this benchmark, and variant minus baseline in points;")
+    say("questions like these: that difference for a source of which the benchmark is a sample; 95% intervals")
     say()
     say(f"Decision on {decision.variant}: {action_text(decision.action)}")
     for reason in decision.reasons:
@@ -103,7 +108,7 @@ def show_result(
     say(f"Recorded in {config.tracking.uri} ({command('ui')})")
 
 
-def result_row(measured: Measured, decision: Decision, recovery: Estimate | None) -> tuple[str, ...]:
+def result_row(measured: Measured, decision: Decision, comparison: PairedComparison | None) -> tuple[str, ...]:
     """One line of the final table."""
     is_baseline = measured.candidate.role == "baseline"
     point = headline_point(measured.load)
@@ -112,7 +117,8 @@ def result_row(measured: Measured, decision: Decision, recovery: Estimate | None
         measured.candidate.label,
         f"{measured.artifact.num_bytes / MIB:.0f} MiB",
         estimate_text(mean_quality(measured.quality)),
-        "" if is_baseline else estimate_text(recovery),
+        "" if is_baseline else points_text(None if comparison is None else comparison.difference),
+        "" if is_baseline else points_text(None if comparison is None else comparison.like_these),
         mean_text(point, "output_tok_per_s", "{:.0f}") + ("" if point is None else f" at {at_load(point)}"),
         mean_text(point, "ttft_p50_s", "{:.3f} s"),
         money_text(measured.cost.usd_per_1k_tokens),

@@ -20,8 +20,19 @@ def action_text(action: str) -> str:
 
 
 def estimate_text(estimate: Estimate | None) -> str:
-    """A share with its interval."""
-    return MISSING if estimate is None else f"{estimate.value:.1%} [{estimate.lo:.1%}, {estimate.hi:.1%}]"
+    """A share with its interval, if it has one: what is known exactly has none."""
+    if estimate is None:
+        return MISSING
+    interval = "" if estimate.lo == estimate.hi else f" [{estimate.lo:.1%}, {estimate.hi:.1%}]"
+    return f"{estimate.value:.1%}{interval}"
+
+
+def points_text(difference: Estimate | None) -> str:
+    """A difference of shares in points, with its interval, if it has one."""
+    if difference is None:
+        return MISSING
+    interval = "" if difference.lo == difference.hi else f" [{100 * difference.lo:+z.1f}, {100 * difference.hi:+z.1f}]"
+    return f"{100 * difference.value:+z.1f}{interval}"
 
 
 def money_text(money: Money | None) -> str:

@@ -373,4 +373,4 @@ def test_a_candidate_that_fails_its_first_task_is_decided_although_it_was_not_as
     monkeypatch.setattr(Quality, "run", quality)
     settings = [one for one in fast_path if not one.startswith("suite.tasks")] + ["suite.tasks=[arc_easy,piqa]"]
     assert run(command_config(settings)) == 0
-    assert "Decision on int8: not promoted" in capsys.readouterr().out
+    assert "Decision on int8: reject" in capsys.readouterr().out

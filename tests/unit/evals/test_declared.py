@@ -23,8 +23,8 @@ def test_the_rule_has_the_margins_of_the_tasks_that_decide() -> None:
     found = declared_rule(GateConfig(delta_points=2, task_delta_points={"piqa": 3}, tasks=["piqa"]), SUITE)
     assert (found.tasks, found.delta_points) == (("piqa",), {"piqa": 3})
     assert RULE.tasks == ("arc_easy", "piqa")
-    assert RULE.guard_points == 5.0
-    assert declared_rule(GateConfig(score="accuracy"), SUITE).guard_points is None
+    assert declared_rule(GateConfig(guard_delta_points=7), SUITE).guard_points == 7
+    assert declared_rule(GateConfig(score="accuracy", guard_delta_points=7), SUITE).guard_points is None
 
 
 def test_fewer_tasks_after_the_answers_are_refused_with_the_way_out() -> None:

@@ -352,7 +352,7 @@ def test_the_record_is_written_for_machines_and_for_people(tmp_path: Path) -> No
     assert record["decision"]["rule"]["delta_points"] == 5.0
     assert set(record["decision"]) == {"action", "variant", "reasons", "rule", "evidence"}
     money = {"usd_per_1k_tokens", "baseline_usd_per_1k_tokens"}
-    money |= {"price_ratio"}
+    money |= {"price_ratio", "level"}
     assert set(record["decision"]["evidence"]) == {"tasks", "recovery", "passed", "beaten_by", *money}
     assert set(record["decision"]["rule"]) == set(vars(gate))
     assert record["losses"][0]["variant"] == "<costly>"
