@@ -30,6 +30,7 @@ def rule_of(gate: GateConfig, tasks: Sequence[str]) -> GateRule:
         alpha=best_of_k_level(gate.alpha, gate.num_candidates),
         beta=gate.beta,
         order=gate.order,
+        score="accuracy",
         stop_early=gate.stop_early,
         max_items=gate.max_items,
         block_items=gate.block_items,

@@ -64,6 +64,10 @@ class FlipModel:
         """The items from `start` up to `stop`, 0-based."""
         return self._cut(lambda array: array[..., start:stop])
 
+    def widen(self) -> FlipModel:
+        """The same for one order that many replications share (one leading axis)."""
+        return self._cut(lambda array: array[..., None, :])
+
     def rows(self, keep: NDArray[np.bool_]) -> FlipModel:
         """The replications (one leading axis) where `keep` is true."""
         return self._cut(lambda array: array[..., keep, :])

@@ -18,6 +18,9 @@ The test. H0: (1/N) sum D <= -delta (a tie is not a pass). S_t = D_1 + ... + D_t
     P(W ever >= 1/alpha) <= alpha. Passing when W >= 1/alpha therefore errs with probability at most alpha.
     (Waudby-Smith and Ramdas, "Confidence sequences for sampling without replacement", NeurIPS 2020, and "Estimating
     means of bounded random variables by betting", JRSS B 2024, arXiv 2010.09686.)
+    Range. With b_i the baseline's score, D_i lies in [-b_i, 1 - b_i]: a wrong answer cannot be lost, a right one not
+    won. Where D >= -l_t is known of all items left before item t is drawn, a factor stays positive
+    for 0 <= x_t <= c / (l_t + m_t), and nothing else in the proof asks for l_t = 1 (evals/gate/betting.py).
     Guided order. Item i is drawn from what is left with probability q_t(i) = w_i / (sum of w left).
     Z_t = D_t / (N q_t(I_t)) has conditional mean (sum of D left) / N <= -delta - S_{t-1} / N under H0, whatever the
     weights are. With R_t = max over the items left of 1 / (N q_t(i)), y_t = Z_t / R_t in [-1, 1] and
@@ -33,8 +36,9 @@ The test. H0: (1/N) sum D <= -delta (a tie is not a pass). S_t = D_1 + ... + D_t
     by Kelly's rule with the flips' second moment learned from the past).
     Rejection. The mirror wealth, against "(1/N) sum D >= -delta", fails the candidate at 1/beta: a candidate that is
     good enough, ties included, is failed by it with probability at most beta.
-    Exact end. When the items left cannot change the answer, the gate says so with certainty; at t = N at the latest.
-    This answer goes before what a wealth said earlier.
+    Sure ends. The items left can lose at most the sum of their b_i and win at most the sum of their 1 - b_i. When even
+    that cannot change the answer, the gate says so with certainty; at t = N at the latest. No probability is in it, so
+    it holds under any order and stopping rule, and goes before what a wealth said earlier.
     Budget. With `max_items` < N the gate ends "futile" at the budget, or as soon as even gains on every item that
     remains within it could not pass the candidate. A futile candidate is not promoted, so alpha holds.
 
@@ -55,7 +59,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from fractions import Fraction
 
@@ -64,11 +68,16 @@ from numpy.typing import NDArray
 
 from evals.gate import betting
 from evals.gate.betting import Bets, FloatArray
+from evals.gate.intervals import PRIOR_OF_INTERVAL, confidence_bounds, shown_margins
 from evals.types import Estimate
 
 ACCEPT_BETS = Bets(edges=(0.5, 1.0, 2.0), weights=(0.3, 0.5, 0.2), prior_items=8)
 REJECT_BETS = Bets(edges=(1.0, 4.0, 16.0), weights=(0.36, 0.61, 0.03), prior_items=8)
 """One margin is the edge of "no loss" (accept) and of "worse by 2 delta" (reject); the rest is tuned."""
+
+
+MARGINS = np.concatenate([np.arange(95, 20, -5) / 100, np.arange(20, 10, -1) / 100, np.arange(100, -1, -1) / 1000])
+"""Margins of `Gate.smallest_margin`, falling: by five points to 20, by one to 10, then by tenths of a point."""
 
 
 class Verdict(StrEnum):
@@ -96,6 +105,15 @@ class GateState:
     """Log e-value against "worse by delta or more"; `inf` where the pass is certain, `-inf` where the fail is."""
     log_e_fail: float
     """Log e-value against "not worse by more than delta"."""
+    max_log_e_pass: float = 0.0
+    """The largest log e-value of the pass so far: by Ville's inequality the maximum may be compared with 1/alpha."""
+    max_at: int = 0
+    """The item (from 1) at which it was reached; 0: no e-value was above 1."""
+
+    @property
+    def num_left(self) -> int:
+        """Items of the benchmark that have not been asked."""
+        return self.num_items_total - self.num_items
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,24 @@ class Trajectory:
     log_e_fail: FloatArray
     mean_difference: FloatArray
     """Estimate of the difference over all N items after each item."""
+
+
+@dataclass
+class Fork:
+    """Many futures of one gate (leading axis R)."""
+
+    schedule: betting.Schedule
+    carry: betting.Carry
+    boundary: float
+    bets: tuple[Bets, Bets]
+    log_levels: tuple[float, float]
+
+    def update(self, block: FloatArray) -> NDArray[np.int8]:
+        """Feed the next differences (R, T); the codes of `betting.verdicts` (R, T) after each."""
+        used = self.carry.num_used
+        self.carry, path = betting.advance(self.carry, block, self.schedule, self.boundary, self.bets)
+        part = self.schedule.block(used, used + block.shape[-1])
+        return betting.verdicts(path, part, self.schedule.num_items, self.boundary, self.log_levels)
 
 
 class Gate:
@@ -120,7 +156,8 @@ class Gate:
         beta: float = 0.05,
         order_weights: Sequence[float] | FloatArray | None = None,
         ranks: Sequence[float | None] | FloatArray | None = None,
-        baseline: Sequence[float] | FloatArray | None = None,
+        baseline: Sequence[float | None] | FloatArray | None = None,
+        second_moment: float = betting.PRIOR_FLIP_RATE,
         max_items: int | None = None,
         stop_early: bool = True,
         accept_bets: Bets = ACCEPT_BETS,
@@ -129,8 +166,10 @@ class Gate:
         """A gate over `num_items` items with margin `delta` (a share: 0.02 is 2 points).
 
         `order_weights` (num_items,) are those of a guided order, in sampling order; None is the uniform order.
-        The `ranks` of the baseline's margins (in [0, 1]; None: no margin) and the `baseline`'s scores, in the same
-        order, make a flip model of the answers; it needs both. `stop_early=False` decides by all items alone, as
+        The `baseline`'s scores, in the same order (None: not answered yet), bound what an item can lose and win. With
+        the `ranks` of its margins (in [0, 1]; None: no margin) they make a flip model of the answers, which needs every
+        score. `second_moment` is the mean square of the differences that is expected before the first one, where there
+        is no flip model: a wrong one costs items, never validity. `stop_early=False` decides by all items alone, as
         `gate=full` does.
 
         Raises ValueError where a parameter is out of its range.
@@ -142,12 +181,15 @@ class Gate:
         weights = np.ones(num_items) if order_weights is None else np.asarray(order_weights, np.float64)
         if weights.shape != (num_items,) or not np.all(np.isfinite(weights) & (weights > 0)):
             raise ValueError(f"order_weights must be {num_items} positive numbers")
-        known = _check_flip_model(num_items, ranks, baseline)
+        known, self._baseline = _check_known(num_items, ranks, baseline)
+        if not (math.isfinite(second_moment) and second_moment > 0):
+            raise ValueError(f"second_moment must be positive, not {second_moment}")
+        self.second_moment = second_moment
         if self.max_items < 1:
             raise ValueError(f"max_items must be at least 1, not {max_items}")
         # As typed: 0.07 of 100 items is 7, while 0.07 * 100 in floating point is more.
         self._boundary = -float(Fraction(str(delta)) * num_items)
-        self._schedule = betting.make_schedule(weights, *known)
+        self._schedule = betting.make_schedule(weights, known, self._baseline, second_moment)
         self._bets = (accept_bets, reject_bets)
         self._carry = betting.start(accept_bets, reject_bets)
         self._blocks: list[FloatArray] = []
@@ -178,7 +220,8 @@ class Gate:
         self._blocks.append(d)
         self._paths.append(path)
         levels = (math.log(1 / self.alpha), math.log(1 / self.beta))
-        codes = betting.verdicts(path, used, self.num_items, self._boundary, levels)
+        part = self._schedule.block(used, used + d.size)
+        codes = betting.verdicts(path, part, self.num_items, self._boundary, levels)
         self._state = self._next_state(codes, path, used)
         return self._state
 
@@ -200,36 +243,42 @@ class Gate:
         now = used + codes.size
         if verdict.decision is Verdict.UNDECIDED and not self._can_pass(float(path.total[-1]), now, log_pass):
             verdict = _FirstVerdict(Verdict.FUTILE, "budget", now)
-        return GateState(verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at, log_pass, log_fail)
+        top, top_at = old.max_log_e_pass, old.max_at
+        if path.log_accept.max() > top:
+            top, top_at = float(path.log_accept.max()), used + 1 + int(path.log_accept.argmax())
+        said = (verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at)
+        return GateState(*said, log_pass, log_fail, top, top_at)
 
     def _can_pass(self, total: float, used: int, log_pass: float) -> bool:
         """Whether gains on all items that are left within the budget would pass the candidate.
 
-        No factor of any bet exceeds 1 + c (1 - m) / (1 + m), which falls as m grows, and m is smallest when all D = 1
-        and the flip model expects every wrong answer to be won.
+        No factor of any bet exceeds 1 + c (u - m) / (l + m), which falls as m grows, and m is smallest when every item
+        wins what it can and the flip model expects every wrong answer to be won.
         """
         left = self.max_items - used
         if self.max_items == self.num_items:
             return True
         if left <= 0:
             return False
-        best_total = total + np.arange(left)
-        if best_total[-1] + 1 - self._boundary > self.num_items - self.max_items:
-            return True
         part = self._schedule.block(used, self.max_items)
+        won_before = self._won_left(used) - part.won_after  # by this item and those before it
+        if total + won_before[-1] - self._boundary > part.lost_after[-1]:
+            return True
+        best_total = total + np.concatenate([[0.0], won_before[:-1]])
         ahead = 0.0 if part.flip_model is None else part.flip_model.most_ahead
         m = (self._boundary - best_total - ahead) / (self.num_items * part.reach)
-        m = np.clip(m, -1 + betting.SURE, 1 - betting.SURE)
-        largest = np.log1p(self._bets[0].max_loss * (1 - m) / (1 + m)).sum()
+        m = np.clip(m, betting.SURE - part.most_lost, part.most_won - betting.SURE)
+        largest = np.log1p(self._bets[0].max_loss * (part.most_won - m) / (part.most_lost + m)).sum()
         return bool(log_pass + largest >= math.log(1 / self.alpha)) and self.stop_early
 
+    def _won_left(self, used: int) -> float:
+        """What the items after the first `used` can win together."""
+        known = self._baseline[used:]
+        return float(np.where(np.isnan(known), 1.0, 1 - known).sum())
+
     def _check_possible(self, d: FloatArray, used: int) -> None:
-        flip_model = self._schedule.flip_model
-        if flip_model is None:
-            return
-        part = flip_model.block(used, used + d.size)
-        score = np.where(part.effect < 0, -part.effect, 1 - part.effect)
-        wrong = np.flatnonzero((d < -score - 1e-9) | (d > 1 - score + 1e-9))
+        score = self._baseline[used : used + d.size]
+        wrong = np.flatnonzero((d < -score - 1e-9) | (d > 1 - score + 1e-9))  # no comparison with nan is true
         if wrong.size:
             i = int(wrong[0])
             raise ValueError(f"item {used + i + 1} of the order: a difference of {d[i]} from a baseline's {score[i]}")
@@ -244,6 +293,47 @@ class Gate:
             np.concatenate([p.log_reject for p in self._paths]),
             self._estimates(np.concatenate(self._blocks), self._predicted()),
         )
+
+    def smallest_margin(self, level: float, unit: float = 1.0) -> float | None:
+        """The smallest margin that the answers so far show at an error of `level`, on the grid of `MARGINS`.
+
+        None where no margin below 100 points is shown. With `unit` the gate's margin is that share of the one asked for
+        and returned (a probability's: 0.8). It is a confidence bound: where the true loss is L, the answer is at most L
+        with probability at most `level`. For the answer is the end of an unbroken run of shown margins from the largest
+        one down, so it is at most L only where the largest grid margin g <= L is shown, and that one margin's gate,
+        whose hypothesis is true, shows it with probability at most `level`. So a margin may be chosen after seeing.
+        """
+        d = np.concatenate(self._blocks) if self._blocks else np.zeros(0)
+        size, found = 32, None
+        for begin in range(0, MARGINS.size, size):
+            margins = MARGINS[begin : begin + size]
+            shown = shown_margins(d, self._schedule, unit * margins, self._bets[0], math.log(1 / level))
+            found = float(margins[shown.size - 1 if shown.all() else shown.argmin() - 1]) if shown[0] else found
+            if not shown.all():
+                break
+        return found
+
+    def fork(self, num_runs: int) -> Fork:
+        """`num_runs` futures of this gate, each to be fed its own differences."""
+        levels = (math.log(1 / self.alpha), math.log(1 / self.beta))
+        return Fork(self._schedule.widen(), self._carry.repeat(num_runs), self._boundary, self._bets, levels)
+
+    @property
+    def baseline(self) -> FloatArray:
+        """The baseline's scores (N,) in sampling order; nan where they are not known."""
+        return self._baseline
+
+    @property
+    def differences(self) -> FloatArray:
+        """The differences (n,) so far, in sampling order."""
+        return np.concatenate(self._blocks) if self._blocks else np.zeros(0)
+
+    def mean_square(self) -> float:
+        """The estimated mean of D^2 over all N items.
+
+        Raises ValueError before the first item.
+        """
+        return max(0.0, float(self._estimates(self._seen() ** 2)[-1]))
 
     def flip_rate(self) -> float:
         """The estimated share of all N items on which the two models differ.
@@ -286,7 +376,8 @@ class Gate:
         Raises ValueError before the first item.
         """
         d = self._seen()
-        lo, hi = betting.confidence_bounds(d, self._schedule, 1 - confidence)
+        prior = min(self.second_moment, PRIOR_OF_INTERVAL)
+        lo, hi = confidence_bounds(d, self._schedule, 1 - confidence, prior)
         value = min(max(float(self._estimates(d, self._predicted())[-1]), lo), hi)
         method = f"confidence sequence {confidence:.0%}, valid at any stopping time"
         if d.size == self.num_items:
@@ -313,21 +404,26 @@ def _first_verdict(codes: NDArray[np.int8], used: int, num_items: int) -> _First
     return _FirstVerdict(decision, "exact" if at == num_items else "certain", at)
 
 
-def _check_flip_model(
-    num_items: int, ranks: Sequence[float | None] | FloatArray | None, baseline: Sequence[float] | FloatArray | None
-) -> tuple[FloatArray | None, FloatArray | None]:
-    if (ranks is None) != (baseline is None):
-        raise ValueError("a flip model needs both the margins' ranks and the baseline's scores")
-    if ranks is None or baseline is None:
-        return None, None
-    known = np.array([math.nan if rank is None else rank for rank in ranks], np.float64)
-    scores = np.asarray(baseline, np.float64)
-    for name, values in (("ranks", known[~np.isnan(known)]), ("baseline", scores)):
-        if not np.all((values >= 0) & (values <= 1)):
+def _check_known(
+    num_items: int,
+    ranks: Sequence[float | None] | FloatArray | None,
+    baseline: Sequence[float | None] | FloatArray | None,
+) -> tuple[FloatArray | None, FloatArray]:
+    """The margins' ranks, if there are any, and the baseline's scores, nan where they are not known."""
+    scores = np.full(num_items, math.nan) if baseline is None else _with_gaps(baseline)
+    known = None if ranks is None else _with_gaps(ranks)
+    if known is not None and (baseline is None or np.isnan(scores).any()):
+        raise ValueError("a flip model needs both the margins' ranks and the baseline's scores, all of them")
+    for name, values in (("ranks", known), ("baseline", scores)):
+        if values is not None and not np.all(np.isnan(values) | ((values >= 0) & (values <= 1))):
             raise ValueError(f"{name} must lie in [0, 1]")
-    if known.shape != (num_items,) or scores.shape != (num_items,):
+    if scores.shape != (num_items,) or (known is not None and known.shape != (num_items,)):
         raise ValueError(f"ranks and baseline must be {num_items} numbers")
     return known, scores
+
+
+def _with_gaps(values: Sequence[float | None] | FloatArray) -> FloatArray:
+    return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def _check(num_items: int, delta: float, alpha: float, beta: float) -> None:
@@ -379,6 +475,25 @@ def combine(states: Mapping[str, GateState]) -> Combined:
             if state.decision is bad:
                 return Combined(bad, task, log_e_pass, undecided)
     return Combined(Verdict.UNDECIDED if undecided else Verdict.PASS, "", log_e_pass, undecided)
+
+
+def both(main: GateState, guard: GateState) -> GateState:
+    """Two gates on the same items of one task: it passes when both pass and fails when either fails."""
+    one, other = sorted((main, guard), key=lambda state: _RANK[state.decision])
+    if one.decision is other.decision is Verdict.PASS:  # the later one completed the pass
+        one, other = sorted((main, guard), key=lambda state: -(state.decided_at or 0))
+    less = min(main, guard, key=lambda state: state.max_log_e_pass)
+    return replace(
+        one,
+        log_e_pass=min(main.log_e_pass, guard.log_e_pass),
+        log_e_fail=max(main.log_e_fail, guard.log_e_fail),
+        max_log_e_pass=less.max_log_e_pass,
+        max_at=less.max_at,
+    )
+
+
+_RANK = {Verdict.FAIL: 0, Verdict.FUTILE: 1, Verdict.UNDECIDED: 2, Verdict.PASS: 3}
+"""Which of two gates' verdicts is the task's."""
 
 
 def best_of_k_level(alpha: float, num_candidates: int) -> float:

@@ -56,6 +56,26 @@ FLIP_BACKGROUND = 0.1
 """Share of the predicted flips that is spread evenly: how far the guide is distrusted."""
 
 
+LEAST_PROBABILITY = 0.35
+"""Where the score is the probability of the right choice: items are drawn in proportion to the baseline's, but for
+this floor."""
+
+
+def probability_weights(probabilities: Sequence[float]) -> FloatArray:
+    """Weights (num_items,) of mean 1 for a gate on the probability of the right choice: max(0.35, the baseline's).
+
+    A candidate can lose at most what the baseline has. Weights in proportion to it make all items' largest losses
+    alike, which lets a gate bet most (l_t in evals/gate/betting.py); the floor bounds the gains likewise.
+
+    Raises ValueError where there is no item or one is not in [0, 1].
+    """
+    known = np.asarray(probabilities, np.float64)
+    if not known.size or not np.all((known >= 0) & (known <= 1)):
+        raise ValueError("a guide needs at least one item, and probabilities in [0, 1]")
+    weights = np.maximum(known, LEAST_PROBABILITY)
+    return np.asarray(weights / weights.mean(), np.float64)
+
+
 def margin(loglikelihoods: Sequence[float], target: object = None) -> float | None:
     """How far a model is from changing its score on a question: |right choice's log-likelihood - best of the others|.
 

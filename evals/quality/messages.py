@@ -29,11 +29,11 @@ class TargetJson(TypedDict):
 
 
 class GateJson(TypedDict):
-    """A rule, each task's order, and the baseline's scores by item id."""
+    """A rule, each task's order, and the baseline's accuracy and probability by item id."""
 
     rule: Mapping[str, Any]
     orders: Mapping[str, Mapping[str, Any]]
-    baseline: Mapping[str, Mapping[str, float | None]]
+    baseline: Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 class QualityJob(TypedDict):

@@ -13,13 +13,13 @@ from core.errors import ToolError
 from core.files import digest_json, write_atomic
 from core.jobs import LOCAL, Job, Launcher
 from evals.gate.gate import Verdict
+from evals.gate.scores import scores_of
 from evals.gate.sequential import (
     GateRule,
     SequentialEvaluation,
     draw_orders,
     estimate_after_stopping,
     replay,
-    scores_of,
 )
 from evals.quality.embedded import EMBEDDED_TASKS, task_config
 from evals.quality.messages import Outcomes, RawTask, TaskSpec
@@ -131,7 +131,8 @@ def run_gated_suite(
 
     """
     while True:
-        orders = draw_orders(baseline.tasks, rule, suite.seed)
+        identity = str(suite.seed)
+        orders = draw_orders(baseline.tasks, rule, guided_identity=identity, uniform_identity=identity)
         scores = {
             task: baseline_scores for task, baseline_scores in scores_of(baseline.tasks).items() if task in orders
         }
@@ -202,7 +203,7 @@ def gated_report(
     evaluation = replay(tasks, baseline.tasks, rule)
     for name, result in tasks.items():
         if not result.is_complete:
-            estimate = estimate_after_stopping(result, baseline.tasks[name], evaluation.gates[name])
+            estimate = estimate_after_stopping(result, baseline.tasks[name], evaluation.tasks[name].accuracy)
             tasks[name] = replace(result, estimate=estimate)
     reason = _ended_by(evaluation)
     return QualityReport(tasks, quality_invalid_reason, {name: reason for name in outcomes if name not in tasks})

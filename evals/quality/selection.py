@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evals.gate.gate import Verdict
+from evals.gate.scores import ItemScore
 from evals.gate.sequential import Block, GateRule, SequentialEvaluation, uniform_sampling_order
 from evals.quality.messages import QualityJob
 from evals.types import SamplingOrder
@@ -67,7 +68,11 @@ class ItemSelection:
 
     def is_flip(self, task: str, item_id: ItemId, score: float | None) -> bool:
         """Whether a gated item's score is not the baseline's."""
-        return self.evaluation is not None and self.is_gated(task) and self.evaluation.baseline[task][item_id] != score
+        return (
+            self.evaluation is not None
+            and self.is_gated(task)
+            and self.evaluation.baseline[task][item_id].accuracy != score
+        )
 
     def next_block(self, among: Collection[str]) -> Block | None:
         """The next items to ask, of one of these tasks; None when there is nothing to ask now."""
@@ -79,7 +84,7 @@ class ItemSelection:
     def feed(self, block: Block, scores: Sequence[float | None]) -> None:
         """The scores of a gated block."""
         assert self.evaluation is not None, "nobody waits for these scores"
-        self.evaluation.feed(block.task, scores)
+        self.evaluation.feed(block.task, [ItemScore(score, None) for score in scores])
         self._fed.setdefault(block.task, {}).update(zip(block.item_ids, scores, strict=True))
 
     def _gated_block(self, among: Collection[str]) -> Block | None:
@@ -103,7 +108,7 @@ def make_selection(job: QualityJob, items: Mapping[str, list[ItemId]]) -> ItemSe
     if gate is None and first is None:
         return ItemSelection(dict(items))
     if gate is None:
-        orders = {task: uniform_sampling_order(task, ids, job["seed"]) for task, ids in items.items()}
+        orders = {task: uniform_sampling_order(task, ids, str(job["seed"])) for task, ids in items.items()}
         return ItemSelection({task: list(drawn.item_ids[:first]) for task, drawn in orders.items()}, orders)
     orders = {task: sampling_order_from_json(raw) for task, raw in gate["orders"].items()}
     for task, drawn in orders.items():
@@ -111,7 +116,8 @@ def make_selection(job: QualityJob, items: Mapping[str, list[ItemId]]) -> ItemSe
             f"{task}: the sampling order has other items than the suite"
         )
     baseline = {
-        task: {int(item_id): score for item_id, score in scores.items()} for task, scores in gate["baseline"].items()
+        task: {int(item_id): ItemScore(*pair) for item_id, pair in scores.items()}
+        for task, scores in gate["baseline"].items()
     }
     evaluation = SequentialEvaluation(orders, baseline, GateRule(**gate["rule"]))
     return ItemSelection({task: ids for task, ids in items.items() if task not in orders}, orders, evaluation)

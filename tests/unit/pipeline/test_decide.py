@@ -18,6 +18,7 @@ from evals.config import GateConfig
 from evals.decide.decide import decide, rank
 from evals.decide.evidence import Evidence, mean_quality, measured_apart, price_doubt
 from evals.decide.task_gates import gates_of, rule_of
+from evals.gate.scores import ItemScore, scores_of
 from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_sampling_order
 from evals.json_form import from_json
 from evals.stats import mean_estimate
@@ -217,9 +218,9 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
     base = {name: task(GOOD) for name in ("arc_easy", "piqa")}
     gate = replace(GATE, delta_points=5.0, order="uniform")
     rule = rule_of(gate, list(base))
-    orders = {name: uniform_sampling_order(name, range(800), 0) for name in base}
+    orders = {name: uniform_sampling_order(name, range(800), "x") for name in base}
     known = {name: {item.item_id: item.score for item in result.items} for name, result in base.items()}
-    evaluation = SequentialEvaluation(orders, known, rule)
+    evaluation = SequentialEvaluation(orders, scores_of(base), rule)
 
     def answer(name: str, item_id: int) -> float:
         right = known[name][item_id]
@@ -228,7 +229,7 @@ def stopped_evidence(flip_every: int | None = None, *, fails: bool = False) -> t
         return 1 - right if flip_every and item_id % flip_every == 0 else right
 
     while (block := evaluation.next_block()) is not None:
-        evaluation.feed(block.task, [answer(block.task, item_id) for item_id in block.item_ids])
+        evaluation.feed(block.task, [ItemScore(answer(block.task, item_id), None) for item_id in block.item_ids])
     tasks = {}
     for name, order in orders.items():
         ids = order.item_ids[: evaluation.gates[name].state.num_items]
