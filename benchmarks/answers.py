@@ -212,10 +212,13 @@ def ask(name: str, folder: Path, wanted: Mapping[str, int | None], data: Path, o
         path = out / "tasks" / f"{task}.yaml"
         write_json(path, task_config(task, data, stock))  # JSON is YAML
         loaded = worker.load_task({"name": task, "path": str(path)})
-        chosen = {task: worker.choose_items(loaded, num_items, seed=0)}
-        job: Any = {"num_fewshot": None, "apply_chat_template": False, "seed": 0}
+        budgets = {} if num_items is None else {task: num_items}
+        job: Any = {
+            "num_fewshot": None, "apply_chat_template": False, "budgets": budgets, "uniform_identity": "benchmark",
+        }  # fmt: skip
+        selection = make_selection(job, {task: list(range(sum(loaded.sizes)))})
+        chosen = {task: worker.items_by_leaf(loaded, selection.reachable(task))}
         with AnswerCache(out / "answers.sqlite", digest) as cache:
-            selection = make_selection(job, {task: worker.item_ids(loaded, chosen[task])})
             asked = SelectedRequests(cache, selection, worker.places([loaded], chosen))
             model = packed_model(network, encoder, asked)
             outcome = worker.evaluate([loaded], chosen, model, job)["tasks"][task]

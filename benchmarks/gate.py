@@ -27,7 +27,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -60,12 +60,29 @@ class Guided:
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the gates that look at the same items: arrays (N,) by item."""
+
+    d: NDArray[np.float64]
+    delta: float
+    """The margin on this score."""
+    baseline: NDArray[np.float64] | None = None
+    """The baseline's scores; None: not known."""
+    ranks: NDArray[np.float64] | None = None
+    """Of its margins: with a flip model; None: without one."""
+    second_moment: float = betting.PRIOR_FLIP_RATE
+    bets: tuple[betting.Bets, betting.Bets] = (ACCEPT_BETS, REJECT_BETS)
+
+
+@dataclass(frozen=True)
 class Runs:
     """What happened in each replication: arrays (num_runs,)."""
 
     passed: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
     num_items: NDArray[np.int64]
     sup_log_pass: NDArray[np.float64]
+    """Of the first side."""
     sup_log_fail: NDArray[np.float64]
 
 
@@ -81,54 +98,119 @@ def run_gate(
     to_the_end: bool = False,
 ) -> Runs:
     """The gate over `num_runs` orders of the differences d (N,); `to_the_end` never stops, for the suprema."""
-    size = max(1, (ELEMENTS_AT_ONCE if guided is None else GUIDED_ELEMENTS_AT_ONCE) // len(d))
-    levels = (math.log(1 / alpha), math.log(1 / beta))
+    side = Side(d, delta) if guided is None else Side(d, delta, guided.baseline, guided.guide.ranks)
+    weights = None if guided is None else guided.guide.weights
+    return run_gates([side], rng, num_runs=num_runs, levels=(alpha, beta), weights=weights, to_the_end=to_the_end)
+
+
+def run_gates(
+    sides: Sequence[Side],
+    rng: np.random.Generator,
+    *,
+    num_runs: int,
+    levels: tuple[float, float] = (0.05, 0.05),
+    weights: NDArray[np.float64] | None = None,
+    budget: int | None = None,
+    to_the_end: bool = False,
+) -> Runs:
+    """All gates of a task over `num_runs` orders: it passes when all pass and fails when one fails, within a budget.
+
+    `levels` are alpha and beta; `weights` (N,) draw the orders, None uniformly. `to_the_end` never stops.
+    """
+    num_items = len(sides[0].d)
+    is_small = any(side.ranks is not None for side in sides)
+    size = max(1, (GUIDED_ELEMENTS_AT_ONCE if is_small else ELEMENTS_AT_ONCE) // num_items)
+    logs = (math.log(1 / levels[0]), math.log(1 / levels[1]))
     parts = [
-        _run_chunk(d, delta, rng, min(size, num_runs - i), levels, guided, to_the_end) for i in range(0, num_runs, size)
+        _run_chunk(sides, rng, min(size, num_runs - i), logs, weights, budget or num_items, to_the_end)
+        for i in range(0, num_runs, size)
     ]
     return Runs(*(np.concatenate([getattr(p, name) for p in parts]) for name in Runs.__dataclass_fields__))
 
 
+@dataclass
+class _Going:
+    """One side's processes in the replications that go on."""
+
+    side: Side
+    values: NDArray[np.float64]
+    schedule: betting.Schedule
+    carry: betting.Carry
+    has_passed: NDArray[np.bool_]
+
+    def keep(self, rows: NDArray[np.bool_]) -> None:
+        self.values, self.carry, self.has_passed = self.values[rows], self.carry.rows(rows), self.has_passed[rows]
+        self.schedule = self.schedule.rows(rows)
+
+
+def draw(num_items: int, num_runs: int, weights: NDArray[np.float64] | None, rng: np.random.Generator) -> NDArray[Any]:
+    """Orders (num_runs, N): uniform permutations, or weighted ones by exponential keys."""
+    if weights is None:
+        return rng.permuted(np.broadcast_to(np.arange(num_items, dtype=np.int32), (num_runs, num_items)), axis=1)
+    return np.argsort(rng.exponential(size=(num_runs, num_items)) / weights, axis=1)
+
+
+def _start(side: Side, order: NDArray[Any], weights: NDArray[np.float64] | None) -> _Going:
+    drawn = np.ones(order.shape[1]) if weights is None else weights[order]
+    ranks, baseline = (None if one is None else one[order] for one in (side.ranks, side.baseline))
+    if weights is None and ranks is not None:
+        drawn = np.ones(order.shape)
+    schedule = betting.make_schedule(drawn, ranks, baseline, side.second_moment)
+    carry = betting.start(*side.bets, (len(order),))
+    return _Going(side, side.d[order], schedule, carry, np.zeros(len(order), bool))
+
+
 def _run_chunk(
-    d: NDArray[np.float64],
-    delta: float,
+    sides: Sequence[Side],
     rng: np.random.Generator,
     num_runs: int,
-    levels: tuple[float, float],
-    guided: Guided | None,
+    log_levels: tuple[float, float],
+    weights: NDArray[np.float64] | None,
+    budget: int,
     to_the_end: bool,
 ) -> Runs:
-    n = len(d)
-    if guided is None:
-        order = rng.permuted(np.broadcast_to(np.arange(n, dtype=np.int32), (num_runs, n)), axis=1)
-        schedule = betting.make_schedule(np.ones(n))
-    else:
-        guide = guided.guide
-        order = np.argsort(rng.exponential(size=(num_runs, n)) / guide.weights, axis=1)
-        schedule = betting.make_schedule(guide.weights[order], guide.ranks[order], guided.baseline[order])
-    values, boundary, bets = d[order], -n * delta, (ACCEPT_BETS, REJECT_BETS)
-    carry = betting.start(*bets, (num_runs,))
-    runs = Runs(np.zeros(num_runs, bool), np.full(num_runs, n), np.full(num_runs, -np.inf), np.full(num_runs, -np.inf))
+    n = len(sides[0].d)
+    order = draw(n, num_runs, weights, rng)
+    going = [_start(side, order, weights) for side in sides]
+    zeros, low = np.zeros(num_runs, bool), np.full(num_runs, -np.inf)
+    runs = Runs(zeros, zeros.copy(), np.full(num_runs, budget), low, low.copy())
     rows, is_open = np.arange(num_runs), np.ones(num_runs, bool)
-    for begin in range(0, n, BLOCK):
-        carry, path = betting.advance(carry, values[:, begin : begin + BLOCK], schedule, boundary, bets)
-        runs.sup_log_pass[rows] = np.maximum(runs.sup_log_pass[rows], path.log_accept.max(axis=1))
-        runs.sup_log_fail[rows] = np.maximum(runs.sup_log_fail[rows], path.log_reject.max(axis=1))
-        codes = betting.verdicts(path, begin, n, boundary, levels)
-        first = (codes != betting.UNDECIDED).argmax(axis=1)
-        code = np.take_along_axis(codes, first[:, None], 1)[:, 0]
-        hit = is_open & (code != betting.UNDECIDED)
-        runs.passed[rows[hit]] = np.isin(code[hit], PASSES)
+    for begin in range(0, budget, BLOCK):
+        ends, passes = _advance(going, begin, min(begin + BLOCK, budget), log_levels, runs, rows)
+        first = ends.argmax(axis=1)
+        hit = is_open & ends.any(axis=1)
+        well = np.take_along_axis(passes, first[:, None], 1)[:, 0]
+        runs.passed[rows[hit]], runs.failed[rows[hit]] = well[hit], ~well[hit]
         runs.num_items[rows[hit]] = begin + 1 + first[hit]
         is_open &= ~hit
         if not to_the_end and is_open.mean() < 0.7:
             if not is_open.any():
                 break
-            values, rows, carry = values[is_open], rows[is_open], carry.rows(is_open)
-            if guided is not None:
-                schedule = schedule.rows(is_open)
-            is_open = is_open[is_open]
+            for one in going:
+                one.keep(is_open)
+            rows, is_open = rows[is_open], is_open[is_open]
     return runs
+
+
+def _advance(
+    going: Sequence[_Going], begin: int, end: int, log_levels: tuple[float, float], runs: Runs, rows: NDArray[Any]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Feed a block to all sides: after which items the task is decided, and where it passes, (R, T) each."""
+    passes, fails = [], []
+    for number, one in enumerate(going):
+        n = len(one.side.d)
+        boundary = -n * one.side.delta
+        one.carry, path = betting.advance(one.carry, one.values[:, begin:end], one.schedule, boundary, one.side.bets)
+        codes = betting.verdicts(path, one.schedule.block(begin, end), n, boundary, log_levels)
+        passed = np.logical_or.accumulate(np.isin(codes, PASSES), axis=1) | one.has_passed[:, None]
+        fails.append((codes == betting.SURE_REJECT) | ((codes == betting.E_REJECT) & ~passed))
+        passes.append(passed)
+        one.has_passed = passed[:, -1]
+        if not number:
+            runs.sup_log_pass[rows] = np.maximum(runs.sup_log_pass[rows], path.log_accept.max(axis=1))
+            runs.sup_log_fail[rows] = np.maximum(runs.sup_log_fail[rows], path.log_reject.max(axis=1))
+    all_passed, any_failed = np.logical_and.reduce(passes), np.logical_or.reduce(fails)
+    return all_passed | any_failed, all_passed & ~any_failed
 
 
 def population(num_items: int, mean: float, flip_rate: float) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ not come from here: that is the cheapest candidate that passed the gate and meet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -301,7 +302,7 @@ def _move_bounds(
     index = {p.name: i for i, p in enumerate(points)}
     values = _values(points)[0 if is_log else 1]
     forth: Callable[[float], float] = _log if is_log else float
-    back: Callable[[float], float] = np.exp if is_log else float
+    back: Callable[[float], float] = math.exp if is_log else float
     for name, spread in spreads.items():
         i, base = index.get(name), index.get(spread.baseline)
         if i is None or base is None or np.isnan(values[i]) or np.isnan(values[base]):

@@ -30,6 +30,7 @@ not know that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,7 +97,7 @@ class Schedule:
     def block(self, start: int, stop: int) -> Schedule:
         """The items from `start` up to `stop`, 0-based."""
         flip_model = None if self.flip_model is None else self.flip_model.block(start, stop)
-        return Schedule(*(array[..., start:stop] for array in self._arrays), flip_model)
+        return self._cut(lambda array: array[..., start:stop], flip_model)
 
     def widen(self) -> Schedule:
         """The same for one order that many replications share (one leading axis)."""
@@ -105,12 +106,12 @@ class Schedule:
     def rows(self, keep: NDArray[np.bool_]) -> Schedule:
         """The replications (one leading axis) where `keep` is true; what all share is kept as it is."""
         flip_model = None if self.flip_model is None else self.flip_model.rows(keep)
-        return Schedule(*(array[keep] if array.ndim > 1 else array for array in self._arrays), flip_model)
+        return self._cut(lambda array: array[keep] if array.ndim > 1 else array, flip_model)
 
-    @property
-    def _arrays(self) -> tuple[FloatArray, ...]:
-        range_left = (self.most_lost, self.most_won, self.lost_after, self.won_after)
-        return (self.reach, self.shrink, self.second_moment, *range_left)
+    def _cut(self, cut: Callable[[FloatArray], FloatArray], flip_model: FlipModel | None) -> Schedule:
+        reach, shrink, second_moment = map(cut, (self.reach, self.shrink, self.second_moment))
+        lost, won, lost_after, won_after = map(cut, (self.most_lost, self.most_won, self.lost_after, self.won_after))
+        return Schedule(reach, shrink, second_moment, lost, won, lost_after, won_after, flip_model)
 
     @property
     def first_second_moment(self) -> FloatArray:
@@ -144,8 +145,9 @@ def make_schedule(
     most_lost, most_won = (_largest_of_rest(x / w) * w_min for x in _extremes(lost, won, flip_model))
     if not known.all():
         most_lost = most_won = np.ones(w.shape[-1])
-    after = sum_of_rest(lost) - lost, sum_of_rest(won) - won
-    return Schedule(w_left / (w.shape[-1] * w_min), w_min / w, second, most_lost, most_won, *after, flip_model)
+    lost_after, won_after = (sum_of_rest(one) - one for one in (lost, won))
+    reach = w_left / (w.shape[-1] * w_min)
+    return Schedule(reach, w_min / w, second, most_lost, most_won, lost_after, won_after, flip_model)
 
 
 def _extremes(lost: FloatArray, won: FloatArray, flip_model: FlipModel | None) -> tuple[FloatArray, FloatArray]:

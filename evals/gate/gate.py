@@ -76,8 +76,8 @@ REJECT_BETS = Bets(edges=(1.0, 4.0, 16.0), weights=(0.36, 0.61, 0.03), prior_ite
 """One margin is the edge of "no loss" (accept) and of "worse by 2 delta" (reject); the rest is tuned."""
 
 
-MARGINS = np.concatenate([np.arange(99, 20, -1) / 100, np.arange(200, -1, -1) / 1000])
-"""Margins of `Gate.smallest_margin`, falling: whole points to 20, then tenths of a point."""
+MARGINS = np.concatenate([np.arange(95, 20, -5) / 100, np.arange(20, 10, -1) / 100, np.arange(100, -1, -1) / 1000])
+"""Margins of `Gate.smallest_margin`, falling: by five points to 20, by one to 10, then by tenths of a point."""
 
 
 class Verdict(StrEnum):
@@ -304,7 +304,7 @@ class Gate:
         whose hypothesis is true, shows it with probability at most `level`. So a margin may be chosen after seeing.
         """
         d = np.concatenate(self._blocks) if self._blocks else np.zeros(0)
-        size, found = max(8, 1_000_000 // max(d.size, 1)), None
+        size, found = 32, None
         for begin in range(0, MARGINS.size, size):
             margins = MARGINS[begin : begin + size]
             shown = shown_margins(d, self._schedule, unit * margins, self._bets[0], math.log(1 / level))
