@@ -142,7 +142,7 @@ def run_rounds(
     if session.missing():
         shutil.rmtree(session.jobs, ignore_errors=True)
         job = client_job(client_python, workdir, client_environment(env), idle_limit_s)
-        with closing(session.course), Monitor(None) as session.monitor:
+        with closing(session.steps), Monitor(None) as session.monitor:
             # The client imports vLLM while the first servers start.
             launcher.run(job, on_line=session.see, meanwhile=session.advance)
         if session.missing():
@@ -164,7 +164,7 @@ class _Session:
         self.design, self.start, self.workdir, self.on_round, self.known = design, start, workdir, on_round, known
         self.raw, self.jobs, self.rounds = workdir / "raw", workdir / "jobs", workdir / "rounds"
         self.monitor: Monitor | None = None
-        self.course = self._measure_missing()
+        self.steps = self._measure_missing()
         self._arrivals: list[Arrival] | None = None
         self._num_jobs = 0
 
@@ -184,13 +184,13 @@ class _Session:
         return from_json(PriceRound, read_json(self._file(self.rounds, index)))
 
     def see(self, line: str) -> None:
-        """Follow the client: what it has finished is taken in, and the next part of the course begins."""
+        """Follow the client: what it has finished is taken in, and the next job begins."""
         if line.startswith(FINISHED):
             self.advance()
 
     def advance(self) -> None:
         """Go on until the client has a new job, or an end."""
-        runs = next(self.course, None)
+        runs = next(self.steps, None)
         if runs is None:
             write_atomic(self.jobs / "end", "")
             return
