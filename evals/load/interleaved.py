@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,9 @@ from evals.types import LoadPoint, PriceRound, Target
 Side = Literal["baseline", "candidate"]
 Start = Callable[[Sequence[Side]], AbstractContextManager[Mapping[Side, Target]]]
 """Starts the servers of these sides anew, waits until they answer, and ends them with the block."""
+WARMUP_REQUESTS = 2
+"""Discarded at the start of each round: a fresh server's first requests allocate and choose kernels. Few, because each
+round pays for them."""
 SEEDS_PER_ROUND = 1000
 """Each round has seeds of its own: prompts are new in every start anyway, and different ones average out."""
 
@@ -217,6 +220,7 @@ class _Session:
         """A discarded repeat of each side, then those that count."""
         for side in sides:
             warmup = warmup_point(self.design.point(side), self.design.scenario)
+            warmup = replace(warmup, num_requests=min(warmup.num_requests, WARMUP_REQUESTS))
             seed = run_seed(self.design.seed, warmup, WARMUP)
             yield {"result": None, "arguments": bench_arguments(targets[side], warmup, seed)}
         for side, repeat in repeats_in_order(sides, self.design.num_repeats):
