@@ -235,8 +235,23 @@ def headline_design(scenario: LoadScenario, num_rounds: int, num_repeats: int) -
     return RoundDesign(point, point, num_rounds, num_repeats, True, scenario, 0)
 
 
-def timed_rounds(place: Place, design: RoundDesign, name: str) -> tuple[tuple[PriceRound, ...], float]:
-    """The rounds, and the seconds that they took with all starts."""
+@dataclass(frozen=True)
+class RoundTimes:
+    """What rounds took, in seconds."""
+
+    all: float
+    per_start: float
+    """The part of a round, on average, that it takes whatever its repeats: starts, warm-up and end of both servers."""
+    per_repeat: float
+    """One repeat of both sides, on average."""
+
+    def of(self, num_rounds: int, num_repeats: int) -> float:
+        """What so many rounds of so many repeats take."""
+        return num_rounds * (self.per_start + num_repeats * self.per_repeat)
+
+
+def timed_rounds(place: Place, design: RoundDesign, name: str) -> tuple[tuple[PriceRound, ...], RoundTimes]:
+    """The rounds, and what they took."""
     started = time.monotonic()
     rounds = run_rounds(
         design,
@@ -246,7 +261,11 @@ def timed_rounds(place: Place, design: RoundDesign, name: str) -> tuple[tuple[Pr
         env=place.environment,
         on_round=lambda done, total: print(f"{name}: round {done} of {total}", flush=True),
     )
-    return rounds, time.monotonic() - started
+    all_s = time.monotonic() - started
+    raw = [json.loads(path.read_text()) for path in (place.folder / name / "raw").glob("round-*.json")]
+    repeats_s = sum(run["ended_monotonic_s"] - run["started_monotonic_s"] for run in raw)
+    per_repeat = repeats_s / design.num_rounds / design.num_repeats
+    return rounds, RoundTimes(all_s, (all_s - repeats_s) / design.num_rounds, per_repeat)
 
 
 def timed_load(place: Place, scenario: LoadScenario, name: str) -> float:
@@ -283,6 +302,25 @@ def first_repeats(rounds: Sequence[PriceRound], num_repeats: int) -> list[PriceR
         )
         for one in rounds
     ]
+
+
+def choices(rounds: Sequence[PriceRound], times: RoundTimes) -> list[dict[str, float]]:
+    """Designs of so many rounds and repeats: the half width that the measured spread lets expect, and the time."""
+    found = []
+    for num_repeats in range(1, FORMER_REPEATS + 1):
+        ours = first_repeats(rounds, num_repeats)
+        spread = float(np.std([sum(log_interval([one, one])) / 2 for one in ours], ddof=1))
+        found += [
+            {
+                "rounds": count,
+                "repeats": num_repeats,
+                "spread_of_one_round": spread,
+                "half_width": t_quantile(0.975, count - 1) * spread / math.sqrt(count),
+                "seconds": times.of(count, num_repeats),
+            }
+            for count in (2, 3, 4, 5, 6, 8)
+        ]
+    return found
 
 
 def compared(rounds: Sequence[PriceRound], gate: GateConfig) -> dict[str, Any]:
@@ -328,19 +366,19 @@ def measured(options: argparse.Namespace, gate: GateConfig) -> dict[str, Any]:
         if options.time:
             former_s = timed_load(place, quick(FORMER_REPEATS), "former")
             present_s = timed_load(place, quick(), "present")
-            _, rounds_s = timed_rounds(
-                place, headline_design(quick(), gate.price_rounds, gate.price_repeats), "default"
-            )
+            design = headline_design(quick(), gate.price_rounds, gate.price_repeats)
+            _, taken = timed_rounds(place, design, "default")
             record["seconds"] = {
                 "former_load_stages": former_s,
                 "present_load_stages": present_s,
-                "rounds": rounds_s,
-                "present_over_former": (present_s + rounds_s) / former_s,
+                "rounds": asdict(taken),
+                "present_over_former": (present_s + taken.all) / former_s,
             }
-        rounds, seconds = timed_rounds(place, headline_design(quick(), options.rounds, FORMER_REPEATS), "rounds")
+        rounds, times = timed_rounds(place, headline_design(quick(), options.rounds, FORMER_REPEATS), "rounds")
     record |= {
         "what": f"{options.candidate or 'the model itself'} against {options.model}",
-        "seconds_of_all_rounds": seconds,
+        "seconds_of_all_rounds": asdict(times),
+        "choices": choices(rounds, times),
         "rounds": plain(rounds),
         "busy": busy_reason([one.counters for one in rounds]),
         "compared": compared(rounds, gate),
@@ -378,7 +416,11 @@ def main() -> None:
     if options.model is not None:
         found = measured(options, gate)
         record["measured"] = found
-        print(json.dumps({name: found[name] for name in ("seconds", "busy", "compared") if name in found}, indent=2))
+        print(
+            json.dumps(
+                {name: found[name] for name in ("seconds", "busy", "choices", "compared") if name in found}, indent=2
+            )
+        )
     if options.out is not None:
         write_json(options.out, record)
 

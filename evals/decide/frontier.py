@@ -17,6 +17,7 @@ not come from here: that is the cheapest candidate that passed the gate and meet
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ SURE_HOEFFDING = 3.27  # sqrt(ln(2e9) / 2)
 SURE_SIGMAS = 6.5
 SURE_T = 0.9999
 """Student's t has far tails: draws are cut off at this quantile, so that points beyond it are surely dominated."""
+FARTHEST = 20.0
+"""On a logarithm: two rounds that differ much would else give prices that are no numbers."""
 ELEMENTS_AT_ONCE = 500_000
 CELLS_AT_MOST = 1_000_000
 """Draws times contenders: thousands of contenders get fewer draws (and `method` says how many)."""
@@ -84,24 +87,15 @@ class Spread:
     """Of Student's t; None: a normal distribution."""
 
     def draws(self, rng: np.random.Generator, num_draws: int) -> FloatArray:
-        """(num_draws,): errors around zero."""
-        return self.standard_error * _standard_draws(self.degrees, rng, num_draws)
+        """(num_draws,): errors around zero, cut off where fewer than one in 5,000 would lie."""
+        plain = rng.standard_normal(num_draws) if self.degrees is None else rng.standard_t(self.degrees, num_draws)
+        return np.asarray(np.clip(self.standard_error * plain, -self.reach, self.reach), np.float64)
 
     @property
     def reach(self) -> float:
         """No draw is farther from zero."""
-        return self.standard_error * _reach(self.degrees)
-
-
-def _reach(degrees: float | None) -> float:
-    return SURE_SIGMAS if degrees is None else t_quantile(SURE_T, degrees)
-
-
-def _standard_draws(degrees: float | None, rng: np.random.Generator, num_draws: int) -> FloatArray:
-    """Draws of Student's t (None: the normal distribution), cut off where fewer than one in 5,000 would lie."""
-    draws = rng.standard_normal(num_draws) if degrees is None else rng.standard_t(degrees, num_draws)
-    reach = _reach(degrees)
-    return np.asarray(np.clip(draws, -reach, reach), np.float64)
+        sure = SURE_SIGMAS if self.degrees is None else t_quantile(SURE_T, self.degrees)
+        return min(self.standard_error * sure, FARTHEST)
 
 
 @dataclass(frozen=True)
@@ -282,7 +276,7 @@ def _can_be_on_frontier(points: Sequence[Point], resamples: Resamples) -> BoolAr
         if own is None:
             c_lo[i], c_hi[i] = float(money.lo), float(money.hi)
         else:
-            c_lo[i], c_hi[i] = (float(money.value) * float(np.exp(sign * own.reach)) for sign in (-1, 1))
+            c_lo[i], c_hi[i] = (float(money.value) * math.exp(sign * own.reach) for sign in (-1, 1))
     for bounds, spreads, is_log in (
         ((c_lo, c_hi), resamples.cost_ratios, True),
         ((q_lo, q_hi), {n: s for n, s in resamples.differences.items() if n not in resamples.scores}, False),
@@ -313,7 +307,7 @@ def _move_bounds(
 
 
 def _log(cost: float) -> float:
-    return float(np.log(max(cost, np.finfo(np.float64).tiny)))
+    return math.log(max(cost, sys.float_info.min))
 
 
 def _with_baselines(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -35,6 +35,9 @@ from evals.types import LoadPoint, PriceRound, Target
 Side = Literal["baseline", "candidate"]
 Start = Callable[[Sequence[Side]], AbstractContextManager[Mapping[Side, Target]]]
 """Starts the servers of these sides anew, waits until they answer, and ends them with the block."""
+WARMUP_REQUESTS = 2
+"""Discarded at the start of each round: a fresh server's first requests allocate and choose kernels. Few, because each
+round pays for them."""
 SEEDS_PER_ROUND = 1000
 """Each round has seeds of its own: prompts are new in every start anyway, and different ones average out."""
 
@@ -142,7 +145,7 @@ def run_rounds(
     if session.missing():
         shutil.rmtree(session.jobs, ignore_errors=True)
         job = client_job(client_python, workdir, client_environment(env), idle_limit_s)
-        with closing(session.course), Monitor(None) as session.monitor:
+        with closing(session.steps), Monitor(None) as session.monitor:
             # The client imports vLLM while the first servers start.
             launcher.run(job, on_line=session.see, meanwhile=session.advance)
         if session.missing():
@@ -164,7 +167,7 @@ class _Session:
         self.design, self.start, self.workdir, self.on_round, self.known = design, start, workdir, on_round, known
         self.raw, self.jobs, self.rounds = workdir / "raw", workdir / "jobs", workdir / "rounds"
         self.monitor: Monitor | None = None
-        self.course = self._measure_missing()
+        self.steps = self._measure_missing()
         self._arrivals: list[Arrival] | None = None
         self._num_jobs = 0
 
@@ -184,13 +187,13 @@ class _Session:
         return from_json(PriceRound, read_json(self._file(self.rounds, index)))
 
     def see(self, line: str) -> None:
-        """Follow the client: what it has finished is taken in, and the next part of the course begins."""
+        """Follow the client: what it has finished is taken in, and the next job begins."""
         if line.startswith(FINISHED):
             self.advance()
 
     def advance(self) -> None:
         """Go on until the client has a new job, or an end."""
-        runs = next(self.course, None)
+        runs = next(self.steps, None)
         if runs is None:
             write_atomic(self.jobs / "end", "")
             return
@@ -217,6 +220,7 @@ class _Session:
         """A discarded repeat of each side, then those that count."""
         for side in sides:
             warmup = warmup_point(self.design.point(side), self.design.scenario)
+            warmup = replace(warmup, num_requests=min(warmup.num_requests, WARMUP_REQUESTS))
             seed = run_seed(self.design.seed, warmup, WARMUP)
             yield {"result": None, "arguments": bench_arguments(targets[side], warmup, seed)}
         for side, repeat in repeats_in_order(sides, self.design.num_repeats):

@@ -34,9 +34,9 @@ from pipeline.report.text import MISSING, action_text
 RECORD, PAGE, PICTURE = "decision.json", "decision.html", "gate.png"
 HEADS = {
     "promote": ("Promote", "yes"),
-    "reject": ("Rejected", "no"),
-    "undecided": ("Not decided", "open"),
-    "hold": ("Not promoted", "no"),
+    "reject": ("Rejected:", "no"),
+    "undecided": ("Not decided:", "open"),
+    "hold": ("Not promoted:", "no"),
 }
 """A decision's action -> how the page opens, and the class of its colour."""
 SCORE_TEXTS = {"accuracy": "accuracy", "probability": "the right choice's probability"}
@@ -227,7 +227,7 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
     decision = record.decision
     text = html.escape
     word, colour = HEADS[decision.action]
-    head = f"{word}: '{decision.variant}'"
+    head = f"{word} '{decision.variant}'"
     parts = [
         f'<p class="verdict {colour}">{text(head)}</p>',
         f"<p>{text(record.model)}, decided {text(record.decided_at)}. {text(_saving(decision))}</p>",

@@ -53,7 +53,7 @@ def start(sides):
         print("servers are up:", *sorted(targets), flush=True)
         yield targets
 
-design = RoundDesign(spec, spec, num_rounds, 2, True, scenario, 0)
+design = RoundDesign(spec, spec, num_rounds, 1, True, scenario, 0)
 rounds = run_rounds(design, start, python, home / f"rounds-{num_rounds}", known=home / "known",
                     env=server_environment(engine, machine))
 print("rounds:", len(rounds), flush=True)

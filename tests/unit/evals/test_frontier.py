@@ -165,6 +165,23 @@ def test_what_a_candidate_shares_with_its_baseline_cancels():
     assert "1 priced against their baseline" in found.method
 
 
+@given(
+    st.lists(
+        st.tuples(st.floats(1e-9, 1e3), st.floats(0, 1), st.floats(0, 5), st.integers(1, 9)), min_size=2, max_size=6
+    )
+)
+@settings(max_examples=60, deadline=None)
+def test_whatever_the_rounds_say_figures_are_figures(rows):
+    """Two rounds that differ a thousandfold, prices of almost nothing: shares stay shares, without a warning."""
+    points = [measured(str(i), cost, quality, half=0.01) for i, (cost, quality, _, _) in enumerate(rows)]
+    ratios = {str(i): Spread("0", error, degrees) for i, (_, _, error, degrees) in enumerate(rows) if i}
+    found = analyze(points, np.random.default_rng(0), Resamples(cost_ratios=ratios), num_draws=100)
+    assert all(0 <= share <= 1 for share in found.probability)
+    assert np.isfinite(found.hypervolume.value)
+    on = np.array(found.on_frontier)
+    assert np.array(found.confident)[on].all(), "what is on the measured frontier cannot be left out of the set"
+
+
 def test_a_baseline_that_is_dominated_still_carries_its_candidates_draws():
     points = [measured("base", 2.0, 0.50), measured("ours", 1.0, 0.60), measured("other", 1.01, 0.61)]
     spreads = {name: Spread("base", 0.001, 9) for name in ("ours", "other")}

@@ -232,7 +232,8 @@ def test_an_interview_asks_tasks_outside_the_gate_in_full_unless_it_fails() -> N
     items = {t: list(range(120)) for t in "abc"}
     orders = {t: uniform_sampling_order(t, items[t], "x") for t in "ab"}
     job = {
-        "seed": 0,
+        "budgets": {},
+        "uniform_identity": "x",
         "gate": {
             "rule": {"deltas": {"a": 0.1, "b": 0.1}, "block_items": 20},
             "orders": {t: vars(drawn) for t, drawn in orders.items()},
@@ -244,7 +245,7 @@ def test_an_interview_asks_tasks_outside_the_gate_in_full_unless_it_fails() -> N
         selection = make_selection(job, items)
         while (block := selection.next_block("abc")) is not None:
             if selection.is_gated(block.task):
-                selection.feed(block, [answers[block.task][i] for i in block.item_ids])
+                selection.feed(block, [ItemScore(answers[block.task][i], None) for i in block.item_ids])
         return selection
 
     done = conduct(candidate)
@@ -256,19 +257,37 @@ def test_an_interview_asks_tasks_outside_the_gate_in_full_unless_it_fails() -> N
     assert bad.num_asked < bad.num_items
 
 
-def test_a_plain_interview_asks_everything_and_a_partial_one_the_first_of_a_random_order() -> None:
-    items = {"a": list(range(200)), "b": [3, 5]}
-    plain = make_selection({"seed": 0}, items)
-    while plain.next_block(["a", "b"]) is not None:
-        pass
-    assert list(plain.asked("a")) == items["a"]
-    assert list(plain.asked("b")) == [3, 5]
-    part = make_selection({"seed": 0, "first_items": 50}, items)
-    while part.next_block(["a", "b"]) is not None:
-        pass
-    assert tuple(part.asked("a")) == part.sampling_order("a").item_ids[:50]
-    more = make_selection({"seed": 0, "first_items": 80}, items)
-    assert more.sampling_order("a") == part.sampling_order("a")
+def test_a_plain_interview_asks_everything_and_one_with_a_budget_the_first_of_a_random_order() -> None:
+    items = {"a": list(range(200)), "b": [0, 1]}
+
+    def conduct(budgets: dict[str, int]) -> ItemSelection:
+        selection = make_selection({"budgets": budgets, "uniform_identity": "x"}, items)
+        while selection.next_block(["a", "b"]) is not None:
+            pass
+        return selection
+
+    plain = conduct({})
+    assert {task: list(plain.asked(task)) for task in items} == items
+    assert plain.sampling_order("a") is None
+    part = conduct({"a": 50, "b": 50})
+    assert tuple(part.asked("a")) == part.sampling_order("a").item_ids[:50] == tuple(part.reachable("a"))
+    assert part.sampling_order("b") is None, "a budget of more than there is limits nothing"
+    more = conduct({"a": 80})
+    assert more.sampling_order("a") == part.sampling_order("a"), "a larger budget goes on in the same order"
+
+
+def test_a_candidate_reaches_the_items_that_its_baseline_was_asked() -> None:
+    drawn = uniform_sampling_order("a", range(60), "x")
+    gate = {
+        "rule": {"deltas": {"a": 0.1}, "max_items": 20},
+        "orders": {"a": vars(drawn)},
+        "baseline": {"a": {str(i): [1.0, None] for i in drawn.item_ids[:20]}},
+    }
+    job = {"budgets": {"a": 20}, "uniform_identity": "x", "gate": gate}
+    selection = make_selection(job, {"a": list(range(60))})
+    assert tuple(selection.reachable("a")) == drawn.item_ids[:20]
+    whole = make_selection({**job, "budgets": {}}, {"a": list(range(60))})
+    assert sorted(whole.reachable("a")) == list(range(60))
 
 
 def test_unscored_items_count_against_the_candidate() -> None:

@@ -381,7 +381,7 @@ def test_a_record_of_random_weights_promises_nothing(tmp_path: Path) -> None:
     candidate, baseline = evidence(GOOD, "0.5", quality_invalid_reason="random weights"), evidence(GOOD, "1")
     found = rank([candidate], baseline, GATE, seed=0)
     write(make_record("tiny", found, 0, [candidate], baseline, GATE), tmp_path)
-    assert "Not promoted: &#x27;variant&#x27;" in (tmp_path / "decision.html").read_text()
+    assert "Not decided: &#x27;variant&#x27;" in (tmp_path / "decision.html").read_text()
 
 
 def test_gates_of_other_suites_are_none() -> None:
