@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from evals.config import GateConfig
 from evals.decide.evidence import Evidence, measured_apart, price_doubt, worst_latency
+from evals.decide.noise_floor import floor_problem
 from evals.decide.task_gates import compare, gates_of, how_sure, task_gates
 from evals.gate.gate import Combined, Verdict, best_of_k_level, e_bh
 from evals.gate.sequential import SequentialEvaluation
@@ -38,7 +39,7 @@ def decide(
     comparison = None if evaluation is None else compare(candidate.quality, baseline.quality, evaluation, gate, seed)
     tasks = {} if evaluation is None else task_gates(evaluation, candidate.quality, baseline.quality)
     requirements = [
-        *_quality(candidate.quality, evaluation, tasks, gate),
+        *_quality(candidate.quality, baseline.quality, evaluation, tasks, gate),
         _price(candidate, baseline),
         *_slo(candidate.load, gate),
     ]
@@ -141,7 +142,11 @@ def _beaten_on_price(loser: Evidence, winner: Evidence) -> str:
 
 
 def _quality(
-    quality: QualityReport, evaluation: SequentialEvaluation | None, tasks: Mapping[str, TaskGate], gate: GateConfig
+    quality: QualityReport,
+    baseline: QualityReport,
+    evaluation: SequentialEvaluation | None,
+    tasks: Mapping[str, TaskGate],
+    gate: GateConfig,
 ) -> list[Requirement]:
     if quality.quality_invalid_reason:
         return [
@@ -154,11 +159,13 @@ def _quality(
     if evaluation is None:
         text = "candidate and baseline were not asked the same items in the same way"
         return [Requirement(False, f"quality: {text}", f"its quality cannot be compared: {text}")]
-    requirements = [_task(one, evaluation.combined, gate) for one in tasks.values()]
+    requirements = [
+        _task(one, evaluation.combined, gate, floor_problem(one, quality, baseline)) for one in tasks.values()
+    ]
     return requirements or [Requirement(False, "quality: no task decides", "no task decides: gate.tasks is empty")]
 
 
-def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Requirement:
+def _task(one: TaskGate, combined: Combined, gate: GateConfig, below_noise: str | None = None) -> Requirement:
     if one.difference is None:
         text = f"quality: {one.task}: not evaluated"
         if combined.because:
@@ -167,6 +174,10 @@ def _task(one: TaskGate, combined: Combined, gate: GateConfig) -> Requirement:
     d = one.difference
     figures = f"{100 * d.value:+.1f} points [{100 * d.lo:+.1f}, {100 * d.hi:+.1f}] against the baseline"
     asked = f"{one.num_items} of {one.num_items_total} items"
+    if below_noise is not None and one.decision != Verdict.FAIL:
+        return Requirement(
+            False, f"quality: {one.task}: {figures}, {asked}: {below_noise}", f"{one.task}: {below_noise} ({asked})"
+        )
     result = {
         Verdict.PASS: f"not worse by {one.delta_points:g} points or more",
         Verdict.FAIL: f"worse by {one.delta_points:g} points or more",

@@ -148,7 +148,7 @@ def run_gated_suite(
 def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: Mapping[str, object]) -> Outcomes:
     tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
-        "target": target,
+        "target": replace(target, digest=answers_digest(target, suite.num_concurrent)),
         "tasks": tasks,
         "num_items": suite.num_items,
         "num_fewshot": suite.num_fewshot,
@@ -181,6 +181,13 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
     raw = cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
     tools.on_answers(raw["num_fresh"], raw["num_known"])
     return raw
+
+
+def answers_digest(target: Target, num_concurrent: int) -> str:
+    """What the answers of a target go by in the cache, asked with so many requests in flight."""
+    if not target.is_batch_dependent:
+        return target.digest
+    return digest_json([target.digest, {"num_concurrent": num_concurrent}])
 
 
 def report(outcomes: Mapping[str, RawTask], suite: Suite, quality_invalid_reason: str = "") -> QualityReport:

@@ -22,6 +22,7 @@ from pipeline.stages.distill import Distill, distill_stage
 from pipeline.stages.graph import Stage
 from pipeline.stages.health import Health
 from pipeline.stages.load import Load
+from pipeline.stages.noise import Noise
 from pipeline.stages.quality import Gated, Quality
 from pipeline.stages.served import Served
 from pipeline.types import Artifact, Candidate, ModelFacts, Plan
@@ -38,6 +39,8 @@ class Variant:
     """None where the weights are the base's own."""
     quality: Quality
     load: Load
+    noise: Noise
+    """Made by `parsimony noise` alone; a run reads it where it is in the store."""
 
     @property
     def stages(self) -> tuple[Stage[object], ...]:
@@ -148,12 +151,14 @@ class _Builder:
         served = Served(checkpoint, engine, plan.machine, self.serving_python, candidate.method, size, name)
         gated = None if baseline is None else Gated(rule_of(config.gate, config.suite.tasks), baseline)
         is_other = checkpoint.key != base.key
+        quality = Quality(served, suite_of(config), gated, plan.quality_invalid_reason, label)
         return Variant(
             candidate,
             checkpoint,
             Health(checkpoint, base, plan.machine.device, candidate.method, size, label) if is_other else None,
-            Quality(served, suite_of(config), gated, plan.quality_invalid_reason, label),
+            quality,
             Load(served, self.scenario, slo_of(config), config.seed, label),
+            Noise(quality, config.noise.max_items, label),
         )
 
 

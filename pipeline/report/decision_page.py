@@ -24,6 +24,7 @@ from core.files import write_atomic, write_json
 from evals.config import GateConfig
 from evals.decide.decide import Loss, Ranking
 from evals.decide.evidence import Evidence, mean_quality
+from evals.decide.noise_floor import TaskFloor, task_floor
 from evals.decide.task_gates import gates_of
 from evals.gate.gate import Gate, best_of_k_level
 from evals.types import Decision, Estimate, ItemOutcome, Money, QualityReport, TaskGate
@@ -74,6 +75,8 @@ class DecisionRecord:
     not_evaluated: Mapping[str, str]
     guarantee: str
     examples: tuple[Example, ...]
+    floors: tuple[TaskFloor, ...]
+    """The noise floor of each task; empty where it was not measured."""
     gates: Mapping[str, Gate]
     """The gates behind the picture; not part of the JSON."""
 
@@ -101,6 +104,7 @@ def make_record(
         not_evaluated=candidate.quality.not_evaluated,
         guarantee=guarantee(candidate.label, list(tasks.values()), gate),
         examples=tuple(flip_examples(tasks.values(), candidate.quality, baseline.quality)),
+        floors=tuple(floors(tasks.values(), candidate.quality, baseline.quality)),
         gates={} if evaluation is None else evaluation.gates,
     )
 
@@ -129,6 +133,14 @@ def guarantee(variant: str, tasks: Sequence[TaskGate], gate: GateConfig) -> str:
         f"{asked:,} of {total:,} questions were asked of it. The statement is about these {total:,} questions, "
         "answered by greedy decoding on this engine. It does not cover other questions."
     )
+
+
+def floors(tasks: Iterable[TaskGate], candidate: QualityReport, baseline: QualityReport) -> Iterable[TaskFloor]:
+    """The noise floor under each task's margin, where both models' noise was measured."""
+    for task in tasks:
+        floor = task_floor(task.task, task.num_items_total, candidate.noise, baseline.noise)
+        if floor is not None:
+            yield floor
 
 
 def flip_examples(tasks: Iterable[TaskGate], candidate: QualityReport, baseline: QualityReport) -> Iterable[Example]:
@@ -233,6 +245,13 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
             "stays valid although the questions stop as soon as the answer is clear. Flips: share of questions on "
             "which the two differ. Divergence and perplexity are information. They decide nothing.</p>"
         )
+    if record.floors:
+        parts.append("<h2>The noise floor</h2>" + _table(*_floor_table(record.floors)))
+        parts.append(
+            "<p class=small>Each model was asked the same questions along two paths that add the same numbers in "
+            "another order. What differs between them is rounding, and no difference of quality: a margin below the "
+            "last column could be passed or failed by rounding alone.</p>"
+        )
     if record.not_evaluated:
         rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())
         parts.append(f"<h2>Not evaluated</h2><ul>{rows}</ul>")
@@ -299,6 +318,29 @@ def _task_table(tasks: Sequence[TaskGate]) -> tuple[Sequence[str], list[list[str
                 "-" if ratio is None else f"x {ratio:.3f}",
             ]
         )
+    return header, rows
+
+
+def _floor_table(floors: Sequence[TaskFloor]) -> tuple[Sequence[str], list[list[str]]]:
+    header = (
+        "task",
+        "questions",
+        "flips, candidate",
+        "flips, baseline",
+        "nats, candidate",
+        "nats, baseline",
+        "resolves",
+    )
+    rows = [
+        [
+            one.task,
+            f"{one.candidate.num_items}",
+            *(MISSING if noise.flip_rate is None else f"{noise.flip_rate:.1%}" for noise in one.models),
+            *(MISSING if noise.rms_nats is None else f"{noise.rms_nats:.2g} rms" for noise in one.models),
+            MISSING if one.accuracy_points is None else f"{one.accuracy_points:.2g} points of {one.num_items}",
+        ]
+        for one in floors
+    ]
     return header, rows
 
 

@@ -28,7 +28,7 @@ Progress = Callable[[int, int], None]
 """Told how many of how many parts are done, and safe; (0, 0) where nobody counts."""
 StageName = Literal[
     "digest", "download", "fetch", "base", "datasets", "calibration", "student", "distill-data", "teacher-text",
-    "teacher-cache", "distill", "compress", "health", "quality", "load",
+    "teacher-cache", "distill", "compress", "health", "quality", "noise", "load",
 ]  # fmt: skip
 """Every stage there is."""
 WORK_SHARE = "work_share"

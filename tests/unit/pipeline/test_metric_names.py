@@ -23,7 +23,7 @@ from tests.unit.pipeline.test_decide import cost, quality
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "pipeline" / "record" / "metric_names.py"
-PREFIXES = ("quality", "gate", "load", "cost", "reprice", "estimate", "size", "compress", "health", "distill")
+PREFIXES = ("quality", "gate", "noise", "load", "cost", "reprice", "estimate", "size", "compress", "health", "distill")
 NO_METRIC = {"cost/", "cost/%", "quality/mean%", "load/%/output_tok_per_s", "load/[^/]+/output_tok_per_s"}
 """Patterns by which code looks for metrics."""
 NO_METRIC |= {"load/{}", "estimate/{}", "distill/{}", "distill/cache/{}", "compress/{}", "cost/usd_per_1k_{}"}

@@ -7,10 +7,14 @@ import pytest
 
 from pipeline.config import EngineConfig
 from pipeline.serve.engine import (
+    BATCHING,
+    MEMORY,
     PLUGIN,
     SPECULATION,
     SPEED_ONLY,
+    answer_variables,
     baseline_engine,
+    engine_settings,
     server_command,
     server_environment,
     speed_digest,
@@ -80,6 +84,96 @@ def test_what_cannot_change_an_answer_changes_the_speeds_digest_alone(change: di
     other_answers, other_speed = digests(EngineConfig(**change))
     assert answers == other_answers
     assert speed != other_speed
+
+
+def on_gpu(engine: EngineConfig) -> str:
+    return target_digest(ARTIFACT, engine, H100, Path("/nowhere/bin/python"))
+
+
+BATCH_CHANGES: list[dict[str, Any]] = [
+    {"max_num_seqs": 16}, {"max_num_batched_tokens": 8192}, {"enable_chunked_prefill": True},
+    {"enable_prefix_caching": False},
+]  # fmt: skip
+SPECULATIONS: list[dict[str, Any]] = [
+    {"speculative": "ngram"}, {"speculative": "ngram", "num_speculative_tokens": 2},
+    {"speculative": "draft_model", "draft_model": "/nowhere"},
+]  # fmt: skip
+
+
+def test_the_gpus_answers_depend_on_the_batch_and_on_speculation() -> None:
+    """A GPU's kernels are chosen by the size of the step: each of these is another rounding of the same sums."""
+    engines = [EngineConfig(), *(EngineConfig(**change) for change in (*BATCH_CHANGES, *SPECULATIONS))]
+    assert len({on_gpu(engine) for engine in engines}) == len(engines)
+    assert {key for change in BATCH_CHANGES for key in change} == set(BATCHING)
+    for key in MEMORY:
+        assert on_gpu(replace(EngineConfig(), **{key: 1})) == on_gpu(EngineConfig())
+
+
+def test_with_batch_invariance_the_batch_changes_nothing_and_speculation_still_may() -> None:
+    plain = EngineConfig(batch_invariant=True)
+    assert on_gpu(plain) != on_gpu(EngineConfig())
+    assert {on_gpu(replace(plain, **change)) for change in BATCH_CHANGES} == {on_gpu(plain)}
+    assert len({on_gpu(replace(plain, **change)) for change in SPECULATIONS} | {on_gpu(plain)}) == 4
+
+
+def test_a_gpus_draft_model_is_known_by_its_files(tmp_path: Path) -> None:
+    engine = EngineConfig(speculative="draft_model", draft_model=str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+    first = on_gpu(engine)
+    (tmp_path / "model.safetensors").write_bytes(b"another")
+    assert on_gpu(engine) != first
+
+
+def test_batch_invariance_is_asked_of_vllm_by_its_variable() -> None:
+    assert server_environment(EngineConfig(batch_invariant=True), H100)["VLLM_BATCH_INVARIANT"] == "1"
+    assert "VLLM_BATCH_INVARIANT" not in server_environment(EngineConfig(), H100)
+
+
+def test_digests_without_batch_invariance_are_those_of_before_there_was_the_key() -> None:
+    """Recorded answers and stages stay usable: the settings hold no key that says that something is off."""
+    assert "batch_invariant" not in engine_settings(EngineConfig())
+    assert engine_settings(EngineConfig(batch_invariant=True))["batch_invariant"] is True
+    assert "environment" not in engine_settings(EngineConfig())
+
+
+def test_the_engines_own_variables_reach_the_server_and_the_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    engine = EngineConfig(environment={"ONEDNN_MAX_CPU_ISA": "AVX"})
+    assert server_environment(engine, MACHINE)["ONEDNN_MAX_CPU_ISA"] == "AVX"
+    before, after = digests(EngineConfig()), digests(engine)
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ONEDNN_MAX_CPU_ISA", "AVX"), ("VLLM_BATCH_INVARIANT", "1"), ("VLLM_DISABLED_KERNELS", "x"),
+        ("VLLM_ATTENTION_BACKEND", "TRITON_ATTN"), ("NVIDIA_TF32_OVERRIDE", "0"), ("CUBLAS_WORKSPACE_CONFIG", ":4:8"),
+        ("TORCH_COMPILE_DISABLE", "0"), ("VLLM_CPU_ATTN_SPLIT_KV", "0"), ("VLLM_USE_LOGITS_X", "1"),
+    ],
+)  # fmt: skip
+def test_a_variable_that_the_server_takes_over_changes_both_digests(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(name, raising=False)
+    before, gpu = digests(EngineConfig()), on_gpu(EngineConfig())
+    monkeypatch.setenv(name, value)
+    after = digests(EngineConfig())
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+    assert on_gpu(EngineConfig()) != gpu
+    assert server_environment(EngineConfig(), H100)[name] == value
+
+
+def test_variables_that_compute_nothing_and_secrets_are_in_no_digest() -> None:
+    harmless = {
+        "VLLM_LOGGING_LEVEL": "DEBUG", "VLLM_API_KEY": "secret", "VLLM_CACHE_ROOT": "/x", "VLLM_PORT": "1",
+        "VLLM_NO_USAGE_STATS": "1", "TORCH_HOME": "/x", "PATH": "/bin", "HOME": "/root", "VLLM_HOST_IP": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "9", "NUMBA_THREADING_LAYER": "tbb", "HF_TOKEN": "secret", "ONEDNN_VERBOSE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": "/x", "NCCL_DEBUG": "INFO",
+    }  # fmt: skip
+    assert answer_variables(harmless) == {}
 
 
 def test_every_setting_is_in_one_of_the_digests() -> None:

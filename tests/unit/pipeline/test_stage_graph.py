@@ -71,6 +71,7 @@ READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "engine.draft_model": ("/tmp/draft", NOTHING),
     "engine.enforce_eager": (False, QUALITY | LOADS),
     "engine.tensor_parallel_size": (3, QUALITY | LOADS),
+    "engine.environment": ({"VLLM_CPU_ATTN_SPLIT_KV": "0"}, QUALITY | LOADS),
     "engine.extra_args": (["--seed", "1"], QUALITY | LOADS),
     "engine.startup_timeout_s": (60.0, NOTHING),
     "hardware.name": ("cpu", NOTHING),
@@ -94,6 +95,7 @@ READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "gate.slo_ttft_p99_s": (1.0, LOADS),
     "gate.slo_tpot_p99_s": (1.0, LOADS),
     "gate.utilisation": (0.5, NOTHING),
+    "noise.max_items": (8, NOTHING),  # read by `noise` alone
     "tracking.uri": ("http://mlflow:5000", NOTHING),
     "tracking.artifacts": ("/tmp/a", NOTHING),
     "tracking.experiment": ("mine", NOTHING),
@@ -167,7 +169,15 @@ DISTILL_READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "distill.spot.heartbeat_s": (5.0, NOTHING),
 }
 """The same for a run with a student."""
-ELSEWHERE = {"model.source", "model.path", "model.weights", "distill.student.path", "home", "engine.kv_cache_dtype"}
+ELSEWHERE = {
+    "model.source",
+    "model.path",
+    "model.weights",
+    "distill.student.path",
+    "home",
+    "engine.kv_cache_dtype",
+    "engine.batch_invariant",
+}
 """What the run starts from, and where things lie: tests of their own."""
 
 
