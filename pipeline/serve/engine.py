@@ -57,22 +57,21 @@ SET_BY_US = ("VLLM_CPU_KVCACHE_SPACE", "NUMBA_THREADING_LAYER")
 """Variables that `server_environment` sets whatever the user's environment says."""
 
 
-def speed_only(engine: EngineConfig, machine: Machine) -> tuple[str, ...]:
+def speed_only(machine: Machine) -> tuple[str, ...]:
     """The settings that change no answer on this device, so that quality is not measured again for them.
 
-    On a CPU vLLM's kernels sum each row of a step in one order, whatever else is in the step: answers are equal to the
-    last digit (benchmarks/results/noise-2026-11-27.md). A GPU's kernels are chosen by the size of the step, so there
-    batching and speculation redraw the rounding of every sum, and an answer may flip. With vLLM's batch invariance they
-    do not; speculation is not among what it promises.
+    On a CPU with AVX2 vLLM's kernels sum each row of a step in one order, whatever else is in the step: products are
+    equal to the last digit (benchmarks/results/noise-2026-11-27.md). A GPU's kernels are chosen by the size of the
+    step, so there batching and speculation redraw the rounding of every sum, and an answer may flip. vLLM's batch
+    invariance does not cover every kernel of quantized weights, so what it leaves of that is measured (`parsimony
+    noise`) and not believed.
     """
-    if machine.device == "cpu":
-        return SPEED_ONLY
-    return (*MEMORY, *BATCHING) if engine.batch_invariant else MEMORY
+    return SPEED_ONLY if machine.device == "cpu" else MEMORY
 
 
-def is_batch_dependent(engine: EngineConfig, machine: Machine) -> bool:
+def is_batch_dependent(machine: Machine) -> bool:
     """Whether an answer's rounding depends on what else is in the same step."""
-    return not set(BATCHING) <= set(speed_only(engine, machine))
+    return not set(BATCHING) <= set(speed_only(machine))
 
 
 def answer_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -113,7 +112,7 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
 
 def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, object]:
     """All that can change an answer beside the weights: the quality stage goes by it."""
-    harmless = speed_only(engine, machine)
+    harmless = speed_only(machine)
     of_speculation = {key for keys in SPECULATION.values() for key in keys} if "speculative" in harmless else set()
     settings = engine_settings(engine)
     changes = {key: value for key, value in settings.items() if key not in (*harmless, *of_speculation)}

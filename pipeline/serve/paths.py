@@ -2,7 +2,7 @@
 
 On a GPU kernels are chosen by the size of a step, so the same server with another number of requests in flight adds the
 same numbers in another order. On a CPU it does not: there the second path is the same server with oneDNN, which
-multiplies its matrices, held to an older instruction set, whose kernels add in another order too.
+multiplies its matrices, limited to an older instruction set, whose kernels add in another order too.
 
 Another library (transformers) would be no equivalent path: it quantizes activations by other formulas, and what it
 differs by is not rounding alone.
@@ -50,7 +50,7 @@ def second_path(first: ScoringPath, machine: Machine) -> ScoringPath:
         return ScoringPath(first.engine, other, f"the same server with {other} in flight")
     name = older_instructions(first.engine, machine)
     engine = replace(first.engine, environment={**first.engine.environment, INSTRUCTION_SET: name})
-    return ScoringPath(engine, first.num_concurrent, f"the same with oneDNN held to {name}", must_differ=True)
+    return ScoringPath(engine, first.num_concurrent, f"the same with oneDNN limited to {name}", must_differ=True)
 
 
 def older_instructions(engine: EngineConfig, machine: Machine) -> str:

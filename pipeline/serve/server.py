@@ -95,7 +95,7 @@ class ServedModel(AbstractContextManager["ServedModel"]):
                 settings,
                 self.digest,
                 self.speed_digest,
-                is_batch_dependent(self._engine, self._machine),
+                is_batch_dependent(self._machine),
             )
         return self._target
 
