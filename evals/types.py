@@ -54,8 +54,6 @@ class Target:
     """SHA-256 of everything that can change an answer: weights, tokenizer, engine settings, engine version, device."""
     speed_digest: str = ""
     """SHA-256 of everything that can change a speed: also batching, caching, speculation; empty: `digest` covers it."""
-    is_batch_dependent: bool = False
-    """Whether an answer's rounding depends on the requests in flight beside it: then answers go by their number too."""
 
 
 @dataclass(frozen=True)

@@ -184,9 +184,7 @@ def _run_worker(target: Target, suite: Suite, folder: Path, tools: Tools, mode: 
 
 
 def answers_digest(target: Target, num_concurrent: int) -> str:
-    """What the answers of a target go by in the cache, asked with so many requests in flight."""
-    if not target.is_batch_dependent:
-        return target.digest
+    """What a target's answers go by in the cache: their rounding depends on the number of requests in flight."""
     return digest_json([target.digest, {"num_concurrent": num_concurrent}])
 
 

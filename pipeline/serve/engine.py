@@ -21,16 +21,16 @@ LOOPBACK = "127.0.0.1"
 SMALL_MACHINE_CPUS = 4
 NUMBA_LAYER = "workqueue"
 """vLLM's n-gram proposer runs in Numba, whose OpenMP layer leaves the whole worker with a single thread."""
-MEMORY = ("gpu_memory_utilization", "cpu_kvcache_gib")
-"""How much is remembered: which requests wait, not what is computed of one."""
-BATCHING = ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching")
-"""Which tokens are computed in one step, and which are not computed again."""
-SPEED_ONLY = (*MEMORY, *BATCHING, "speculative")
+SPEED_ONLY = ("gpu_memory_utilization", "cpu_kvcache_gib")
+"""Settings that cannot change an answer, so that quality is not measured again for them: how much is remembered."""
+ROUNDING = ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching", "speculative")
 """Settings that change no answer in exact arithmetic: each token is computed from the same numbers whichever step it
 falls into, and a proposed token is kept only where the model itself would have chosen it
-(https://arxiv.org/abs/2211.17192). What they change of its rounding depends on the device: see `speed_only`. Everything
-else counts as able to change an answer: dtype and kv_cache_dtype do, and what nobody has proved harmless (extra_args,
-tensor parallelism, compilation).
+(https://arxiv.org/abs/2211.17192). But they decide what is computed in one step, and the order of the sums depends on
+that: of a GPU's matrix products, and of attention over long texts on a CPU too. Answers flip by it, above all where
+activations are INT8 (benchmarks/results/noise-2026-11-27.md). So they belong to the answers, as does all else but
+`SPEED_ONLY`. vLLM's batch invariance takes nothing away from that: it does not cover every kernel of quantized weights,
+and what it leaves is measured (`parsimony noise`), not believed.
 """
 SPECULATION = {
     "ngram": ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
@@ -55,23 +55,6 @@ HARMLESS = frozenset(
 some are secret."""
 SET_BY_US = ("VLLM_CPU_KVCACHE_SPACE", "NUMBA_THREADING_LAYER")
 """Variables that `server_environment` sets whatever the user's environment says."""
-
-
-def speed_only(machine: Machine) -> tuple[str, ...]:
-    """The settings that change no answer on this device, so that quality is not measured again for them.
-
-    On a CPU with AVX2 vLLM's kernels sum each row of a step in one order, whatever else is in the step: products are
-    equal to the last digit (benchmarks/results/noise-2026-11-27.md). A GPU's kernels are chosen by the size of the
-    step, so there batching and speculation redraw the rounding of every sum, and an answer may flip. vLLM's batch
-    invariance does not cover every kernel of quantized weights, so what it leaves of that is measured (`parsimony
-    noise`) and not believed.
-    """
-    return SPEED_ONLY if machine.device == "cpu" else MEMORY
-
-
-def is_batch_dependent(machine: Machine) -> bool:
-    """Whether an answer's rounding depends on what else is in the same step."""
-    return not set(BATCHING) <= set(speed_only(machine))
 
 
 def answer_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -112,12 +95,11 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
 
 def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, object]:
     """All that can change an answer beside the weights: the quality stage goes by it."""
-    harmless = speed_only(machine)
-    of_speculation = {key for keys in SPECULATION.values() for key in keys} if "speculative" in harmless else set()
-    settings = engine_settings(engine)
-    changes = {key: value for key, value in settings.items() if key not in (*harmless, *of_speculation)}
+    changes = {key: value for key, value in engine_settings(engine).items() if key not in SPEED_ONLY}
     decides = _identity(machine, python) | {"engine": changes}
-    if engine.speculative is not None and "speculative" not in harmless:
+    if machine.device == "cpu":
+        decides["num_cpus"] = machine.num_cpus  # attention's sums over a long text are split among the threads
+    if engine.speculative is not None:
         decides["draft"] = _draft_files(engine)
     return decides
 

@@ -1,8 +1,8 @@
 """Two equivalent ways to compute the same answer: what the noise floor compares. Pure.
 
 On a GPU kernels are chosen by the size of a step, so the same server with another number of requests in flight adds the
-same numbers in another order. On a CPU it does not: there the second path is the same server with oneDNN, which
-multiplies its matrices, limited to an older instruction set, whose kernels add in another order too.
+same numbers in another order. On a CPU it does not, for texts that are short: there the second path is the same server
+with oneDNN, which multiplies its matrices, limited to an older instruction set, whose kernels add in another order.
 
 Another library (transformers) would be no equivalent path: it quantizes activations by other formulas, and what it
 differs by is not rounding alone.

@@ -2,7 +2,7 @@
 
 Optuna proposes (TPE, seeded), every proposal that differs from earlier ones is one server, and a server whose first
 measured point shows that it cannot win is stopped there. The space has only settings that change no answer but for its
-rounding, and on a CPU not even that (`pipeline.serve.engine.SPEED_ONLY`).
+rounding (`pipeline.serve.engine.ROUNDING`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from pipeline.serve.engine import (
     LOOPBACK,
     MODEL_NAME,
     engine_settings,
-    is_batch_dependent,
     server_command,
     server_environment,
     speed_digest,
@@ -88,15 +87,7 @@ class ServedModel(AbstractContextManager["ServedModel"]):
             self._child = ChildProcess(command, log=self.log, env=environment)
             url = f"http://{LOOPBACK}:{port}"
             settings = engine_settings(self._engine)
-            self._target = Target(
-                url,
-                MODEL_NAME,
-                self._artifact.path,
-                settings,
-                self.digest,
-                self.speed_digest,
-                is_batch_dependent(self._machine),
-            )
+            self._target = Target(url, MODEL_NAME, self._artifact.path, settings, self.digest, self.speed_digest)
         return self._target
 
     def wait(self) -> None:

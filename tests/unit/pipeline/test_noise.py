@@ -11,6 +11,8 @@ import pytest
 from core.errors import ConfigError, PlanError, ToolError
 from core.files import plain
 from evals.config import SuiteConfig
+from evals.decide.decide import rank
+from evals.decide.evidence import Evidence
 from evals.decide.noise_floor import noise_report
 from evals.gate.sequential import uniform_sampling_order
 from evals.quality import run as quality_run
@@ -32,6 +34,7 @@ from pipeline.config import EngineConfig, ModelConfig, NoiseConfig, RunConfig
 from pipeline.noise import VariantNoise, flips_text, noise_json, show
 from pipeline.plan.resolve import RunPlan
 from pipeline.record.metrics import noise_metrics
+from pipeline.report.decision_page import make_record, page
 from pipeline.serve.checks import check_batch_invariance
 from pipeline.serve.engine import server_environment
 from pipeline.serve.paths import first_path, second_path
@@ -41,6 +44,7 @@ from pipeline.stages.measure import measure
 from pipeline.stages.noise import Noise, is_same
 from tests.unit.pipeline.plans import POINT, run_plan, stored
 from tests.unit.pipeline.shapes import MACHINE, SHAPE
+from tests.unit.pipeline.test_decide import GATE, GOOD, evidence
 from tests.unit.pipeline.test_methods import H100
 
 PRICE = Price("cpu", Decimal("0.1"), Decimal("0.1"), "on_demand", "test", "", 2)
@@ -110,7 +114,7 @@ def test_the_key_is_of_what_decides_the_answers(config: RunConfig) -> None:
     same = noise_of(config).key
     for other in (
         replace(config, gate=replace(config.gate, delta_points=5.0)),
-        replace(config, engine=replace(config.engine, name="other", startup_timeout_s=5.0, max_num_seqs=4)),
+        replace(config, engine=replace(config.engine, name="other", startup_timeout_s=5.0, cpu_kvcache_gib=1)),
         replace(config, load={**config.load, "num_repeats": 3}),
     ):
         assert noise_of(other).key == same
@@ -295,6 +299,20 @@ def test_a_run_finds_the_noise_that_was_measured(config: RunConfig) -> None:
     assert measure(other, effects_for(plan), PRICE, 0.4).quality.noise is None
 
 
+def test_the_decisions_page_shows_the_floor_where_it_was_measured() -> None:
+    candidate, baseline = evidence(GOOD, "0.5"), evidence(GOOD, "1")
+
+    def shown(candidate: Evidence, baseline: Evidence) -> str:
+        ranking = rank([candidate], baseline, GATE, 0)
+        return page(make_record("m", ranking, 0, [candidate], baseline, GATE), None)
+
+    assert "The noise floor" not in shown(candidate, baseline)
+    noisy = [replace(one, quality=replace(one.quality, noise=a_report())) for one in (candidate, baseline)]
+    text = shown(*noisy)
+    assert "The noise floor" in text
+    assert "<td>5.0%</td><td>5.0%</td><td>0.2 rms</td><td>0.2 rms</td><td>1.6 points of 800</td>" in text
+
+
 def test_its_metrics_are_there_where_it_was_measured() -> None:
     quality = QualityReport({"arc_easy": result([1.0, 0.0], num_total=800)})
     assert noise_metrics(quality, quality) == {}
@@ -373,11 +391,11 @@ def test_the_plan_refuses_batch_invariance_on_a_cpu(config: RunConfig) -> None:
         plan_of(replace(config, engine=replace(config.engine, batch_invariant=True)))
 
 
-def test_answers_that_depend_on_the_batch_go_by_the_number_in_flight() -> None:
+def test_answers_go_by_the_number_in_flight() -> None:
     target = Target("http://127.0.0.1:1", "model", Path(), {}, "digest")
-    assert answers_digest(target, 1) == answers_digest(target, 8) == "digest"
-    on_gpu = replace(target, is_batch_dependent=True)
-    assert len({"digest", answers_digest(on_gpu, 1), answers_digest(on_gpu, 8)}) == 3
+    assert (
+        len({answers_digest(target, 1), answers_digest(target, 8), answers_digest(replace(target, digest="x"), 8)}) == 3
+    )
 
 
 def test_the_worker_is_given_that_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +406,7 @@ def test_the_worker_is_given_that_digest(tmp_path: Path, monkeypatch: pytest.Mon
             told.append(job.payload)
             return {"tasks": {}, "items_needed": {}, "num_fresh": 0, "num_known": 0}
 
-    target = Target("http://127.0.0.1:1", "model", Path(), {}, "digest", is_batch_dependent=True)
+    target = Target("http://127.0.0.1:1", "model", Path(), {}, "digest")
     suite = quality_run.Suite("hub", ("arc_easy",), None, None, 4, False, 0)
     tools = quality_run.Tools(Path("python"), tmp_path / "answers.sqlite", None, launcher=Launcher())
     quality_run.run_suite(target, suite, tmp_path / "job", tools)
