@@ -25,6 +25,7 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "LoadPoint",
     "LoadReport",
     "Money",
+    "NoiseReport",
     "Point",
     "Price",
     "PriceRatio",
@@ -34,6 +35,7 @@ __all__ = [  # Price lives with the catalog, which must not import this room
     "SamplingOrder",
     "Target",
     "TaskGate",
+    "TaskNoise",
     "TaskResult",
     "ThetaSlo",
 ]
@@ -143,6 +145,41 @@ class TaskResult:
 
 
 @dataclass(frozen=True)
+class TaskNoise:
+    """How far a task's answers move when the same checkpoint computes them along another, equivalent path.
+
+    A figure is None where no item has it: no log-likelihoods of choices, or no right choice that is known by index.
+    """
+
+    task: str
+    num_items: int
+    """Items that both paths scored."""
+    num_unscored: int
+    """Items that one of them could not score; they are in no figure."""
+    num_items_total: int
+    """Items of the task that a margin is about, of which `num_items` were drawn."""
+    flip_rate: float | None
+    """Share of the items whose score differs."""
+    rms_score: float | None
+    """Root mean square of the score's difference; for scores of 0 and 1 the square root of `flip_rate`."""
+    rms_nats: float | None
+    """Root mean square of the difference of the choices' log-likelihoods, in nats, over all choices of all items."""
+    max_nats: float | None
+    """The largest of these differences, in nats."""
+    rms_probability: float | None
+    """Root mean square of the difference of the right choice's probability (softmax over the choices)."""
+
+
+@dataclass(frozen=True)
+class NoiseReport:
+    """A checkpoint against itself along two paths."""
+
+    paths: tuple[str, str]
+    """What they are, in words: the one that quality is measured by, and the other."""
+    tasks: dict[str, TaskNoise]
+
+
+@dataclass(frozen=True)
 class QualityReport:
     """The outcomes of all tasks of a suite for one target."""
 
@@ -151,6 +188,8 @@ class QualityReport:
     """Why the scores say nothing (random weights); empty where they do."""
     not_evaluated: dict[str, str] = field(default_factory=dict)
     """Tasks of the suite of which no item was asked, each with its reason."""
+    noise: NoiseReport | None = None
+    """The target's noise floor, where it has been measured (`parsimony noise`)."""
 
 
 @dataclass(frozen=True)

@@ -94,14 +94,26 @@ class EngineConfig:
     """Shortest run of words that `ngram` looks up."""
     draft_model: str | None = None
     """Folder of the small model that proposes, for `draft_model`; it must share the model's vocabulary."""
+    batch_invariant: bool = False
+    """vLLM's batch invariance: an answer does not depend on what else is in the same step. Slower; GPUs only."""
     enforce_eager: bool | None = None
     """No graph capture or compilation; null: on for the CPU, off for a GPU."""
     tensor_parallel_size: int = 1
     """GPUs that one replica spans."""
     extra_args: list[str] = field(default_factory=list)
     """Further arguments for vLLM's server, as typed on its command line."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of the server's environment, beside those of the shell: {VLLM_CPU_ATTN_SPLIT_KV: "0"}."""
     startup_timeout_s: float = 600.0
     """How long the server may take until it answers."""
+
+
+@dataclass
+class NoiseConfig:
+    """How `parsimony noise` measures the noise floor."""
+
+    max_items: int = 64
+    """Items of each task that are asked along both paths: a seeded random subset. Runs look for a floor of as many."""
 
 
 @dataclass
@@ -374,6 +386,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     promote: PromoteConfig = field(default_factory=PromoteConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)

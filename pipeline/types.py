@@ -84,6 +84,11 @@ class Machine:
     """Whether INT8 products come out right there; x86 processors without VNNI cut their sums off."""
 
     @property
+    def has_avx512(self) -> bool:
+        """Whether a CPU has AVX-512: what vLLM's INT4 kernel needs."""
+        return self.has_int4
+
+    @property
     def fingerprint(self) -> MachineFingerprint:
         """What a measured speed depends on."""
         return {

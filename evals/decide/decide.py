@@ -20,6 +20,7 @@ from typing import Literal
 
 from evals.config import GateConfig
 from evals.decide.evidence import Evidence, PriceVerdict, comparable_usd, price_verdict, worst_latency
+from evals.decide.noise_floor import floor_problem
 from evals.decide.task_gates import compare, describe_task, gates_of, task_gates
 from evals.gate.gate import Verdict
 from evals.gate.sequential import SequentialEvaluation
@@ -59,7 +60,7 @@ def decide(
     tasks = {} if evaluation is None else task_gates(evaluation, evidence.quality, baseline.quality, seed)
     price = price_verdict(evidence, baseline)
     requirements = [
-        *_quality(evidence.quality, evaluation, tasks, gate),
+        *_quality(evidence.quality, baseline.quality, evaluation, tasks, gate),
         _price(price),
         *_slo(evidence.load, gate),
     ]
@@ -160,7 +161,11 @@ def _beaten_on_price(loser: Evidence, winner: Evidence, baseline: Evidence) -> s
 
 
 def _quality(
-    quality: QualityReport, evaluation: SequentialEvaluation | None, tasks: Mapping[str, TaskGate], gate: GateConfig
+    quality: QualityReport,
+    baseline: QualityReport,
+    evaluation: SequentialEvaluation | None,
+    tasks: Mapping[str, TaskGate],
+    gate: GateConfig,
 ) -> list[Requirement]:
     if quality.quality_invalid_reason:
         text = quality.quality_invalid_reason
@@ -168,16 +173,19 @@ def _quality(
     if evaluation is None:
         text = "candidate and baseline were not asked the same items in the same way"
         return [Requirement("undecided", f"quality: {text}", f"its quality cannot be compared: {text}")]
-    requirements = [_task(one, evaluation, gate) for one in tasks.values()]
+    requirements = [_task(one, evaluation, gate, floor_problem(one, quality, baseline)) for one in tasks.values()]
     nothing = Requirement("undecided", "quality: no task decides", "no task decides: gate.tasks is empty")
     return requirements or [nothing]
 
 
-def _task(one: TaskGate, evaluation: SequentialEvaluation, gate: GateConfig) -> Requirement:
+def _task(one: TaskGate, evaluation: SequentialEvaluation, gate: GateConfig, below_noise: str | None) -> Requirement:
     if one.difference is None:
         combined = evaluation.combined
         why = f", because {combined.because} had ended the evaluation" if combined.because else ""
         return Requirement("undecided", f"quality: {one.task}: not evaluated{why}")
+    if below_noise is not None and one.decision != Verdict.FAIL:
+        text = f"{one.task}: {below_noise}"
+        return Requirement("undecided", f"quality: {text}", text)
     answers: dict[str, Answer] = {Verdict.PASS: "met", Verdict.FAIL: "failed"}
     answer = answers.get(one.decision, "undecided")
     text = f"{one.task}: {describe_task(one, gate)}"

@@ -155,7 +155,7 @@ def _run_worker(
 ) -> Outcomes:
     tasks = [_task_spec(name, suite, folder, tools) for name in suite.tasks]
     job = {
-        "target": target,
+        "target": replace(target, digest=answers_digest(target, suite.num_concurrent)),
         "tasks": tasks,
         "num_fewshot": suite.num_fewshot,
         "num_concurrent": suite.num_concurrent,
@@ -188,6 +188,11 @@ def _run_worker(
     raw = cast(Outcomes, tools.launcher.run(asked, on_line=on_line, meanwhile=tools.meanwhile))
     tools.on_answers(raw["num_fresh"], raw["num_known"])
     return raw
+
+
+def answers_digest(target: Target, num_concurrent: int) -> str:
+    """What a target's answers go by in the cache: their rounding depends on the number of requests in flight."""
+    return digest_json([target.digest, {"num_concurrent": num_concurrent}])
 
 
 def report(outcomes: Mapping[str, RawTask], suite: Suite, quality_invalid_reason: str = "") -> QualityReport:

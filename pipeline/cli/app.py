@@ -23,6 +23,7 @@ VERBS = {
     "promote": Verb("pipeline.cli.promote:main", "decide again over recorded runs, and promote the winner"),
     "rollback": Verb("pipeline.cli.promote:back", "make the version before the champion the champion again"),
     "tune": Verb("pipeline.cli.tune:main", "search the engine's settings for the lowest price at the objective"),
+    "noise": Verb("pipeline.cli.noise:main", "measure the noise floor: each variant against itself along two paths"),
     "ui": Verb("pipeline.cli.ui:main", "open MLflow's own pages on the store"),
     "status": Verb("pipeline.cli.status:main", "champions, newest decisions, open charges and reservations"),
     "inspect": Verb("pipeline.cli.inspect:main", "a checkpoint's files: whole or damaged, and bits per weight"),

@@ -7,8 +7,9 @@
 
 Each engine is one server: started once, measured, ended. The search starts from `engine=` and the presets; what is
 measured is kept, so a search that was cut off goes on, and a run with the winner measures its speed no second time
-(`load=` being the same). Only settings that cannot change an answer are searched: the winner's quality is the
-variant's. The file that is written has the figures that it was chosen by.
+(`load=` being the same). Only settings that keep the model as it is are searched. They change the rounding of its
+answers, so a run with the winner asks the questions anew. The file that is written has the figures that it was chosen
+by.
 
 The optimizer is Optuna, called directly: Hydra's own sweeper for it is no longer maintained, and would start one
 pipeline per point.

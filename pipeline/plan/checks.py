@@ -43,6 +43,7 @@ NUMBERS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
     ("gate.utilisation", lambda value: 0 < value <= 1, "above 0, at most 1"),
     ("gate.slo_ttft_p99_s", lambda value: value is None or value > 0, "null, or above 0"),
     ("gate.slo_tpot_p99_s", lambda value: value is None or value > 0, "null, or above 0"),
+    ("noise.max_items", lambda value: value >= 2, "at least 2"),
     ("engine.max_model_len", lambda value: value >= 256, "at least 256"),
     ("engine.max_num_seqs", lambda value: value >= 1, "at least 1"),
     ("engine.gpu_memory_utilization", lambda value: 0 < value <= 1, "above 0, at most 1"),

@@ -32,7 +32,7 @@ from pipeline.plan.checks import (
     ledger_problems,
 )
 from pipeline.plan.tags import tag_problems
-from pipeline.serve.checks import check_engine, check_kv_cache, check_size, engine_suffix
+from pipeline.serve.checks import check_batch_invariance, check_engine, check_kv_cache, check_size, engine_suffix
 from pipeline.serve.memory import memory_problems
 from pipeline.types import Candidate, Machine, ModelFacts, Plan
 
@@ -100,6 +100,7 @@ def make_plan(
         *check_engine(config.engine, facts),
         *memory_problems(config.engine, facts, machine),
         *check_kv_cache(config.engine, machine),
+        *check_batch_invariance(config.engine, machine),
         *check_split(method, config.engine, machine),
         *check_room(method, config.calib, facts, machine, free_disk_bytes),
         *check_publish(config.publish),

@@ -25,6 +25,7 @@ from pipeline.stages.distill import Distill, distill_stage
 from pipeline.stages.graph import Stage
 from pipeline.stages.health import Health
 from pipeline.stages.load import Load
+from pipeline.stages.noise import Noise
 from pipeline.stages.price import InterleavedPrice
 from pipeline.stages.quality import Gated, Quality
 from pipeline.stages.served import Served
@@ -42,6 +43,8 @@ class Variant:
     """None where the weights are the base's own."""
     quality: Quality
     load: Load
+    noise: Noise
+    """Made by `parsimony noise` alone; a run reads it where it is in the store."""
     price: InterleavedPrice | None = None
     """None for the baseline, where theta_slo is searched, and where no rounds are asked for."""
 
@@ -155,12 +158,14 @@ class _Builder:
         gated = None if baseline is None else self._gated(baseline.quality)
         is_other = checkpoint.key != base.key
         load = Load(served, self.scenario, slo_of(config), config.seed, label)
+        quality = Quality(served, suite_of(config), gated, self._budgets, plan.quality_invalid_reason, label)
         return Variant(
             candidate,
             checkpoint,
             Health(checkpoint, base, plan.machine.device, candidate.method, size, label) if is_other else None,
-            Quality(served, suite_of(config), gated, self._budgets, plan.quality_invalid_reason, label),
+            quality,
             load,
+            Noise(quality, config.noise.max_items, label),
             None if baseline is None else self.price(load, baseline.load),
         )
 

@@ -71,6 +71,13 @@ METRIC_NAMES: tuple[MetricName, ...] = (
         "gate/<task>/accuracy_points", "points", "The difference in accuracy, where the probability decides.", True
     ),
     MetricName("gate/level", "1", "The error level at which the variant was tested: its share of `gate.alpha`."),
+    # The noise floor
+    MetricName("noise/<task>/num_items", "items", "Items that were asked along both paths (`parsimony noise`)."),
+    MetricName("noise/<task>/flip_rate", "1", "Share of them whose score differs between the paths."),
+    MetricName("noise/<task>/rms_nats", "nats", "Root mean square difference of the choices' log-likelihoods."),
+    MetricName("noise/<task>/max_nats", "nats", "The largest of these differences."),
+    MetricName("noise/<task>/rms_probability", "1", "Root mean square difference of the right choice's probability."),
+    MetricName("noise/<task>/resolvable_points", "points", "Smallest margin that variant and baseline can resolve."),
     # Load
     MetricName("load/<scenario>/[<point>/]output_tok_per_s", "tokens/s", "Output tokens per second.", True),
     MetricName("load/<scenario>/[<point>/]total_tok_per_s", "tokens/s", "Input and output tokens per second.", True),

@@ -12,6 +12,7 @@ from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
 from evals.cost.price_ratio import price_ratio
 from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.decide.evidence import mean_quality
+from evals.decide.noise_floor import task_floor
 from evals.load import summary
 from evals.load.counters import MACHINE_USE
 from evals.stats import PairedComparison
@@ -28,6 +29,7 @@ def run_metrics(
     """Every metric of one measured candidate; `baseline` is None for the baseline itself."""
     metrics = {
         **quality_metrics(measured.quality),
+        **noise_metrics(measured.quality, None if baseline is None else baseline.quality),
         **summary.metrics(measured.load),
         **cost_metrics(measured.cost),
         **price_metrics(measured.cost, measured.load.machine.startup_s),
@@ -78,6 +80,31 @@ def quality_metrics(report: QualityReport) -> dict[str, float]:
         metrics.update(_with_interval("quality/mean", mean))
         metrics["quality/num_items"] = float(mean.num_samples)
         metrics["quality/num_unscored"] = float(mean.num_unscored)
+    return metrics
+
+
+def noise_metrics(quality: QualityReport, baseline: QualityReport | None) -> dict[str, float]:
+    """`noise/<task>/...`: how far the answers move along another path, and the margin that this can resolve.
+
+    Nothing where the noise floor was not measured.
+    """
+    if quality.noise is None:
+        return {}
+    metrics: dict[str, float] = {}
+    for name, one in quality.noise.tasks.items():
+        theirs = None if baseline is None else baseline.tasks.get(name)
+        floor = None
+        if baseline is not None and theirs is not None:
+            floor = task_floor(name, theirs.num_items_planned, quality.noise, baseline.noise)
+        figures: dict[str, float | None] = {
+            f"noise/{name}/num_items": float(one.num_items),
+            f"noise/{name}/flip_rate": one.flip_rate,
+            f"noise/{name}/rms_nats": one.rms_nats,
+            f"noise/{name}/max_nats": one.max_nats,
+            f"noise/{name}/rms_probability": one.rms_probability,
+            f"noise/{name}/resolvable_points": None if floor is None else floor.accuracy_points,
+        }
+        metrics.update({key: value for key, value in figures.items() if value is not None})
     return metrics
 
 
@@ -214,7 +241,7 @@ def spend_metrics(measured: Measured, baseline: Measured | None) -> dict[str, fl
     """
     per_second = measured.cost.price.usd_per_hour / SECONDS_PER_HOUR
     walls = {name: decimal(wall_s) * per_second for name, wall_s in measured.stage_wall_s.items()}
-    evaluation = walls["quality"] + walls["load"] + walls.get("price", Decimal(0))
+    evaluation = sum((walls[name] for name in ("quality", "noise", "load", "price") if name in walls), Decimal(0))
     metrics = {"cost/eval_usd": float(evaluation)}
     making = [walls[name] for name in ("distill", "compress") if name in walls]
     if making:

@@ -151,7 +151,7 @@ def used_settings(plan: RunPlan, candidate: Candidate) -> dict[str, object]:
     """The settings that one candidate was made and measured by; what its run did not use is left out."""
     config = plan.config
     settings = plain(config)
-    unused = {"publish"} if config.publish.hub is None else set()
+    unused = {"noise", "publish"} if config.publish.hub is None else {"noise"}  # what was measured of it is a metric
     if candidate.role == "baseline":
         settings["engine"] = plain(baseline_engine(config.engine))
         unused |= {"quant", "distill", "calib"}

@@ -26,6 +26,7 @@ from evals.config import GateConfig
 from evals.cost.price_ratio import price_ratio
 from evals.decide.decide import Loss, Ranking
 from evals.decide.evidence import Evidence, busy_machine, mean_quality, ratio_text
+from evals.decide.noise_floor import TaskFloor, task_floor
 from evals.decide.task_gates import gates_of
 from evals.gate.gate import Gate
 from evals.types import Decision, Estimate, ItemOutcome, Money, PriceRounds, QualityReport, TaskGate
@@ -88,6 +89,8 @@ class DecisionRecord:
     """The rounds that the price rests on; None where none were measured."""
     busy_machine: str
     """What else ran while the price was measured; empty where nothing did, or nobody knows."""
+    floors: tuple[TaskFloor, ...]
+    """The noise floor of each task; empty where it was not measured."""
     gates: Mapping[str, Gate]
     """The gates behind the picture; not part of the JSON."""
 
@@ -118,6 +121,7 @@ def make_record(
         examples=tuple(flip_examples(tasks.values(), candidate.quality, baseline.quality)),
         price_rounds=candidate.price_rounds,
         busy_machine=busy_machine(candidate),
+        floors=tuple(floors(tasks.values(), candidate.quality, baseline.quality)),
         gates={} if evaluation is None else evaluation.gates,
     )
 
@@ -146,6 +150,14 @@ def guarantee(variant: str, tasks: Sequence[TaskGate], level: float) -> str:
         f"statement is about these {total:,} questions, answered by greedy decoding on this engine. What they say of "
         "questions like these stands in the table below."
     )
+
+
+def floors(tasks: Iterable[TaskGate], candidate: QualityReport, baseline: QualityReport) -> Iterable[TaskFloor]:
+    """The noise floor under each task's margin, where both models' noise was measured."""
+    for task in tasks:
+        floor = task_floor(task.task, task.num_items_total, candidate.noise, baseline.noise)
+        if floor is not None:
+            yield floor
 
 
 def flip_examples(tasks: Iterable[TaskGate], candidate: QualityReport, baseline: QualityReport) -> Iterable[Example]:
@@ -253,6 +265,13 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
             "sample. Evidence: the largest e-value against 'worse by the margin', and the question at which it was "
             "reached. Flips: share of questions on which the two differ. Divergence and perplexity are information. "
             "They decide nothing.</p>"
+        )
+    if record.floors:
+        parts.append("<h2>The noise floor</h2>" + _table(*_floor_table(record.floors)))
+        parts.append(
+            "<p class=small>Each model was asked the same questions along two paths that add the same numbers in "
+            "another order. What differs between them is rounding, and no difference of quality: a margin below the "
+            "last column could be passed or failed by rounding alone.</p>"
         )
     if record.not_evaluated:
         rows = "".join(f"<li>{text(task)}: {text(why)}</li>" for task, why in record.not_evaluated.items())
@@ -380,6 +399,29 @@ def _points(difference: Estimate | None) -> str:
     if difference is None:
         return "-"
     return f"{100 * difference.value:+z.1f} [{100 * difference.lo:+z.1f}, {100 * difference.hi:+z.1f}]"
+
+
+def _floor_table(floors: Sequence[TaskFloor]) -> tuple[Sequence[str], list[list[str]]]:
+    header = (
+        "task",
+        "questions",
+        "flips, candidate",
+        "flips, baseline",
+        "nats, candidate",
+        "nats, baseline",
+        "resolves",
+    )
+    rows = [
+        [
+            one.task,
+            f"{one.candidate.num_items}",
+            *(MISSING if noise.flip_rate is None else f"{noise.flip_rate:.1%}" for noise in one.models),
+            *(MISSING if noise.rms_nats is None else f"{noise.rms_nats:.2g} rms" for noise in one.models),
+            MISSING if one.accuracy_points is None else f"{one.accuracy_points:.2g} points of {one.num_items}",
+        ]
+        for one in floors
+    ]
+    return header, rows
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,6 +13,9 @@ from pipeline.types import AUTO, FP8_CAPABILITY, GIB, Machine, ModelFacts
 
 KV_CACHE_DTYPES = (AUTO, "fp8")
 
+BATCH_INVARIANT_CAPABILITY = 8.0
+"""https://docs.vllm.ai/en/v0.32.0/features/batch_invariance/"""
+
 PROPOSERS = ("ngram", "draft_model")
 
 
@@ -80,6 +83,20 @@ def check_kv_cache(engine: EngineConfig, machine: Machine) -> list[Problem]:
     if has:
         return []
     return [Problem("engine.kv_cache_dtype", f"'{wanted}' needs {needed}", (f"engine.kv_cache_dtype={AUTO}",))]
+
+
+def check_batch_invariance(engine: EngineConfig, machine: Machine) -> list[Problem]:
+    """VLLM makes a GPU's kernels independent of the batch from compute capability 8.0 on; a CPU's are."""
+    if not engine.batch_invariant:
+        return []
+    if machine.device == "cuda" and (machine.compute_capability or 0) >= BATCH_INVARIANT_CAPABILITY:
+        return []
+    if machine.device == "cuda":
+        needed = f"it needs compute capability {BATCH_INVARIANT_CAPABILITY}"
+        message = f"{needed}, {machine.device_name} has {machine.compute_capability}"
+    else:
+        message = "vLLM has it for GPUs alone; on a CPU an answer does not depend on the batch as it is"
+    return [Problem("engine.batch_invariant", message, ("engine.batch_invariant=false",))]
 
 
 def check_size(engine: EngineConfig, facts: ModelFacts, machine: Machine) -> list[Problem]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +21,16 @@ LOOPBACK = "127.0.0.1"
 SMALL_MACHINE_CPUS = 4
 NUMBA_LAYER = "workqueue"
 """vLLM's n-gram proposer runs in Numba, whose OpenMP layer leaves the whole worker with a single thread."""
-SPEED_ONLY = (
-    "max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "gpu_memory_utilization", "cpu_kvcache_gib",
-    "enable_prefix_caching", "speculative",
-)  # fmt: skip
-"""Settings that cannot change an answer, so that quality is not measured again for them.
-
-The first six say which tokens are computed in one step and which are remembered: each token is computed from the same
-numbers whichever step it falls into. Speculation keeps a proposed token only where the model itself would have chosen
-it (https://arxiv.org/abs/2211.17192), and lm-eval's requests are greedy. Both are exact up to rounding of sums, whose
-order depends on the batch: two runs of one engine differ by as much. Everything else counts as able to change an
-answer: dtype and kv_cache_dtype do, and what nobody has proved harmless (extra_args, tensor parallelism, compilation).
+SPEED_ONLY = ("gpu_memory_utilization", "cpu_kvcache_gib")
+"""Settings that cannot change an answer, so that quality is not measured again for them: how much is remembered."""
+ROUNDING = ("max_num_seqs", "max_num_batched_tokens", "enable_chunked_prefill", "enable_prefix_caching", "speculative")
+"""Settings that change no answer in exact arithmetic: each token is computed from the same numbers whichever step it
+falls into, and a proposed token is kept only where the model itself would have chosen it
+(https://arxiv.org/abs/2211.17192). But they decide what is computed in one step, and the order of the sums depends on
+that: of a GPU's matrix products, and of attention over long texts on a CPU too. Answers flip by it, above all where
+activations are INT8 (benchmarks/results/noise-2026-11-27.md). So they belong to the answers, as does all else but
+`SPEED_ONLY`. vLLM's batch invariance takes nothing away from that: it does not cover every kernel of quantized weights,
+and what it leaves is measured (`parsimony noise`), not believed.
 """
 SPECULATION = {
     "ngram": ("num_speculative_tokens", "prompt_lookup_max", "prompt_lookup_min"),
@@ -38,10 +39,43 @@ SPECULATION = {
 """Who can propose tokens, and the settings that shape it."""
 
 
+VARIABLES = re.compile(
+    r"(VLLM|OMP|GOMP|KMP|MKL|ONEDNN|DNNL|OPENBLAS|BLIS|ATEN|TORCH|TORCHINDUCTOR|PYTORCH|CUBLAS|CUBLASLT|CUDNN|NCCL|"
+    r"TRITON|FLASHINFER|FLASH_ATTENTION)_\w+|NVIDIA_TF32_OVERRIDE|LD_PRELOAD"
+)
+"""Variables of the environment that vLLM, or what computes below it, reads."""
+HARMLESS = frozenset(
+    (
+        *("LOG", "LOGGING", "DEBUG", "VERBOSE", "TRACE", "PROFILER", "USAGE", "STATS", "TRACK", "TELEMETRY"),
+        *("TIMEOUT", "HTTP", "PORT", "HOST", "IP", "DIR", "PATH", "ROOT", "HOME", "JOBS"),
+        *("KEY", "TOKEN", "SECRET", "PASSWORD"),
+    )
+)
+"""Words in the names of those that say where something lies or is written, or who may ask: they compute nothing, and
+some are secret."""
+SET_BY_US = ("VLLM_CPU_KVCACHE_SPACE", "NUMBA_THREADING_LAYER")
+"""Variables that `server_environment` sets whatever the user's environment says."""
+
+
+def answer_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the server takes over from the user's environment and that may change an answer.
+
+    >>> answer_variables({"ONEDNN_MAX_CPU_ISA": "AVX2", "VLLM_LOGGING_LEVEL": "DEBUG", "HOME": "/root"})
+    {'ONEDNN_MAX_CPU_ISA': 'AVX2'}
+    """
+    return {
+        name: value
+        for name, value in sorted(environment.items())
+        if VARIABLES.fullmatch(name) and HARMLESS.isdisjoint(name.split("_")) and name not in SET_BY_US
+    }
+
+
 def engine_settings(engine: EngineConfig) -> dict[str, object]:
-    """The settings that shape the server, without names, time limits and the settings of a speculation that is off."""
+    """The settings that shape the server, without names, time limits and the settings of what is off."""
     of_speculation = {key for keys in SPECULATION.values() for key in keys}
     unused = of_speculation - set(SPECULATION.get(engine.speculative or "", ()))
+    # Digests of servers without them stay what they were before there were such keys.
+    unused |= {key for key in ("batch_invariant", "environment") if not getattr(engine, key)}
     left_out = {"name", "startup_timeout_s", *unused}
     return {key: value for key, value in vars(engine).items() if key not in left_out}
 
@@ -61,10 +95,13 @@ def target_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, py
 
 def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, object]:
     """All that can change an answer beside the weights: the quality stage goes by it."""
-    of_speculation = {key for keys in SPECULATION.values() for key in keys}
-    settings = engine_settings(engine)
-    changes = {key: value for key, value in settings.items() if key not in (*SPEED_ONLY, *of_speculation)}
-    return _identity(machine, python) | {"engine": changes}
+    changes = {key: value for key, value in engine_settings(engine).items() if key not in SPEED_ONLY}
+    decides = _identity(machine, python) | {"engine": changes}
+    if machine.device == "cpu":
+        decides["num_cpus"] = machine.num_cpus  # attention's sums over a long text are split among the threads
+    if engine.speculative is not None:
+        decides["draft"] = _draft_files(engine)
+    return decides
 
 
 def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path) -> str:
@@ -74,23 +111,31 @@ def speed_digest(artifact: Artifact, engine: EngineConfig, machine: Machine, pyt
 
 def speed_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[str, object]:
     """All that can change the speed beside the weights: the load stage goes by it."""
-    draft = None
-    if engine.speculative == "draft_model" and engine.draft_model is not None:
-        files = sorted(Path(engine.draft_model).glob("*"))
-        draft = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    draft = _draft_files(engine)
     decides = _identity(machine, python) | {"engine": engine_settings(engine), "draft": draft, "of": "speed"}
     if engine.speculative == "ngram" and machine.device == "cpu":
         decides["numba_threading_layer"] = NUMBA_LAYER
     return decides
 
 
+def _draft_files(engine: EngineConfig) -> list[list[object]] | None:
+    """Names, sizes and times of the files of the model that proposes; None where no model does."""
+    if engine.speculative != "draft_model" or engine.draft_model is None:
+        return None
+    files = sorted(Path(engine.draft_model).glob("*"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+
+
 def _identity(machine: Machine, python: Path) -> dict[str, object]:
-    """Tools and device: what both answers and speed depend on beside the weights."""
-    return {
+    """Tools, device and variables: what both answers and speed depend on beside the weights."""
+    found: dict[str, object] = {
         "vllm": versions(python, "vllm", "torch", "transformers", "compressed-tensors"),
         "device": [machine.device, machine.device_name],
         "plugin": digest_file(PLUGIN / "parsimony_vllm.py") if machine.device == "cpu" else None,
     }
+    if variables := answer_variables(os.environ):
+        found["environment"] = variables
+    return found
 
 
 def server_command(artifact: Artifact, engine: EngineConfig, machine: Machine, python: Path, port: int) -> list[str]:
@@ -146,6 +191,8 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
     # The serving environment has versions of its own: nothing of ours may stand before them.
     environment.pop("PYTHONPATH", None)
+    if engine.batch_invariant:
+        environment["VLLM_BATCH_INVARIANT"] = "1"
     if machine.device == "cpu":
         environment["PYTHONPATH"] = str(PLUGIN)
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.cpu_kvcache_gib)
@@ -156,4 +203,4 @@ def server_environment(engine: EngineConfig, machine: Machine) -> dict[str, str]
         # vLLM keeps one core free of its workers; on a small machine that is half of it.
         if machine.num_cpus <= SMALL_MACHINE_CPUS:
             environment.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
-    return environment
+    return environment | {name: str(value) for name, value in engine.environment.items()}

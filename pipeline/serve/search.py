@@ -1,8 +1,8 @@
 """The search behind `pipeline.tune`: which engine makes a token cheapest. It measures through a parameter alone.
 
 Optuna proposes (TPE, seeded), every proposal that differs from earlier ones is one server, and a server whose first
-measured point shows that it cannot win is stopped there. The space has only settings that cannot change an answer
-(`pipeline.serve.server.SPEED_ONLY`), so that quality is not measured again.
+measured point shows that it cannot win is stopped there. The space has only settings that change no answer but for its
+rounding (`pipeline.serve.engine.ROUNDING`).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]
 """Told how many of how many parts are done, and safe; (0, 0) where nobody counts."""
 StageName = Literal[
     "digest", "download", "fetch", "base", "datasets", "calibration", "student", "distill-data", "teacher-text",
-    "teacher-cache", "distill", "compress", "health", "quality", "load", "price",
+    "teacher-cache", "distill", "compress", "health", "quality", "noise", "load", "price",
 ]  # fmt: skip
 """Every stage there is."""
 WORK_SHARE = "work_share"

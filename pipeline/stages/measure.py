@@ -43,6 +43,9 @@ def measure(variant: Variant, effects: Effects, price: Price, utilisation: float
     found: dict[str, StageResult] = {
         stage.name: effects.found(stage) for stage in variant.stages if stage.label == label
     }
+    if (noise := variant.noise.find(effects.store)) is not None:  # measured by its own command, or not at all
+        quality = replace(quality, noise=variant.noise.load(noise))
+        found["noise"] = noise
     made: dict[str, StageResult] = distilled(variant, effects) | found
     speed_price = serving_price(price, load.machine.startup_s)
     return Measured(

@@ -16,8 +16,8 @@ from tests.commands import MADE_FIRST, ROOT, commands, verb_of
 from tests.unit.finops.every_kind import NOW, fill
 
 pytestmark = pytest.mark.integration
-LONG = ("ui", "tune", "metrics")
-"""They serve until they are stopped, or search for hours."""
+LONG = ("ui", "tune", "noise", "metrics")
+"""They serve until they are stopped, or measure for minutes or hours."""
 
 
 def first_of_each_verb() -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ PURE = (
     "pipeline.plan.plan",
     "evals.decide.decide",
     "evals.decide.task_gates",
+    "evals.decide.noise_floor",
     "pipeline.record.metrics",
     "evals.types",
     "evals.cost.token_cost",

@@ -23,7 +23,9 @@ from tests.unit.pipeline.test_decide import cost, quality, rounds
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLE = ROOT / "pipeline" / "record" / "metric_names.py"
-PREFIXES = ("quality", "gate", "load", "price", "cost", "reprice", "estimate", "size", "compress", "health", "distill")
+PREFIXES = (
+    "quality", "gate", "noise", "load", "price", "cost", "reprice", "estimate", "size", "compress", "health", "distill",
+)  # fmt: skip
 NO_METRIC = {"cost/", "cost/%", "price/%", "quality/mean%", "load/%/output_tok_per_s", "load/[^/]+/output_tok_per_s"}
 """Patterns by which code looks for metrics."""
 NO_METRIC |= {

@@ -67,19 +67,20 @@ READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "engine.name": ("mine", NOTHING),
     "engine.dtype": ("float32", QUALITY | LOADS),
     "engine.max_model_len": (1024, QUALITY | LOADS),
-    "engine.max_num_seqs": (128, LOADS),
-    "engine.max_num_batched_tokens": (4096, LOADS),
-    "engine.enable_chunked_prefill": (True, LOADS),
+    "engine.max_num_seqs": (128, QUALITY | LOADS),
+    "engine.max_num_batched_tokens": (4096, QUALITY | LOADS),
+    "engine.enable_chunked_prefill": (True, QUALITY | LOADS),
     "engine.gpu_memory_utilization": (0.8, LOADS),
     "engine.cpu_kvcache_gib": (1, LOADS),
-    "engine.enable_prefix_caching": (False, LOADS),
-    "engine.speculative": ("ngram", {"int8+ngram/load"}),
+    "engine.enable_prefix_caching": (False, QUALITY | LOADS),
+    "engine.speculative": ("ngram", {"int8+ngram/quality", "int8+ngram/load"}),
     "engine.num_speculative_tokens": (2, NOTHING),  # nobody proposes
     "engine.prompt_lookup_max": (5, NOTHING),
     "engine.prompt_lookup_min": (1, NOTHING),
     "engine.draft_model": ("/tmp/draft", NOTHING),
     "engine.enforce_eager": (False, QUALITY | LOADS),
     "engine.tensor_parallel_size": (3, QUALITY | LOADS),
+    "engine.environment": ({"VLLM_CPU_ATTN_SPLIT_KV": "0"}, QUALITY | LOADS),
     "engine.extra_args": (["--seed", "1"], QUALITY | LOADS),
     "engine.startup_timeout_s": (60.0, NOTHING),
     "hardware.name": ("cpu", NOTHING),
@@ -107,6 +108,7 @@ READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "gate.price_rounds": (8, {"int8/price"}),
     "gate.price_repeats": (3, {"int8/price"}),
     "gate.utilisation": (0.5, NOTHING),
+    "noise.max_items": (8, NOTHING),  # read by `noise` alone
     "tracking.uri": ("http://mlflow:5000", NOTHING),
     "tracking.artifacts": ("/tmp/a", NOTHING),
     "tracking.experiment": ("mine", NOTHING),
@@ -180,7 +182,15 @@ DISTILL_READ_BY: dict[str, tuple[Any, set[str] | frozenset[str]]] = {
     "distill.spot.heartbeat_s": (5.0, NOTHING),
 }
 """The same for a run with a student."""
-ELSEWHERE = {"model.source", "model.path", "model.weights", "distill.student.path", "home", "engine.kv_cache_dtype"}
+ELSEWHERE = {
+    "model.source",
+    "model.path",
+    "model.weights",
+    "distill.student.path",
+    "home",
+    "engine.kv_cache_dtype",
+    "engine.batch_invariant",
+}
 """What the run starts from, and where things lie: tests of their own."""
 
 

@@ -17,7 +17,7 @@ from pipeline.cli.compose import CONF, run_config
 from pipeline.cli.tune import main, presets
 from pipeline.config import EngineConfig, ModelConfig, RunConfig
 from pipeline.serve.checks import check_engine
-from pipeline.serve.engine import SPECULATION, SPEED_ONLY
+from pipeline.serve.engine import ROUNDING, SPECULATION, SPEED_ONLY
 from pipeline.serve.search import (
     FAILED,
     INFEASIBLE,
@@ -206,11 +206,11 @@ def test_presets_are_tried_before_anything_is_proposed() -> None:
     assert any(trial.params.get("speculative") == "ngram" for trial in trials[1:5]), "the latency preset"
 
 
-def test_only_settings_that_cannot_change_an_answer_are_searched() -> None:
+def test_only_settings_that_keep_the_model_are_searched() -> None:
     of_speculation = {key for keys in SPECULATION.values() for key in keys}
     for device in ("cpu", "cuda"):
         space = space_for(device, 1000)
-        assert {*space.values, *space.of_speculation} <= {*SPEED_ONLY, *of_speculation}
+        assert {*space.values, *space.of_speculation} <= {*SPEED_ONLY, *ROUNDING, *of_speculation}
 
 
 def test_every_point_of_the_space_is_an_engine_that_vllm_takes() -> None:
