@@ -34,9 +34,10 @@ from pipeline.stages.data import Calibration, Datasets, Fetch
 from pipeline.stages.graph import Effects
 from pipeline.stages.health import Health
 from pipeline.stages.load import Load
+from pipeline.stages.price import InterleavedPrice
 from pipeline.stages.quality import Quality
 from tests.integration.conftest import ROOT
-from tests.unit.pipeline.test_decide import GOOD, WORSE, task
+from tests.unit.pipeline.test_decide import GOOD, WORSE, rounds, task
 
 pytestmark = pytest.mark.integration
 set_defaults()
@@ -250,6 +251,11 @@ def fake_load(self: Load, folder: Path, effects: Effects) -> dict[str, object]:
     return dict(plain(a_load(200.0 if self.label == "int8" else 100.0)))
 
 
+def fake_price(self: InterleavedPrice, folder: Path, effects: Effects) -> dict[str, object]:
+    time.sleep(STAGE_S)
+    return dict(plain(rounds(0.5)))
+
+
 @pytest.fixture
 def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """`pipeline.run.run` with the stages' own work replaced by waiting; the arguments of the run."""
@@ -262,6 +268,7 @@ def fast_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
         Health: fake_health,
         Quality: fake_quality,
         Load: fake_load,
+        InterleavedPrice: fake_price,
     }
     for stage, fake in fakes.items():
         monkeypatch.setattr(stage, "run", fake)
@@ -292,7 +299,7 @@ def test_the_main_path_charges_records_and_waits_for_approval(fast_path, tmp_pat
     assert charged == foreseen, "what is planned is what is charged, in the same order"
     measured = [(label, name) for label, name in charged if label]
     assert measured == [("none", "quality"), ("none", "load"),
-                        *(("int8", name) for name in ("compress", "health", "quality", "load"))]  # fmt: skip
+                        *(("int8", name) for name in ("compress", "health", "quality", "load", "price"))]  # fmt: skip
     walls = {path.parent.name: read_json(path)["wall_s"] for path in tmp_path.glob("home/store/*/*/stage.json")}
     assert abs(ledger.total_usd() - Decimal(repr(sum(walls.values()))) / 100) < Decimal("0.01")
     for charge in charges:  # a charge ends when the result is stored, a moment after the work

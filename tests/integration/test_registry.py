@@ -14,6 +14,7 @@ import pytest
 from core.errors import ConfigError
 from core.files import plain, write_json
 from evals.config import GateConfig
+from evals.decide.declared import level_of_one
 from evals.decide.evidence import Evidence, price_verdict
 from evals.types import Decision, QualityReport
 from finops.controls.approvals import Approvals
@@ -203,7 +204,7 @@ def a_config(**gate: Any) -> RunConfig:
 
 
 def candidates_of(config: RunConfig, recorder: Recorder, run_id: str | None = None) -> RecordedCandidates:
-    return recorded_candidates(recorder, config.model.name, config.gate, config.seed, run_id)
+    return recorded_candidates(recorder, config.model.name, config.gate, config.seed, level_of_one, run_id)
 
 
 def test_the_rounds_of_a_price_are_recorded_and_an_older_record_has_none(recorder: Recorder, tmp_path: Path) -> None:
