@@ -53,7 +53,7 @@ def products(python: Path, variables: dict[str, str]) -> Products:
     """The products under one setting, by shape and number of rows."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "products.npz"
-        command = [python, "-c", PROGRAM, file, str([list(shape) for shape in SHAPES]), str(list(ROWS))]
+        command = [str(python), "-c", PROGRAM, str(file), str([list(shape) for shape in SHAPES]), str(list(ROWS))]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
         subprocess.run(command, env=environment, check=True, capture_output=True)
         with np.load(file) as found:
