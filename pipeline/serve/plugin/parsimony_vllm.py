@@ -85,7 +85,7 @@ def int8_products_saturate() -> bool:
 
 
 def change_last_digits() -> None:
-    """Round what every RMSNorm gives otherwise: each value by itself, so that an answer depends on nothing beside it."""
+    """Round what every RMSNorm gives otherwise: each value alone, so that an answer depends on nothing beside it."""
     import torch
     from vllm.model_executor.layers.layernorm import RMSNorm
 
