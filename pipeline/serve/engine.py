@@ -98,7 +98,7 @@ def answer_inputs(engine: EngineConfig, machine: Machine, python: Path) -> dict[
     changes = {key: value for key, value in engine_settings(engine).items() if key not in SPEED_ONLY}
     decides = _identity(machine, python) | {"engine": changes}
     if machine.device == "cpu":
-        decides["num_cpus"] = machine.num_cpus  # attention's sums over a long text are split among the threads
+        decides["num_cpus"] = machine.num_cpus  # short questions do not depend on the threads, long texts may
     if engine.speculative is not None:
         decides["draft"] = _draft_files(engine)
     return decides

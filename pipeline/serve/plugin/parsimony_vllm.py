@@ -12,6 +12,9 @@ of their range are hit most. Where a trial product shows it, the same codes are 
 A vLLM process that waits for another one's message spins for a second before it sleeps. On a small machine that takes a
 sixth of the worker's time (measured on 2 cores), so there it sleeps after a few milliseconds.
 
+For the noise floor (`parsimony noise`) it changes the last digits of what every normalization gives, as another order
+of sums does. INT8 products are exact, so no other kernel of this server would.
+
 Found by vLLM through the entry point beside this file
 (`vllm.general_plugins`), because the server gets this folder in its PYTHONPATH. It runs in the serving environment and
 imports nothing else of this product.
@@ -23,6 +26,12 @@ import platform
 VLLM_INT4_KERNEL = "CPUWNA16LinearKernel"
 VLLM_INT8_KERNEL = "CPUInt8ScaledMMLinearKernel"
 DISABLED = "VLLM_DISABLED_KERNELS"
+LAST_DIGITS = "PARSIMONY_LAST_DIGITS"
+"""Set by the second path of the noise floor, and by nothing else."""
+STEP = 2.0**-22
+"""Relative change of a float32: what the order of some hundred additions changes."""
+ONE_IN = 4096
+"""Of so many 16-bit values one is the other neighbor of what was rounded: STEP over their spacing, about."""
 SMALL_MACHINE_CPUS = 4
 SPIN_S = 0.002
 """Of waiting for a message, on a small machine."""
@@ -46,6 +55,8 @@ def register() -> None:
         disable(VLLM_INT8_KERNEL)
         register_linear_kernel(int8_kernel_class(), PlatformEnum.CPU, "int8")
     allow_float32()
+    if os.environ.get(LAST_DIGITS):
+        change_last_digits()
     if (os.cpu_count() or 1) <= SMALL_MACHINE_CPUS:
         spin_less()
 
@@ -71,6 +82,27 @@ def int8_products_saturate() -> bool:
     asked, answer = torch.full((2, columns), 127, dtype=torch.int8), torch.empty(2, rows)
     ops.onednn_scaled_mm(handler, asked, answer, torch.ones(2, 1), None, None, None)
     return not torch.equal(answer, torch.full_like(answer, 127.0 * 127.0 * columns))
+
+
+def change_last_digits() -> None:
+    """Round what every RMSNorm gives otherwise: each value alone, so that an answer depends on nothing beside it."""
+    import torch
+    from vllm.model_executor.layers.layernorm import RMSNorm
+
+    plain = RMSNorm.forward
+
+    def moved(x: torch.Tensor) -> torch.Tensor:
+        columns = torch.arange(x.shape[-1])
+        if x.dtype == torch.float32:
+            return x * (1 + STEP * (2.0 * (columns * 40503 % 7 % 2) - 1))
+        hashed = x.view(torch.int16).int() * 40503 + columns.int() * 30011
+        return torch.where(hashed % ONE_IN == 0, x * (1 + 2 * torch.finfo(x.dtype).eps), x)
+
+    def forward(self: RMSNorm, *args: object, **settings: object) -> object:
+        found = plain(self, *args, **settings)
+        return (moved(found[0]), *found[1:]) if isinstance(found, tuple) else moved(found)
+
+    RMSNorm.forward = forward
 
 
 def spin_less() -> None:
