@@ -172,7 +172,8 @@ def attribution_metrics(report: CostReport) -> dict[str, float]:
         "cost/attribution/s_per_input_token": fit.s_per_input_token,
         "cost/attribution/s_per_output_token": fit.s_per_output_token,
         "cost/attribution/s_per_request": fit.s_per_request,
-        "cost/attribution/relative_residual": fit.relative_residual,
+        # As many observations as coefficients are met exactly: that says nothing of the fit.
+        **({"cost/attribution/relative_residual": fit.relative_residual} if fit.num_observations > 3 else {}),
     }
 
 
