@@ -27,6 +27,8 @@ from evals.load.summary import t_quantile
 from evals.types import PriceRatio, PriceRound
 
 CONFIDENCE = 0.95
+WIDEST = 300.0
+"""Of half an interval, on the logarithm: two rounds that differ much would else give an end that is no number."""
 LATER_LOOKS_ERROR = 0.01
 """One-sided error of all looks after the first one together: 3.5% with the first one's 2.5%."""
 
@@ -65,7 +67,7 @@ def price_ratio(
     mean = sum(logs) / len(logs)
     if len(logs) < 2:
         return PriceRatio(math.exp(mean), None, None, 1, "one round: no interval", confidence)
-    half = t_half_width(logs, confidence)
+    half = min(t_half_width(logs, confidence), WIDEST)
     method = f"t interval {100 * confidence:g}% on the logarithm, {len(logs)} rounds of fresh starts"
     return PriceRatio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), len(logs), method, confidence)
 

@@ -73,6 +73,12 @@ def test_a_round_that_completed_nothing_takes_the_whole_ratio_away():
         assert price_ratio(found) is None
 
 
+def test_an_end_is_always_a_number():
+    """Two rounds that differ a millionfold, told at a late look."""
+    found = price_ratio(rounds_of([([1e6], [1.0]), ([1.0], [1e6])]), confidence=confidence_at(20))
+    assert 0 < found.lo < found.ratio < found.hi < math.inf
+
+
 def test_the_spread_is_the_intervals():
     found = price_ratio(rounds_of([([100.0], [100.0 * math.exp(x)]) for x in (0.01, -0.02, 0.03, 0.0)]))
     logs = [-0.01, 0.02, -0.03, 0.0]
