@@ -369,6 +369,8 @@ class PriceRounds:
     is_together: bool = False
     """Whether both servers were up at once; else one was started after the other."""
     rounds: tuple[PriceRound, ...] = ()
+    earlier_looks: int = 0
+    """How often a price was told from other numbers of these rounds before: each look costs some of the error."""
     missing: str = ""
 
 
@@ -383,6 +385,8 @@ class PriceRatio:
     hi: float | None
     num_rounds: int
     method: str
+    confidence: float = 0.95
+    """Of the interval, two-sided."""
 
 
 @dataclass(frozen=True)

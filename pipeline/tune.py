@@ -195,4 +195,4 @@ def _against_base(trials: Sequence[Trial], best: Trial) -> list[str]:
         return []
     interval = "" if found.lo is None or found.hi is None else f" [{found.lo - 1:+.1%}, {found.hi - 1:+.1%}]"
     return [f"Against the engine that the search started from, at {found.name}: {found.ratio - 1:+.1%}{interval}, "
-            f"{found.verdict}."]  # fmt: skip
+            "by one start of each."]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from evals.cost.price_ratio import price_ratio, rounds_without_ratio
+from evals.cost.price_ratio import CONFIDENCE, confidence_at, price_ratio, rounds_without_ratio
 from evals.load.counters import busy_reason
 from evals.load.summary import headline_point
 from evals.types import CostReport, Estimate, LoadReport, PriceRatio, PriceRounds, QualityReport, ThetaSlo
@@ -73,7 +73,8 @@ def measured_ratio(candidate: Evidence, baseline: Evidence) -> PriceRatio | None
     if candidate.price_rounds is None:
         return None
     per_hour = candidate.cost.price.usd_per_hour / baseline.cost.price.usd_per_hour
-    return price_ratio(candidate.price_rounds.rounds, float(per_hour))
+    found = candidate.price_rounds
+    return price_ratio(found.rounds, float(per_hour), confidence_at(found.earlier_looks))
 
 
 def comparable_usd(candidate: Evidence, baseline: Evidence) -> Decimal | None:
@@ -93,8 +94,10 @@ def ratio_text(ratio: PriceRatio) -> str:
     >>> ratio_text(PriceRatio(0.945, 0.91, 0.98, 4, ""))
     '-5.5% [-9.0%, -2.0%]'
     """
-    interval = "" if ratio.lo is None or ratio.hi is None else f" [{ratio.lo - 1:+.1%}, {ratio.hi - 1:+.1%}]"
-    return f"{ratio.ratio - 1:+.1%}{interval}"
+    if ratio.lo is None or ratio.hi is None:
+        return f"{ratio.ratio - 1:+.1%}"
+    level = "" if ratio.confidence == CONFIDENCE else f" (a later look, so {ratio.confidence:.1%})"
+    return f"{ratio.ratio - 1:+.1%} [{ratio.lo - 1:+.1%}, {ratio.hi - 1:+.1%}]{level}"
 
 
 def _failures(candidate: Evidence) -> str:

@@ -38,6 +38,7 @@ Start = Callable[[Sequence[Side]], AbstractContextManager[Mapping[Side, Target]]
 WARMUP_REQUESTS = 2
 """Discarded at the start of each round: a fresh server's first requests allocate and choose kernels. Few, because each
 round pays for them."""
+LOOKS = "looks.json"
 SEEDS_PER_ROUND = 1000
 """Each round has seeds of its own: prompts are new in every start anyway, and different ones average out."""
 
@@ -110,6 +111,22 @@ def repeats_in_order(sides: Sequence[Side], num_repeats: int) -> list[tuple[Side
     """
     passes = [sides if repeat % 2 == 0 else tuple(reversed(sides)) for repeat in range(num_repeats)]
     return [(side, repeat) for repeat, order in enumerate(passes) for side in order]
+
+
+def earlier_looks(known: Path, num_rounds: int) -> int:
+    """How many other numbers of these rounds a price was told from before."""
+    return len(_looks(known) - {num_rounds})
+
+
+def note_look(known: Path, num_rounds: int) -> None:
+    """Note that a price is told from so many of these rounds. Not safe for two processes at once: a stage that measures
+    has the machine for itself.
+    """
+    write_json(known / LOOKS, sorted(_looks(known) | {num_rounds}))
+
+
+def _looks(known: Path) -> set[int]:
+    return set(read_json(known / LOOKS)) if (known / LOOKS).exists() else set()
 
 
 def run_rounds(

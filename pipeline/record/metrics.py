@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from evals.cost.curves import energy_per_token_j, energy_usd_per_1k_tokens
-from evals.cost.price_ratio import price_ratio
+from evals.cost.price_ratio import confidence_at, price_ratio
 from evals.cost.token_cost import SECONDS_PER_HOUR, break_even_tokens, decimal
 from evals.decide.evidence import mean_quality
 from evals.decide.noise_floor import task_floor
@@ -190,10 +190,11 @@ def price_ratio_metrics(measured: Measured, baseline: Measured | None) -> dict[s
         return {}
     metrics = {"price/num_rounds": float(len(found.rounds))}
     per_hour = measured.cost.price.usd_per_hour / baseline.cost.price.usd_per_hour
-    ratio = price_ratio(found.rounds, float(per_hour))
+    ratio = price_ratio(found.rounds, float(per_hour), confidence_at(found.earlier_looks))
     if ratio is not None:
         ends = {"price/ratio": ratio.ratio, "price/ratio.lo": ratio.lo, "price/ratio.hi": ratio.hi}
         metrics |= {name: value for name, value in ends.items() if value is not None}
+        metrics["price/confidence"] = ratio.confidence
     for name in MACHINE_USE:
         values = [value for one in found.rounds if (value := one.counters.get(name)) is not None]
         if values:
@@ -210,7 +211,8 @@ def attribution_metrics(report: CostReport) -> dict[str, float]:
         "cost/attribution/s_per_input_token": fit.s_per_input_token,
         "cost/attribution/s_per_output_token": fit.s_per_output_token,
         "cost/attribution/s_per_request": fit.s_per_request,
-        "cost/attribution/relative_residual": fit.relative_residual,
+        # As many observations as coefficients are met exactly: that says nothing of the fit.
+        **({"cost/attribution/relative_residual": fit.relative_residual} if fit.num_observations > 3 else {}),
     }
 
 

@@ -1,7 +1,7 @@
 """Three pictures of a model's variants: price against load, throughput against latency, price by purchase option.
 
 `parsimony frontier model=...` draws them beside the frontier and puts them into its page. Sentences
-beside them say which variant is the cheapest at which load, and which differ significantly from the baseline.
+beside them say which variant is the cheapest at which load, and how they compare with the baseline.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from core.files import write_atomic
 from evals.cost.crossings import Curve, cheapest, closed_loop, crossings
 from evals.cost.curves import compare
 from evals.cost.token_cost import reprice
+from evals.decide.evidence import price_verdict
 from evals.decide.fleet import describe_fleet
 from evals.load.summary import figure, mix_of
 from evals.types import Money
@@ -103,7 +104,7 @@ def variants_of(
 
 
 def sentences(variants: Sequence[Variant], peak_req_per_s: float | None = None) -> list[str]:
-    """Which variant is the cheapest at which load, which differ significantly from the baseline, what a fleet saves."""
+    """Which variant is the cheapest at which load, how they compare with the baseline, what a fleet saves."""
     curves = [one.curve for one in variants if one.prices]
     found = []
     for span in cheapest(curves):
@@ -119,11 +120,14 @@ def sentences(variants: Sequence[Variant], peak_req_per_s: float | None = None) 
         parts = [
             f"{row.name} {row.ratio - 1:+.0%}"
             + ("" if row.lo is None or row.hi is None else f" [{row.lo - 1:+.0%}, {row.hi - 1:+.0%}]")
-            + f" {row.verdict}"
             for row in rows
         ]
+        if one.evidence.price_rounds is not None:
+            found.append(f"{one.name}, price: {price_verdict(one.evidence, baseline.evidence).text}.")
         if parts:
-            found.append(f"{one.name} against {baseline.name}, price of a token: {', '.join(parts)}.")
+            # No verdict: repeats of one start say nothing of the next one.
+            text = f"{one.name} against {baseline.name}, price of a token by one start of each"
+            found.append(f"{text}: {', '.join(parts)}.")
         if fleet := describe_fleet(baseline.evidence, one.evidence, peak_req_per_s):
             found.append(f"{one.name}, fleet: {fleet}.")
     return found

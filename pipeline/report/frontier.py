@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from core.errors import ConfigError
-from evals.cost.price_ratio import log_spread
+from evals.cost.price_ratio import CONFIDENCE, log_spread
 from evals.decide.frontier import Z95, Frontier, Resamples, Spread, analyze, dominating
 from evals.load.summary import saturating_point
 from evals.types import Estimate, Money, Point, PriceRatio
@@ -212,7 +212,8 @@ def spreads_of(points: Sequence[Point], runs: Sequence[Run]) -> tuple[dict[str, 
         lo, hi = (metrics.get(f"price/ratio{end}") for end in (".lo", ".hi"))
         num_rounds = int(metrics.get("price/num_rounds", 0))
         if lo is not None and hi is not None and num_rounds > 1:
-            ratio = PriceRatio(metrics["price/ratio"], lo, hi, num_rounds, "")
+            confidence = metrics.get("price/confidence", CONFIDENCE)
+            ratio = PriceRatio(metrics["price/ratio"], lo, hi, num_rounds, "", confidence)
             ratios[name] = Spread(baseline, log_spread(ratio) or 0.0, num_rounds - 1)
         lo, hi = (metrics.get(f"difference_points{end}") for end in (".lo", ".hi"))
         if lo is not None and hi is not None:

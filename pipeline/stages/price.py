@@ -15,7 +15,7 @@ from pathlib import Path
 from core.files import plain
 from core.store import StageResult
 from evals.json_form import from_json
-from evals.load.interleaved import RoundDesign, Side, point_spec, run_rounds
+from evals.load.interleaved import RoundDesign, Side, earlier_looks, note_look, point_spec, run_rounds
 from evals.load.summary import headline_point
 from evals.load.tokens import headline_tokens
 from evals.types import PriceRounds, Target
@@ -104,6 +104,8 @@ class InterleavedPrice(Stage[PriceRounds]):
             progress(done, total)
 
         digests = {side: served(effects, one).speed_digest for side, one in self._sides.items()}
+        known = effects.home / "points" / self.candidate.known_points / f"rounds-{design.digest(digests)[:24]}"
+        looks = earlier_looks(known, self.num_rounds)
         rounds = run_rounds(
             design,
             lambda sides: self._started(effects, sides),
@@ -112,10 +114,11 @@ class InterleavedPrice(Stage[PriceRounds]):
             launcher=effects.launcher,
             env=server_environment(self.candidate.served.engine, self.candidate.served.machine),
             on_round=on_round,
-            known=effects.home / "points" / self.candidate.known_points / f"rounds-{design.digest(digests)[:24]}",
+            known=known,
             idle_limit_s=60 + 2 * self.candidate.served.engine.startup_timeout_s,
         )
-        found = PriceRounds(design.baseline.name, design.candidate.name, self.is_together, rounds)
+        note_look(known, self.num_rounds)
+        found = PriceRounds(design.baseline.name, design.candidate.name, self.is_together, rounds, looks)
         return {**plain(found), WORK_SHARE: counts[0] / self.num_rounds}
 
     @property

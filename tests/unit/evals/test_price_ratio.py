@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from evals.cost.curves import compare_points
-from evals.cost.price_ratio import log_spread, price_ratio, rounds_without_ratio, t_half_width
+from evals.cost.price_ratio import confidence_at, log_spread, price_ratio, rounds_without_ratio, t_half_width
 from evals.types import LoadPoint, PriceRound
 
 NOMINAL, AT_MOST = 0.025, 0.035
@@ -73,6 +73,12 @@ def test_a_round_that_completed_nothing_takes_the_whole_ratio_away():
         assert price_ratio(found) is None
 
 
+def test_an_end_is_always_a_number():
+    """Two rounds that differ a millionfold, told at a late look."""
+    found = price_ratio(rounds_of([([1e6], [1.0]), ([1.0], [1e6])]), confidence=confidence_at(20))
+    assert 0 < found.lo < found.ratio < found.hi < math.inf
+
+
 def test_the_spread_is_the_intervals():
     found = price_ratio(rounds_of([([100.0], [100.0 * math.exp(x)]) for x in (0.01, -0.02, 0.03, 0.0)]))
     logs = [-0.01, 0.02, -0.03, 0.0]
@@ -104,11 +110,28 @@ def test_equal_prices_are_called_cheaper_as_rarely_as_is_said(within, between, d
     assert cheaper / count >= NOMINAL / 2, "so low an error would be an interval that is too wide"
 
 
+@pytest.mark.parametrize(("within", "between"), [(0.03, 0.03), (0.01, 0.05)])
+def test_who_asks_for_more_rounds_until_it_is_shown_errs_in_at_most_3_5_percent(within, between):
+    rng = np.random.default_rng([1, round(1000 * within)])
+    count, cheaper = 3000, 0
+    for _ in range(count):
+        rounds = equal_prices(rng, within, between, 16, 2)
+        looks = enumerate((4, 8, 16))
+        cheaper += any(price_ratio(rounds[:size], confidence=confidence_at(look)).hi < 1 for look, size in looks)
+    assert cheaper / count <= AT_MOST
+
+
+@given(st.integers(1, 40))
+def test_all_later_looks_together_have_one_percent(looks):
+    assert sum((1 - confidence_at(look)) / 2 for look in range(1, looks + 1)) < 0.01
+    assert confidence_at(looks) < confidence_at(looks + 1) < 1
+
+
 def test_three_repeats_of_one_start_err_as_often_as_the_document_says():
     """What the rounds replaced: Welch's interval over the repeats of one start of each."""
     rng = np.random.default_rng(0)
     for within, between, share in ((0.03, 0.03, 0.095), (0.01, 0.05, 0.36)):
-        count, cheaper = 300, 0
+        count, cheaper = 120, 0
         for _ in range(count):
             (pair,) = equal_prices(rng, within, between, 1, 3)
             base, ours = (

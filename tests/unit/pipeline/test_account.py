@@ -411,8 +411,8 @@ def test_amounts_are_legible() -> None:
 def test_before_anything_is_recorded_the_plan_follows_a_rough_rule(config, capsys) -> None:
     account_of(config)
     out = capsys.readouterr().out
-    assert out.count("rough rule for CPU") == 6
-    for name in ("none", "int8", "compress", "health", "quality", "load"):
+    assert out.count("rough rule for CPU") == 7
+    for name in ("none", "int8", "compress", "health", "quality", "load", "price"):
         assert name in out
 
 
@@ -435,7 +435,7 @@ def test_recorded_stages_make_the_next_estimate_and_the_error_is_a_metric(config
     assert sum(both) == pytest.approx(float(charged))
     assert "Estimate against actual" in capsys.readouterr().out
     kept = [one for one in estimate_errors(ledger) if one.run_id == second.run_id]
-    assert {one.stage for one in kept} == {"compress", "health", "quality", "load"}
+    assert {one.stage for one in kept} == {"compress", "health", "quality", "load", "price"}
     stage = next(one for one in kept if one.stage == "quality")
     assert stage.actual_s == pytest.approx(0.4, rel=0.5)  # both variants' quality
     assert stage.actual_usd > 0

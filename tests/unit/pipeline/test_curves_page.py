@@ -9,6 +9,7 @@ from evals.types import LoadPoint, LoadReport, Price, QualityReport
 from finops.pricing.prices import lookup
 from pipeline.report import curves as curves_page
 from pipeline.report.curves import Variant, add_to_page, choose, draw, option_prices, section, sentences, variants_of
+from tests.unit.pipeline.test_decide import rounds
 
 LOADS = (1, 4, 16)
 NONE = {1: (100.0, 101.0, 99.0), 4: (300.0, 302.0, 299.0), 16: (900.0, 905.0, 899.0)}
@@ -43,16 +44,22 @@ def test_it_says_which_variant_is_cheapest_where_and_what_is_told_apart() -> Non
     assert texts[0].startswith("Cheapest from 1 to ")
     assert texts[0].endswith("requests in flight, on average: int4.")
     assert texts[1].endswith("to 16 requests in flight, on average: none.")
-    assert "c1-128x32 -60% [-61%, -59%] cheaper" in texts[2]
-    assert "c16-128x32 +50% [+48%, +52%] more expensive" in texts[2]
+    assert "price of a token by one start of each: c1-128x32 -60% [-61%, -59%], " in texts[2]
+    assert "c16-128x32 +50% [+48%, +52%]" in texts[2]
+    assert "cheaper" not in texts[2], "one start of each shows nothing"
+
+
+def test_rounds_that_measured_both_in_turn_say_which_is_cheaper() -> None:
+    beside = replace(VARIANT, evidence=replace(VARIANT.evidence, price_rounds=rounds(0.9)))
+    texts = sentences([BASE, beside])
+    assert "measured in turn, 4 rounds: -10.0% [-10.3%, -9.7%]: cheaper than the baseline" in texts[2]
 
 
 def test_a_more_expensive_machine_counts() -> None:
     expensive = lookup("h100-80gb")
     texts = sentences([BASE, a_variant("far", INT4, price=expensive)])
     assert texts[0] == "Cheapest from 1 to 16 requests in flight, on average: none."
-    assert "more expensive" in texts[1]
-    assert "cheaper" not in texts[1]
+    assert "c1-128x32 +" in texts[1]
 
 
 def test_three_pictures_are_drawn_and_put_into_the_page(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ def test_the_fit_is_recorded_with_its_residual() -> None:
     found = attribution_metrics(replace(cost("1"), attribution=fit))
     assert found["cost/attribution/relative_residual"] == fit.relative_residual > 0
     assert attribution_metrics(cost("1")) == {}
+    exact = fit_seconds([(128, 64), (256, 8), (32, 64)], [1.0, 0.4, 0.7])
+    assert not isinstance(exact, str)
+    assert "cost/attribution/relative_residual" not in attribution_metrics(replace(cost("1"), attribution=exact))
 
 
 def test_what_the_making_found_is_recorded_and_what_is_unknown_has_no_metric() -> None:

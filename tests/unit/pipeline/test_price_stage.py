@@ -202,6 +202,10 @@ def test_a_killed_stage_and_a_larger_one_take_up_what_is_measured(config: RunCon
     assert len(client.ran) == 2 * 6
     stored_result = effects.found(more).result
     assert stored_result["work_share"] == pytest.approx(2 / 6), "later estimates do not rest on a part"
+    assert effects.result(price).earlier_looks == 0
+    assert effects.result(more).earlier_looks == 1, "the price was told from 4 rounds before"
+    fewer = measured(replace(price, num_rounds=2), effects, Watched(limit=0))
+    assert fewer.earlier_looks == 2, "also a smaller number is another look"
 
 
 @pytest.mark.usefixtures("artifacts")
