@@ -153,8 +153,7 @@ def compare(
     """Difference and recovery in accuracy over the whole benchmark, and the difference for questions like these.
 
     Where every item was asked, the benchmark's figures are known, and a paired bootstrap tells of questions like these;
-    else both rest on confidence sequences. None where a task was not evaluated, or where a stopped task's baseline is
-    not complete.
+    else both rest on confidence sequences. None where a task was not evaluated.
     """
     if candidate.not_evaluated or not candidate.tasks:
         return None
@@ -184,24 +183,30 @@ def _stopped_comparison(
 ) -> PairedComparison | None:
     gates = {name: found.accuracy for name, found in evaluation.tasks.items()}
     names = list(gates)
-    if not all(baseline.tasks[name].is_complete and gates[name].state.num_items for name in names):
+    if not all(gates[name].state.num_items for name in names):
         return None
     level = 1 - (1 - CONFIDENCE) / len(names)
     each = {name: gates[name].confidence_sequence(level) for name in names}
-    means = {name: baseline.tasks[name].estimate.value for name in names}
+    means = {name: baseline.tasks[name].estimate.value for name in names if baseline.tasks[name].is_complete}
     method = f"confidence sequences, together {CONFIDENCE:.0%}, valid at any stopping time"
-    ratios = {name: _moved(each[name], 1.0, 1 / means[name], method) if means[name] > 0 else None for name in names}
+    ratios = {
+        name: _moved(each[name], 1.0, 1 / means[name], method) if means.get(name, 0.0) > 0 else None for name in names
+    }
     known = [ratio for ratio in ratios.values() if ratio is not None]
     aligned = {name: align(candidate.tasks[name].items, baseline.tasks[name].items) for name in names}
     return PairedComparison(
         difference=_mean(list(each.values()), method),
         recovery=_mean(known, method) if len(known) == len(names) else None,
-        recovery_missing="" if len(known) == len(names) else "a baseline's mean score is 0, so there is no ratio",
+        recovery_missing="" if len(known) == len(names) else _no_ratio(len(means) < len(names)),
         differences=each,
         recoveries=ratios,
         flips={name: flips(ours, theirs, ids) for name, (ids, ours, theirs) in aligned.items()},
         like_these=_mean([questions_like_these(gates[name], level, seed=seed) for name in names], f"{method}, i.i.d."),
     )
+
+
+def _no_ratio(is_partial: bool) -> str:
+    return "the baseline was asked a part of its items" if is_partial else "a baseline's mean score is 0"
 
 
 def _moved(estimate: Estimate, shift: float, scale: float, method: str) -> Estimate:
