@@ -19,10 +19,8 @@ from evals.quality.run import gated_report, report
 from evals.quality.selection import ItemSelection, make_selection
 from evals.types import LoadPoint, LoadReport, PriceRound, PriceRounds, QualityReport
 from pipeline.checkpoints.folder import checkpoint_digest
-from pipeline.cli.app import run_command
-from pipeline.cli.compose import command_config
+from pipeline.cli.app import dispatch, run_command
 from pipeline.health.report import HealthReport
-from pipeline.run import run
 from pipeline.stages.base import DequantizedBase
 from pipeline.stages.compress import Compress
 from pipeline.stages.data import Calibration, Datasets, Fetch
@@ -153,11 +151,11 @@ FAKES: Mapping[type[Stage[Any]], Any] = {
 
 
 def main(arguments: list[str]) -> int:
-    """Run one configuration with known answers."""
+    """The product's own command line, with known answers."""
     set_defaults()
     for stage, fake in FAKES.items():
         stage.run = fake  # type: ignore[method-assign]
-    return run(command_config(arguments))
+    return dispatch(arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """`suite.apply_chat_template=true`: prompts, answers and scores are those of `lm_eval run --apply_chat_template`."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -15,9 +16,11 @@ from core.environments import serving_python
 from core.errors import ConfigError
 from core.files import digest_json
 from core.store import StageStore
+from evals.gate.gate import Verdict
+from evals.gate.sequential import GateRule, replay
 from evals.quality.chat import write_conversation
 from evals.quality.embedded import task_config
-from evals.quality.run import Sampling, Suite, Tools, run_suite
+from evals.quality.run import Sampling, Suite, Tools, run_gated_suite, run_suite
 from evals.quality.worker import FEWSHOT_SEED
 from evals.types import QualityReport, Target
 from pipeline.config import EngineConfig
@@ -164,6 +167,24 @@ def test_prompts_are_lm_evals_with_one_begin_token(tmp_path: Path) -> None:
     written = write_conversation(server.tokenizer, messages, add_generation_prompt=True)
     ids = server.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert server.tokenizer(written, add_special_tokens=False).input_ids == ids
+
+
+def test_a_chat_suite_runs_to_a_verdict(tmp_path: Path) -> None:
+    """Multiple choice by the right choice's probability, generation by its score, both asked as conversations."""
+    tokenizer, files = a_tokenizer(tmp_path / "tokenizer"), write_tasks(tmp_path / "tasks")
+    suite = Suite("files", tuple(files), None, 8, True, files)
+    tools = Tools(Path(sys.executable), tmp_path / "answers.sqlite", None)
+    sampling = Sampling("baseline and suite", "candidate, baseline and suite", dict.fromkeys(files, 60))
+    rule = GateRule(dict.fromkeys(files, 0.1), {"colours": 0.25}, order="uniform", max_items=60, block_items=10)
+    with RecordingServer(tokenizer) as server:
+        target = Target(server.url, "model", tokenizer, {"max_model_len": 2048}, "chat")
+        baseline = run_suite(target, suite, tmp_path / "base", tools, sampling)
+        same = replace(target, digest="the same answers")
+        found = run_gated_suite(same, suite, tmp_path / "same", tools, sampling, baseline=baseline, rule=rule)
+    states = replay(found.tasks, baseline.tasks, rule)
+    assert states.combined.decision is Verdict.PASS
+    assert [states.tasks[name].score for name in ("colours", "pens")] == ["probability", "accuracy"]
+    assert all(state.max_log_e_pass >= math.log(20) for state in states.states.values())
 
 
 def test_a_base_without_a_template_is_refused_before_anything_is_asked(tmp_path: Path) -> None:

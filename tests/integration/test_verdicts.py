@@ -142,7 +142,10 @@ def test_four_runs_at_once_are_counted_once_each(place: Place) -> None:
 
 
 def test_a_sweep_shares_one_level(place: Place) -> None:
-    for label in ("int8", "awq"):
-        assert place.run(f"quant={label}", "gate.num_candidates=2")[0] == 0
+    code, out, error = place.run("--multirun", "quant=none,int8,awq")
+    assert code == 0, error
+    assert out.count("Decision on") == 3
     assert place.attempts() == [(1, 2), (1, 2)]
     assert place.tags("awq").metrics["gate/level"] == pytest.approx(attempt_level(0.05, 1, 2))
+    assert place.run("quant=rtn-int8", "gate.num_candidates=2")[0] == 0
+    assert place.attempts() == [(1, 2), (1, 2), (2, 2)], "of several that are started one by one, the user says it"
