@@ -36,7 +36,7 @@ LATER_LOOKS_ERROR = 0.01
 def confidence_at(earlier_looks: int) -> float:
     """Two-sided confidence of the interval after so many earlier looks at the same rounds.
 
-    The first look has 2.5% of error on each side, all later ones together 1%: the second half of that, the third a
+    Looking once has 2.5% of error on each side, all later looks together 1%: the second half of that, the third a
     quarter, and so on. So whoever asks for more rounds until a price is shown errs in at most 3.5%.
 
     >>> [round(confidence_at(looks), 4) for looks in range(4)]

@@ -129,7 +129,11 @@ METRIC_NAMES: tuple[MetricName, ...] = (
     MetricName(
         "price/ratio", "1", "Price of a token over the baseline's, measured in turn over rounds of fresh starts.", True
     ),
-    MetricName("price/confidence", "1", "Of that interval; above 0.95 where rounds were added after a first look."),
+    MetricName(
+        "price/confidence",
+        "1",
+        "Of that interval; above 0.95 where rounds were added to those of an earlier comparison.",
+    ),
     MetricName("price/num_rounds", "1", "Rounds that it rests on; each starts both servers anew."),
     MetricName("price/load_average", "1", "Largest 1-minute load average among the rounds."),
     MetricName(
