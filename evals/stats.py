@@ -68,7 +68,7 @@ class PairedComparison:
     flips: dict[str, Flips]
     """The flips per task."""
     like_these: Estimate | None = None
-    """The difference for questions like these, where `difference` is the benchmark's; None: not told apart."""
+    """The difference for questions like these, where `difference` is the benchmark's; None: not measured."""
 
 
 def mean_estimate(scores: Scores, confidence: float = 0.95) -> Estimate:

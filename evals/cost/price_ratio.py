@@ -13,7 +13,7 @@ at 1% and 5% in 36%, where 2.5% are meant.
 ...           a_round((101.0, 99.0), (109.0, 110.0))]
 >>> found = price_ratio(rounds)
 >>> round(found.ratio, 3), round(found.lo, 3), round(found.hi, 3), found.num_rounds
-(0.911, 0.9, 0.923, 3)
+(0.911, 0.906, 0.916, 3)
 >>> price_ratio(rounds[:1]).method
 'one round: no interval'
 """
@@ -30,7 +30,7 @@ CONFIDENCE = 0.95
 WIDEST = 300.0
 """Of half an interval, on the logarithm: two rounds that differ much would else give an end that is no number."""
 LATER_LOOKS_ERROR = 0.01
-"""One-sided error of all looks after the first one together: 3.5% with the first one's 2.5%."""
+"""One-sided error of all later looks together: 3.5% with the first one's 2.5%."""
 
 
 def confidence_at(earlier_looks: int) -> float:

@@ -2,8 +2,8 @@
 
 A comparison is a family (one baseline, one way of asking) and the tasks that decide. Its error level is shared by all
 candidates that are ever tried in it, so they are counted here, in one transaction each: runs on several machines that
-start together get different numbers. Candidates come in batches: those of a sweep share one, which has a place for
-each; a candidate of its own is a batch of one. A candidate that was tried before keeps its place. Nothing is forgotten:
+start together get different numbers. Candidates come in batches: those of a sweep share one, which has a slot for
+each; a candidate of its own is a batch of one. A candidate that was tried before keeps its slot. Nothing is forgotten:
 the tables are append-only.
 
 What a rule is, and which changes of it are allowed, the caller knows; here it is a JSON object.
@@ -35,8 +35,8 @@ CheckRule = Callable[[Declared], None]
 
 
 @dataclass(frozen=True)
-class Place:
-    """A candidate's place in a comparison; batches are counted from 1."""
+class Slot:
+    """A candidate's slot in a comparison; batches are counted from 1."""
 
     batch: int
     batch_size: int
@@ -57,8 +57,8 @@ class Attempts:
 
     def claim(
         self, family: str, tasks: Sequence[str], rule: Rule, attempt: str, batch_size: int, check: CheckRule
-    ) -> Place:
-        """A candidate's place, taken with its first answer and the same ever after; the rule is declared with it.
+    ) -> Slot:
+        """A candidate's slot, taken with its first answer and the same ever after; the rule is declared with it.
 
         Args:
             family: digest of the baseline and of how questions are asked.
@@ -113,13 +113,13 @@ class Attempts:
         }
         connection.execute(sa.insert(table).values(values))
 
-    def _place(self, connection: Connection, comparison: int, attempt: str, batch_size: int) -> Place:
+    def _place(self, connection: Connection, comparison: int, attempt: str, batch_size: int) -> Slot:
         table = schema.attempts
         mine = table.c.comparison_id == comparison
         rows = connection.execute(sa.select(table).where(mine)).all()
         known = next((row for row in rows if row.attempt == attempt), None)
         if known is not None:
-            return Place(known.batch, known.batch_size, len(rows))
+            return Slot(known.batch, known.batch_size, len(rows))
         taken: dict[int, int] = {}
         for row in rows:
             if row.batch_size == batch_size:
@@ -134,4 +134,4 @@ class Attempts:
             "created_us": to_us(self._ledger.clock()),
         }
         connection.execute(sa.insert(table).values(values))
-        return Place(batch, batch_size, len(rows) + 1)
+        return Slot(batch, batch_size, len(rows) + 1)

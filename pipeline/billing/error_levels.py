@@ -20,7 +20,7 @@ class CountedLevels:
         self._ledger_url = ledger_url
 
     def __call__(self, attempt: Attempt) -> float:
-        """The level at which a candidate is tested. It is counted with the first call, and keeps its place.
+        """The level at which a candidate is tested. It is counted with the first call, and keeps its slot.
 
         Raises:
             ConfigError: the rule must not follow those that were declared before it.
@@ -29,11 +29,11 @@ class CountedLevels:
         """
         rule = attempt.rule
         with closing(Ledger(self._ledger_url)) as ledger:
-            place = Attempts(ledger).claim(
+            slot = Attempts(ledger).claim(
                 attempt.family, rule.tasks, rule.to_json(), attempt.digest, attempt.batch_size,
                 partial(check_rule, rule=rule),
             )  # fmt: skip
-        return attempt_level(rule.alpha, place.batch, place.batch_size)
+        return attempt_level(rule.alpha, slot.batch, slot.batch_size)
 
     def check(self, plan: RunPlan, effects: Effects) -> None:
         """Check a run's rule before anything is made or asked: it needs the baseline's weights alone.

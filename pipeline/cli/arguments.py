@@ -22,7 +22,7 @@ def moved_key(key: str, value: str = "N") -> str | None:
     r"""The message for a key of an earlier version; None for any other key.
 
     >>> moved_key("suite.num_items", "100")
-    "suite.num_items: is gate.max_items now: questions are drawn from the task's whole split\\n  -> gate.max_items=100"
+    "suite.num_items: is gate.max_items now: questions are drawn from the task's whole split\n  -> gate.max_items=100"
     """
     if key not in MOVED:
         return None

@@ -39,7 +39,7 @@ HEADS = {
     "undecided": ("Not decided:", "open"),
     "hold": ("Not promoted:", "no"),
 }
-"""A decision's action -> how the page opens, and the class of its colour."""
+"""A decision's action -> how the page opens, and the class of its color."""
 SCORE_TEXTS = {"accuracy": "accuracy", "probability": "the right choice's probability"}
 NUM_EXAMPLES = 3
 """Flips shown per task and direction."""
@@ -238,10 +238,10 @@ def page(record: DecisionRecord, picture: bytes | None) -> str:
     """The page for readers who did not run the evaluation."""
     decision = record.decision
     text = html.escape
-    word, colour = HEADS[decision.action]
+    word, color = HEADS[decision.action]
     head = f"{word} '{decision.variant}'"
     parts = [
-        f'<p class="verdict {colour}">{text(head)}</p>',
+        f'<p class="verdict {color}">{text(head)}</p>',
         f"<p>{text(record.model)}, decided {text(record.decided_at)}. {text(_saving(decision))}</p>",
         "<h2>Why</h2><ul>" + "".join(f"<li>{text(reason)}</li>" for reason in decision.reasons) + "</ul>",
         "<h2>How sure is this?</h2><p>" + text(record.guarantee) + "</p>",

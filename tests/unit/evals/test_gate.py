@@ -179,7 +179,7 @@ def test_mean_wealth_over_all_orders_is_one_on_the_boundary(population):
 
 
 @pytest.mark.parametrize("is_weighted", [False, True])
-def test_mean_wealth_over_all_orders_is_one_on_the_boundary_beside_a_forecast(is_weighted):
+def test_mean_wealth_over_all_orders_is_one_on_the_boundary_beside_a_projection(is_weighted):
     """The same, each order weighing what its draw weighs, whatever the flip model expects."""
     d = np.array([1.0, -1.0, -1.0, 0.0, 0.0, 0.5, -0.5])
     n, baseline = len(d), np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.4, 0.6])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import ConfigError
-from finops.controls.attempts import Attempts, Declared, Place
+from finops.controls.attempts import Attempts, Declared, Slot
 from finops.ledger import schema
 from finops.ledger.ledger import Ledger
 
@@ -20,7 +20,7 @@ def anything(declared: Declared) -> None:
     """Every rule may follow every other."""
 
 
-def claim(url: str, attempt: str, batch_size: int = 1, family: str = "f", rule: dict[str, object] = RULE) -> Place:
+def claim(url: str, attempt: str, batch_size: int = 1, family: str = "f", rule: dict[str, object] = RULE) -> Slot:
     ledger = Ledger(url)
     try:
         return Attempts(ledger).claim(family, ["piqa"], rule, attempt, batch_size, anything)
@@ -31,7 +31,7 @@ def claim(url: str, attempt: str, batch_size: int = 1, family: str = "f", rule: 
 def test_single_candidates_are_batches_of_one_and_keep_their_place(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     assert [claim(url, name).batch for name in ("a", "b", "a", "c", "b")] == [1, 2, 1, 3, 2]
-    assert claim(url, "a") == Place(1, 1, 3)
+    assert claim(url, "a") == Slot(1, 1, 3)
 
 
 def test_a_sweep_shares_one_batch_and_a_later_sweep_has_another(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_a_sweep_shares_one_batch_and_a_later_sweep_has_another(tmp_path: Path) 
 
 def test_a_candidate_of_a_sweep_that_is_tried_alone_later_is_no_other_one(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
-    assert claim(url, "a", 4) == Place(1, 4, 1)
-    assert claim(url, "a", 1) == Place(1, 4, 1)
+    assert claim(url, "a", 4) == Slot(1, 4, 1)
+    assert claim(url, "a", 1) == Slot(1, 4, 1)
 
 
 def test_other_tasks_and_other_baselines_are_counted_apart(tmp_path: Path) -> None:

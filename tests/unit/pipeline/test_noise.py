@@ -11,7 +11,6 @@ import pytest
 from core.errors import ConfigError, PlanError, ToolError
 from core.files import plain
 from evals.config import SuiteConfig
-from evals.decide.decide import rank
 from evals.decide.evidence import Evidence
 from evals.decide.noise_floor import noise_report
 from evals.gate.sequential import uniform_sampling_order
@@ -44,7 +43,7 @@ from pipeline.stages.measure import measure
 from pipeline.stages.noise import Noise, is_same
 from tests.unit.pipeline.plans import POINT, run_plan, stored
 from tests.unit.pipeline.shapes import MACHINE, SHAPE
-from tests.unit.pipeline.test_decide import GATE, GOOD, evidence
+from tests.unit.pipeline.test_decide import GATE, GOOD, evidence, rank
 from tests.unit.pipeline.test_methods import H100
 
 PRICE = Price("cpu", Decimal("0.1"), Decimal("0.1"), "on_demand", "test", "", 2)
@@ -55,7 +54,7 @@ def config(tmp_path: Path) -> RunConfig:
     return RunConfig(
         model=ModelConfig(name="tiny", source="embedded", family="smollm2", shape={**SHAPE, "model_type": "llama"}),
         quant={"method": "rtn-int8"},
-        suite=SuiteConfig(name="small", tasks=["arc_easy"], num_items=20),
+        suite=SuiteConfig(name="small", tasks=["arc_easy"]),
         load={"name": "one", "num_repeats": 2, "points": [POINT]},
         noise=NoiseConfig(max_items=6),
         home=str(tmp_path / "home"),
@@ -123,7 +122,6 @@ def test_the_key_is_of_what_decides_the_answers(config: RunConfig) -> None:
         replace(config, suite=replace(config.suite, num_fewshot=2)),
         replace(config, engine=replace(config.engine, dtype="bfloat16")),
         replace(config, quant={"method": "rtn-int4"}),
-        replace(config, seed=1),
     ):
         assert noise_of(other).key != same
     assert noise_of(config, 0).key != same
@@ -171,7 +169,7 @@ class FakeServed:
 
 def result(scores: list[float], shift: float = 0.0, num_total: int = 20) -> TaskResult:
     items = tuple(ItemOutcome(i, score, (-1.0 - shift, -2.0), 0) for i, score in enumerate(scores))
-    order = uniform_sampling_order("arc_easy", range(num_total), 0)
+    order = uniform_sampling_order("arc_easy", range(num_total), "baseline")
     return TaskResult("arc_easy", "acc", mean_estimate(scores), items, num_total, "same", order)
 
 
@@ -180,9 +178,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, str]]:
     """Replaces lm-eval: the second call's scores differ in one item; lists (digest, num_concurrent, folder)."""
     calls: list[tuple[str, int, str]] = []
 
-    def run_suite(target: Target, suite: Any, folder: Path, tools: Any, *, first_items: int) -> QualityReport:
+    def run_suite(target: Target, suite: Any, folder: Path, tools: Any, sampling: Any) -> QualityReport:
         folder.mkdir(parents=True)
-        assert first_items == 6
+        assert sampling.budgets == {"arc_easy": 6}
         calls.append((target.digest, suite.num_concurrent, folder.name))
         tools.on_answers(2, 1)
         tools.on_progress(6, 6)
@@ -250,7 +248,7 @@ def test_answers_of_the_quality_stage_are_not_asked_again(
 def test_a_path_that_gives_the_same_numbers_is_no_other_path(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_suite(target: Target, suite: Any, folder: Path, tools: Any, *, first_items: int) -> QualityReport:
+    def run_suite(target: Target, suite: Any, folder: Path, tools: Any, sampling: Any) -> QualityReport:
         folder.mkdir(parents=True)
         return QualityReport({"arc_easy": result([1.0, 0.0])})
 
@@ -407,7 +405,7 @@ def test_the_worker_is_given_that_digest(tmp_path: Path, monkeypatch: pytest.Mon
             return {"tasks": {}, "items_needed": {}, "num_fresh": 0, "num_known": 0}
 
     target = Target("http://127.0.0.1:1", "model", Path(), {}, "digest")
-    suite = quality_run.Suite("hub", ("arc_easy",), None, None, 4, False, 0)
+    suite = quality_run.Suite("hub", ("arc_easy",), None, 4, False)
     tools = quality_run.Tools(Path("python"), tmp_path / "answers.sqlite", None, launcher=Launcher())
-    quality_run.run_suite(target, suite, tmp_path / "job", tools)
+    quality_run.run_suite(target, suite, tmp_path / "job", tools, quality_run.Sampling("baseline"))
     assert told[0]["target"].digest == answers_digest(target, 4) != "digest"

@@ -94,7 +94,7 @@ def config(tmp_path: Path) -> Iterator[RunConfig]:
         model=ModelConfig(name="tiny", source="embedded", family="smollm2"),
         quant={"method": "int8"},
         calib=CalibConfig(sources=["squad"], num_samples=4, length=64),
-        suite=SuiteConfig(tasks=["arc_easy"], num_items=10),
+        suite=SuiteConfig(tasks=["arc_easy"]),
         load=LOAD,
         home=str(tmp_path / "home"),
         dry_run=True,
