@@ -30,7 +30,7 @@ def test_errors_at_the_boundary_stay_below_the_levels_whenever_one_stops(num_ite
     bets = (ACCEPT_BETS, REJECT_BETS)
     boundary = float(num_gained - num_lost)
     schedule = betting.make_schedule(np.ones(num_items))
-    _, path = betting.advance(betting.start(*bets, (num_runs,)), d, schedule, boundary, bets)
+    _, path = betting.advance(betting.start(*bets, (num_runs,)), d, schedule, (boundary, boundary), bets)
     for alpha in (0.01, 0.05, 0.1):
         bound = alpha + 4 * math.sqrt(alpha * (1 - alpha) / num_runs)
         assert (path.log_accept.max(axis=1) >= math.log(1 / alpha)).mean() <= bound
@@ -61,10 +61,10 @@ def test_many_runs_at_once_are_the_same_as_one_gate_each():
     schedule = betting.make_schedule(weights, ranks, baseline)
     carry, paths = betting.start(*bets, (20,)), []
     for begin in range(0, 60, 25):
-        carry, path = betting.advance(carry, d[:, begin : begin + 25], schedule, -60 * 0.05, bets)
+        carry, path = betting.advance(carry, d[:, begin : begin + 25], schedule, (-60 * 0.05, -60 * 0.05), bets)
         paths.append(path.log_accept)
     keep = np.arange(20) % 3 == 0
-    rest = betting.advance(carry.rows(keep), d[keep, :0], schedule.rows(keep), -60 * 0.05, bets)[0]
+    rest = betting.advance(carry.rows(keep), d[keep, :0], schedule.rows(keep), (-60 * 0.05, -60 * 0.05), bets)[0]
     assert rest.evidence.shape == (2, len(CURVES), 7)
     for i in range(20):
         gate = Gate(60, 0.05, order_weights=weights[i], ranks=ranks[i], baseline=baseline[i])
@@ -167,7 +167,7 @@ def test_the_uniform_process_is_the_published_martingale(delta):
     d = rng.permutation(three_point(n, 12, 9))
     one = betting.Bets((1.0,), (1.0,))
     schedule = betting.make_schedule(np.ones(n))
-    _, path = betting.advance(betting.start(one, one), d, schedule, -n * delta, (one, one))
+    _, path = betting.advance(betting.start(one, one), d, schedule, (-n * delta, -n * delta), (one, one))
     x, mu, capital, seen = (d + 1) / 2, (1 - delta) / 2, 1.0, 0.0
     for t in range(n - 40):
         m = (n * mu - x[:t].sum()) / (n - t)
