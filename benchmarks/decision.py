@@ -37,8 +37,9 @@ from evals.stats import mean_estimate
 from evals.types import ItemOutcome, SamplingOrder, TaskResult
 
 ALPHA = 0.05
-GUARD = 2.5
-"""The guard's margin on accuracy over the declared one."""
+GUARDS = (1.5, 2.5)
+"""The guard's margin on accuracy over the declared one: what is audited."""
+GUARD = GUARDS[0]
 MARGINS = (0.02, 0.03, 0.05)
 Array = NDArray[np.float64]
 
@@ -69,9 +70,15 @@ class Pair:
 
     def take(self, items: NDArray[np.int64]) -> Pair:
         """The same of these items, in this order; an item may occur more than once."""
-        arrays = (one[items] for one in (self.right, self.p, self.d_accuracy, self.d_probability))
-        costs = None if self.costs is None else tuple(self.costs[i] for i in items)
-        return Pair(self.variant, self.task, *arrays, tuple(self.margins[i] for i in items), costs)
+        return replace(
+            self,
+            right=self.right[items],
+            p=self.p[items],
+            d_accuracy=self.d_accuracy[items],
+            d_probability=self.d_probability[items],
+            margins=tuple(self.margins[i] for i in items),
+            costs=None if self.costs is None else tuple(self.costs[i] for i in items),
+        )
 
 
 @dataclass(frozen=True)
@@ -354,30 +361,30 @@ def population_table(audit: Audit) -> Iterator[str]:
 Variants that are exactly 3 points worse on the whole set (recorded answers, changed at random until they are; and
 constructed ones), margin 2 points, alpha 5%: share promoted in % of {audit.num_runs} orders, by budget. "subset of
 100": as `suite=small` was until now, 100 items drawn at random and taken for the whole population. One standard error
-at 5% is {audit.error()}. By the new default, and by accuracy alone."""
+at 5% is {audit.error()}. By accuracy, and by probability with a guard on accuracy of so many margins: a guard of 1.5
+margins is one of 3 points, so 3 points worse is on its boundary; behind a wider guard a variant that loses accuracy and
+keeps its probabilities is promoted, as the claim then allows."""
     yield ""
     pairs = [losing(pair, 0.03, audit.rng) for pair in audit.pairs]
     pairs += [
         constructed_pair(size, flips, 0.03, audit.rng) for size, flips in ((570, 0.05), (1838, 0.05), (1838, 0.2))
     ]
     rows: list[list[object]] = []
-    largest = 0.0
+    largest: dict[str, float] = {}
     for pair in pairs:
         old = _subset_passes(pair, audit)
         loss = -100 * float(pair.d_probability.mean())
-        for name, gates in (
-            ("probability", probability_gates(pair, 0.02)),
-            ("accuracy", accuracy_gates(pair, 0.02)),
-        ):
+        tested = {f"probability, guard {guard:g}": probability_gates(pair, 0.02, guard=guard) for guard in GUARDS}
+        for name, gates in ({"accuracy": accuracy_gates(pair, 0.02)} | tested).items():
             runs = gates.run(audit.rng, audit.num_runs)
             shares = [float((runs.passed & (runs.num_items <= (budget or math.inf))).mean()) for budget in budgets]
-            largest = max(largest, *shares)
+            largest[name] = max(largest.get(name, 0.0), *shares)
             about: list[object] = [pair.variant, pair.task, pair.num_items, f"{loss:.1f}", name, percent(old)]
             rows.append([*about, *map(percent, shares)])
     header = ["variant", "task", "N", "points of probability lost", "score", "subset of 100"]
     yield from table([*header, *("all" if one is None else str(one) for one in budgets)], rows)
     yield ""
-    yield f"Largest share under a budget: {percent(largest)}%."
+    yield "Largest share: " + ", ".join(f"{name} {percent(share)}%" for name, share in largest.items()) + "."
 
 
 def _subset_passes(pair: Pair, audit: Audit) -> float:
@@ -452,13 +459,15 @@ def _asked(pair: Pair, score: str, order: str, kind: str, rng: np.random.Generat
     gates = probability_gates(pair, 0.02, guard=None) if score == "probability" else accuracy_gates(pair, 0.02)
     weights = gates.weights if order == "guided" else None
     drawn = np.argsort(rng.exponential(size=n) / (1.0 if weights is None else weights))
-    side, known = gates.sides[0], {}
-    if weights is not None:
-        known = {"order_weights": weights[drawn]}
-        if side.ranks is not None:
-            known["ranks"] = side.ranks[drawn]
+    side = gates.sides[0]
     gate = Gate(
-        n, side.delta, baseline=base[drawn], second_moment=side.second_moment, stop_early=kind != "all", **known
+        n,
+        side.delta,
+        order_weights=None if weights is None else weights[drawn],
+        ranks=None if weights is None or side.ranks is None else side.ranks[drawn],
+        baseline=base[drawn],
+        second_moment=side.second_moment,
+        stop_early=kind != "all",
     )
     d = side.d[drawn]
     size = n if kind == "all" else 32
@@ -473,24 +482,22 @@ def _asked(pair: Pair, score: str, order: str, kind: str, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair under one margin: the old default beside the new one."""
+    """One pair under one margin: the old default beside the new one, with each guard."""
 
     pair: Pair
     delta: float
     old: Runs
-    new: Runs
+    new: tuple[Runs, ...]
     plain: Runs
     """Uniform order, accuracy."""
 
-    @property
-    def factor(self) -> float:
+    def factor(self, guard: int) -> float:
         """Times fewer items."""
-        return float(np.median(self.old.num_items) / np.median(self.new.num_items))
+        return float(np.median(self.old.num_items) / np.median(self.new[guard].num_items))
 
-    @property
-    def kind(self) -> str:
+    def kind(self, guard: int) -> str:
         """What both say in most orders: pass, fail, or mixed where they differ."""
-        both = float(self.old.passed.mean()), float(self.new.passed.mean())
+        both = float(self.old.passed.mean()), float(self.new[guard].passed.mean())
         return "pass" if min(both) > 0.5 else "fail" if max(both) < 0.5 else "mixed"
 
 
@@ -500,18 +507,20 @@ def items_table(audit: Audit) -> Iterator[str]:
 
 Median items to a verdict in {audit.num_runs} orders of recorded answers, alpha = beta = 5%, all items as the budget.
 "old": guided order, accuracy. "new": probability at {EQUAL_STRICTNESS:g} of the margin, with a guard on accuracy that
-passes at {GUARD:g} margins and rejects at one. "uniform": accuracy, uniform order. Factor: old / new. "passed": share
-of orders, old and new, in %. Cells in which old and new say different things in most orders are "mixed": their margin
-lies between the two losses."""
+passes at 1.5 or 2.5 margins and rejects at one. "uniform": accuracy, uniform order. Factor: old / new. "passed": share
+of orders in %. Cells in which old and new say different things in most orders are "mixed": their margin lies between
+the two losses."""
     yield ""
     cells = []
     for pair in audit.pairs:
         for delta in MARGINS:
             old = accuracy_gates(pair, delta).run(audit.rng, audit.num_runs)
-            new = probability_gates(pair, delta).run(audit.rng, audit.num_runs)
+            new = tuple(probability_gates(pair, delta, guard=g).run(audit.rng, audit.num_runs) for g in GUARDS)
             plain = accuracy_gates(pair, delta, "uniform").run(audit.rng, audit.num_runs)
             cells.append(Cell(pair, delta, old, new, plain))
-    header = "variant|task|N|accuracy lost|probability lost|margin|verdict|uniform|old|new|factor|passed old|passed new"
+    header = "variant|task|N|accuracy lost|probability lost|margin|uniform|old|passed"
+    for guard in GUARDS:
+        header += f"|new, guard {guard:g}|passed|verdict|factor"
     yield from table(header.split("|"), [_items_row(cell) for cell in cells])
     yield ""
     yield from _items_summary(cells)
@@ -520,33 +529,34 @@ lies between the two losses."""
 def _items_row(cell: Cell) -> list[object]:
     pair = cell.pair
     lost = [f"{-100 * float(d.mean()):.1f}" for d in (pair.d_accuracy, pair.d_probability)]
-    medians = [f"{np.median(runs.num_items):.0f}" for runs in (cell.plain, cell.old, cell.new)]
-    shares = [percent(float(runs.passed.mean())) for runs in (cell.old, cell.new)]
-    about: list[object] = [pair.variant, pair.task, pair.num_items, *lost, f"{100 * cell.delta:g}", cell.kind]
-    return [*about, *medians, f"{cell.factor:.2f}", *shares]
+    about: list[object] = [pair.variant, pair.task, pair.num_items, *lost, f"{100 * cell.delta:g}"]
+    about += [f"{np.median(cell.plain.num_items):.0f}", *_median_and_passed(cell.old)]
+    for guard, runs in enumerate(cell.new):
+        about += [*_median_and_passed(runs), cell.kind(guard), f"{cell.factor(guard):.2f}"]
+    return about
+
+
+def _median_and_passed(runs: Runs) -> tuple[str, str]:
+    return f"{np.median(runs.num_items):.0f}", percent(float(runs.passed.mean()))
 
 
 def _items_summary(cells: Sequence[Cell]) -> Iterator[str]:
-    for kind in ("pass", "fail", "mixed"):
-        factors = [cell.factor for cell in cells if cell.kind == kind]
-        if factors:
-            yield f"- {kind}: {len(factors)} cells, geometric mean {_mean(factors)}, smallest {min(factors):.2f}"
-    early = [
-        cell.factor
-        for cell in cells
-        if cell.kind == "pass" and np.median(cell.old.num_items) < 0.8 * cell.pair.num_items
-    ]
-    if early:
-        yield f"- pass, old stops before 80% of N: {len(early)} cells, geometric mean {_mean(early)}"
-    for variant in dict.fromkeys(cell.pair.variant for cell in cells):
-        factors = [cell.factor for cell in cells if cell.kind == "pass" and cell.pair.variant == variant]
-        if factors:
-            yield f"- pass, {variant}: {len(factors)} cells, geometric mean {_mean(factors)}"
-    agree = np.mean([cell.kind != "mixed" for cell in cells])
-    yield f"- old and new say the same in {percent(float(agree))}% of the cells"
-    means = np.array(
-        [[float(d.mean()) for d in (c.pair.d_accuracy, c.pair.d_probability)] for c in cells[:: len(MARGINS)]]
-    )
+    for guard, times in enumerate(GUARDS):
+        name = f"guard {times:g} margins"
+        for kind in ("pass", "fail", "mixed"):
+            factors = [cell.factor(guard) for cell in cells if cell.kind(guard) == kind]
+            if factors:
+                text = f"geometric mean {_mean(factors)}, smallest {min(factors):.2f}"
+                yield f"- {name}, {kind}: {len(factors)} cells, {text}"
+        passing = [cell for cell in cells if cell.kind(guard) == "pass"]
+        early = [c.factor(guard) for c in passing if np.median(c.old.num_items) < 0.8 * c.pair.num_items]
+        if early:
+            yield f"- {name}, pass, old stops before 80% of N: {len(early)} cells, geometric mean {_mean(early)}"
+        for variant in dict.fromkeys(cell.pair.variant for cell in passing):
+            factors = [cell.factor(guard) for cell in passing if cell.pair.variant == variant]
+            yield f"- {name}, pass, {variant}: {len(factors)} cells, geometric mean {_mean(factors)}"
+    pairs = [cell.pair for cell in cells[:: len(MARGINS)]]
+    means = np.array([[float(d.mean()) for d in (one.d_accuracy, one.d_probability)] for one in pairs])
     slope = float((means[:, 0] * means[:, 1]).sum() / (means[:, 0] ** 2).sum())
     correlation = float(np.corrcoef(means.T)[0, 1]) if len(means) > 2 else math.nan
     yield f"- mean differences of probability on those of accuracy: slope {slope:.2f}, correlation {correlation:.2f}"

@@ -254,8 +254,8 @@ class Gate:
         top, top_at = old.max_log_e_pass, old.max_at
         if path.log_accept.max() > top:
             top, top_at = float(path.log_accept.max()), used + 1 + int(path.log_accept.argmax())
-        said = (verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at)
-        return GateState(*said, log_pass, log_fail, top, top_at)
+        verdict_now = (verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at)
+        return GateState(*verdict_now, log_pass, log_fail, top, top_at)
 
     def _can_pass(self, total: float, used: int, log_pass: float) -> bool:
         """Whether gains on all items that are left within the budget would pass the candidate.
