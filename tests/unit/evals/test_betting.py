@@ -178,3 +178,41 @@ def test_the_uniform_process_is_the_published_martingale(delta):
         capital *= 1 + min(2 * ours, one.max_loss / m) * (x[t] - m)
         seen += d[t] ** 2
         assert path.log_accept[t] == pytest.approx(math.log(capital), abs=1e-9)
+
+
+@pytest.mark.parametrize("weights_are", ["uniform", "guided", "hiding the losses", "wild"])
+@pytest.mark.parametrize("kind", ["small moves", "few large losses", "confident answers"])
+def test_alpha_and_beta_hold_for_probabilities_whatever_the_weights(kind, weights_are):
+    """One-sided ranges, known from the baseline: the suprema of both wealths at the boundary, over 400 orders."""
+    rng, n, num_runs = np.random.default_rng(len(kind) + len(weights_are)), 250, 400
+    b = {"confident answers": rng.beta(0.3, 0.2, n)}.get(kind, rng.random(n))
+    moved = {
+        "small moves": np.clip(b + rng.normal(-0.02, 0.05, n), 0, 1),
+        "few large losses": np.where(rng.random(n) < 0.04, 0.02 * b, np.clip(b + 0.01, 0, 1)),
+        "confident answers": np.where(rng.random(n) < 0.1, 1 - b, b),
+    }[kind]
+    d = moved - b
+    weights = {
+        "uniform": np.ones(n),
+        "guided": np.maximum(b, 0.5),
+        "hiding the losses": np.where(d < 0, 0.3, 1.2),
+        "wild": np.exp(rng.normal(0, 1.5, n)),
+    }[weights_are]
+    order = np.argsort(rng.exponential(size=(num_runs, n)) / weights, axis=1)
+    schedule = betting.make_schedule(weights[order], baseline=b[order], second_moment=0.01)
+    bets, boundary = (ACCEPT_BETS, REJECT_BETS), float(d.sum())
+    _, path = betting.advance(betting.start(*bets, (num_runs,)), d[order], schedule, (boundary, boundary), bets)
+    for alpha in (0.05, 0.2):
+        bound = alpha + 4 * math.sqrt(alpha * (1 - alpha) / num_runs)
+        assert (path.log_accept.max(axis=1) >= math.log(1 / alpha)).mean() <= bound
+        assert (path.log_reject.max(axis=1) >= math.log(1 / alpha)).mean() <= bound
+
+
+def test_a_range_that_the_baseline_bounds_lets_bets_be_larger():
+    """No answer moves and the baseline is sure of none: half as much can be lost, so a pass takes fewer items."""
+    b, n = np.full(2000, 0.5), 2000
+    needed = {}
+    for kind, known in (("known", b), ("unknown", None)):
+        gate = Gate(n, 0.02, baseline=known, second_moment=0.01)
+        needed[kind] = gate.update(np.zeros(n)[:1000]).decided_at
+    assert needed["known"] < 0.6 * needed["unknown"]

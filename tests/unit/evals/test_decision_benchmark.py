@@ -1,5 +1,6 @@
 """benchmarks/decision.py: its simulation decides as the product does, and its populations are what they say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,18 @@ def test_the_routes_are_counted(monkeypatch):
     assert float(seeds[1]) > 15
     assert all(float(row.split(" | ")[2]) <= 5 + 4 * 1.6 for row in rows)
     assert "1 order in 10 tries" in rows[2]
+
+
+@pytest.mark.parametrize("which", ["probability", "guard", "both"])
+@pytest.mark.parametrize("flips", [0.04, 0.15])
+def test_the_pair_of_gates_keeps_alpha_where_one_hypothesis_is_true(which, flips):
+    """The margin of the main gate, of the guard, or of both is the true loss: at most alpha passes, and 4 errors."""
+    rng, num_runs = np.random.default_rng(5), 400
+    pair = constructed_pair(300, flips, 0.03, rng)
+    gates = probability_gates(pair, 0.03)
+    lost = [-float(d.mean()) for d in (pair.d_probability, pair.d_accuracy)]
+    assert min(lost) > 0
+    deltas = {"probability": (lost[0], 0.5), "guard": (0.5, lost[1]), "both": tuple(lost)}[which]
+    sides = [replace(one, delta=delta, reject_delta=delta) for one, delta in zip(gates.sides, deltas, strict=True)]
+    runs = replace(gates, sides=tuple(sides)).run(rng, num_runs, alpha=0.1)
+    assert runs.passed.mean() <= 0.1 + 4 * (0.1 * 0.9 / num_runs) ** 0.5
