@@ -72,6 +72,8 @@ class Side:
     """Of its margins: with a flip model; None: without one."""
     second_moment: float = betting.PRIOR_FLIP_RATE
     bets: tuple[betting.Bets, betting.Bets] = (ACCEPT_BETS, REJECT_BETS)
+    reject_delta: float | None = None
+    """The margin that an early rejection must show; None: `delta`."""
 
 
 @dataclass(frozen=True)
@@ -198,10 +200,10 @@ def _advance(
     """Feed a block to all sides: after which items the task is decided, and where it passes, (R, T) each."""
     passes, fails = [], []
     for number, one in enumerate(going):
-        n = len(one.side.d)
-        boundary = -n * one.side.delta
-        one.carry, path = betting.advance(one.carry, one.values[:, begin:end], one.schedule, boundary, one.side.bets)
-        codes = betting.verdicts(path, one.schedule.block(begin, end), n, boundary, log_levels)
+        n, side = len(one.side.d), one.side
+        bounds = (-n * side.delta, -n * (side.delta if side.reject_delta is None else side.reject_delta))
+        one.carry, path = betting.advance(one.carry, one.values[:, begin:end], one.schedule, bounds, side.bets)
+        codes = betting.verdicts(path, one.schedule.block(begin, end), n, bounds[0], log_levels)
         passed = np.logical_or.accumulate(np.isin(codes, PASSES), axis=1) | one.has_passed[:, None]
         fails.append((codes == betting.SURE_REJECT) | ((codes == betting.E_REJECT) & ~passed))
         passes.append(passed)

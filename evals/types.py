@@ -463,7 +463,7 @@ class TaskGate:
     smallest_margin_points: float | None = None
     """The smallest margin in points of the score that the answers so far show at the candidate's level."""
     items_to_decide: int | None = None
-    """A projection of the items that the declared margin still takes; None where it is decided."""
+    """An estimate of the items that the declared margin still takes; None where it is decided."""
     like_these: Estimate | None = None
     """The same difference for questions like these: an i.i.d. source of which the benchmark is a sample."""
 

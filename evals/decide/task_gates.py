@@ -15,8 +15,8 @@ import numpy as np
 from evals.config import GateConfig
 from evals.gate.divergence import divergence
 from evals.gate.gate import Gate, Verdict
+from evals.gate.items_left import items_to_decide
 from evals.gate.population import questions_like_these
-from evals.gate.projection import items_to_decide
 from evals.gate.scores import EQUAL_STRICTNESS
 from evals.gate.sequential import GateRule, SequentialEvaluation, TaskGates, replay
 from evals.stats import PairedComparison, align, flips, paired_bootstrap
@@ -72,7 +72,7 @@ def gates_of(
 def task_gates(
     evaluation: SequentialEvaluation, candidate: QualityReport, baseline: QualityReport, seed: int
 ) -> dict[str, TaskGate]:
-    """What each gate says, with the figures that a reader wants beside it; `seed` is the projection's."""
+    """What each gate says, with the figures that a reader wants beside it; `seed` is the simulation of what is left."""
     found = {}
     for task, gates in evaluation.tasks.items():
         state, main = gates.state, gates.main
@@ -80,9 +80,9 @@ def task_gates(
         ids, ours, theirs = align(items, baseline.tasks[task].items)
         flipped = flips(ours, theirs, ids)
         is_asked = main.state.num_items > 0
-        projection = None
+        left = None
         if is_asked and state.decision not in (Verdict.PASS, Verdict.FAIL):
-            projection = items_to_decide(evaluation, task, np.random.default_rng([seed, 0xF0CA57]))
+            left = items_to_decide(evaluation, task, np.random.default_rng([seed, 0xF0CA57]))
         unit = _unit(gates)
         found[task] = TaskGate(
             task=task,
@@ -106,7 +106,7 @@ def task_gates(
             max_log_e_pass=main.state.max_log_e_pass,
             max_at=main.state.max_at,
             smallest_margin_points=_smallest_margin(main, evaluation.rule.alpha, unit) if is_asked else None,
-            items_to_decide=None if projection is None else projection.num_items,
+            items_to_decide=None if left is None else left.num_items,
             like_these=questions_like_these(main, CONFIDENCE, seed=seed) if is_asked else None,
         )
     return found

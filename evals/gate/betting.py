@@ -221,13 +221,13 @@ def advance(
     carry: Carry,
     differences: FloatArray,
     schedule: Schedule,
-    boundary_total: float | FloatArray,
+    boundary_totals: tuple[float, float],
     bets: tuple[Bets, Bets],
 ) -> tuple[Carry, Path]:
     """Feed a block of differences (..., T) to both processes.
 
-    `schedule` is the whole order's; `boundary_total` = -N delta is the sum of all D on the boundary, one for all or one
-    per replication (..., 1); `bets` are those for acceptance and rejection.
+    `schedule` is the whole order's; `boundary_totals` = -N delta are the sums of all D on the boundary and `bets` the
+    bets, of acceptance and of rejection.
     """
     d = np.asarray(differences, np.float64)
     num_items, begin, end = schedule.num_items, carry.num_used, carry.num_used + d.shape[-1]
@@ -238,10 +238,14 @@ def advance(
     sum_squares = carry.sum_squares[..., None] + np.cumsum(y * y, axis=-1)
     sum_expected = carry.sum_expected[..., None] + np.cumsum(predicted.second_moment, axis=-1)
     seen = Seen(part, y, predicted.second_moment, sum_squares - y * y, sum_expected - predicted.second_moment, schedule)
-    m = (boundary_total - (total - d) - predicted.ahead) / (num_items * part.reach)
-    unit = np.maximum(np.abs(boundary_total) / num_items, 0.005) / part.reach
-    accept = seen.log_wealths(m, unit, bets[0], carry.log_accept, 1.0)
-    reject = seen.log_wealths(m, unit, bets[1], carry.log_reject, -1.0)
+    wealths = []
+    for sign, bound, bet, begun in zip(
+        (1, -1), boundary_totals, bets, (carry.log_accept, carry.log_reject), strict=True
+    ):
+        m = (bound - (total - d) - predicted.ahead) / (num_items * part.reach)
+        unit = max(abs(bound) / num_items, 0.005) / part.reach
+        wealths.append(seen.log_wealths(m, unit, bet, begun, sign))
+    accept, reject = wealths
     path = Path(total, log_mixture(accept, bets[0]), log_mixture(reject, bets[1]), predicted)
     if not d.shape[-1]:
         return carry, path

@@ -132,16 +132,16 @@ class Fork:
 
     schedule: betting.Schedule
     carry: betting.Carry
-    boundary: float
+    bounds: tuple[float, float]
     bets: tuple[Bets, Bets]
     log_levels: tuple[float, float]
 
     def update(self, block: FloatArray) -> NDArray[np.int8]:
         """Feed the next differences (R, T); the codes of `betting.verdicts` (R, T) after each."""
         used = self.carry.num_used
-        self.carry, path = betting.advance(self.carry, block, self.schedule, self.boundary, self.bets)
+        self.carry, path = betting.advance(self.carry, block, self.schedule, self.bounds, self.bets)
         part = self.schedule.block(used, used + block.shape[-1])
-        return betting.verdicts(path, part, self.schedule.num_items, self.boundary, self.log_levels)
+        return betting.verdicts(path, part, self.schedule.num_items, self.bounds[0], self.log_levels)
 
 
 class Gate:
@@ -158,6 +158,7 @@ class Gate:
         ranks: Sequence[float | None] | FloatArray | None = None,
         baseline: Sequence[float | None] | FloatArray | None = None,
         second_moment: float = betting.PRIOR_FLIP_RATE,
+        reject_delta: float | None = None,
         max_items: int | None = None,
         stop_early: bool = True,
         accept_bets: Bets = ACCEPT_BETS,
@@ -169,8 +170,11 @@ class Gate:
         The `baseline`'s scores, in the same order (None: not answered yet), bound what an item can lose and win. With
         the `ranks` of its margins (in [0, 1]; None: no margin) they make a flip model of the answers, which needs every
         score. `second_moment` is the mean square of the differences that is expected before the first one, where there
-        is no flip model: a wrong one costs items, never validity. `stop_early=False` decides by all items alone, as
-        `gate=full` does.
+        is no flip model: a wrong one costs items, never validity.
+
+        `reject_delta` is the margin that an early rejection must show, where it is not `delta`: a candidate within it
+        is rejected early with probability at most beta; between the two margins the gate may say either; beside all
+        answers only `delta` counts. `stop_early=False` decides by all items alone, as `gate=full` does.
 
         Raises ValueError where a parameter is out of its range.
         """
@@ -189,6 +193,9 @@ class Gate:
             raise ValueError(f"max_items must be at least 1, not {max_items}")
         # As typed: 0.07 of 100 items is 7, while 0.07 * 100 in floating point is more.
         self._boundary = -float(Fraction(str(delta)) * num_items)
+        self.reject_delta = delta if reject_delta is None else reject_delta
+        _check(num_items, self.reject_delta, alpha, beta)
+        self._reject_boundary = -float(Fraction(str(self.reject_delta)) * num_items)
         self._schedule = betting.make_schedule(weights, known, self._baseline, second_moment)
         self._bets = (accept_bets, reject_bets)
         self._carry = betting.start(accept_bets, reject_bets)
@@ -216,7 +223,8 @@ class Gate:
         self._check_possible(d, used)
         if not d.size:
             return self._state
-        self._carry, path = betting.advance(self._carry, d, self._schedule, self._boundary, self._bets)
+        bounds = (self._boundary, self._reject_boundary)
+        self._carry, path = betting.advance(self._carry, d, self._schedule, bounds, self._bets)
         self._blocks.append(d)
         self._paths.append(path)
         levels = (math.log(1 / self.alpha), math.log(1 / self.beta))
@@ -246,8 +254,8 @@ class Gate:
         top, top_at = old.max_log_e_pass, old.max_at
         if path.log_accept.max() > top:
             top, top_at = float(path.log_accept.max()), used + 1 + int(path.log_accept.argmax())
-        text = (verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at)
-        return GateState(*text, log_pass, log_fail, top, top_at)
+        verdict_now = (verdict.decision, verdict.reason, now, self.num_items, verdict.decided_at)
+        return GateState(*verdict_now, log_pass, log_fail, top, top_at)
 
     def _can_pass(self, total: float, used: int, log_pass: float) -> bool:
         """Whether gains on all items that are left within the budget would pass the candidate.
@@ -316,7 +324,8 @@ class Gate:
     def fork(self, num_runs: int) -> Fork:
         """`num_runs` futures of this gate, each to be fed its own differences."""
         levels = (math.log(1 / self.alpha), math.log(1 / self.beta))
-        return Fork(self._schedule.widen(), self._carry.repeat(num_runs), self._boundary, self._bets, levels)
+        bounds = (self._boundary, self._reject_boundary)
+        return Fork(self._schedule.widen(), self._carry.repeat(num_runs), bounds, self._bets, levels)
 
     @property
     def baseline(self) -> FloatArray:

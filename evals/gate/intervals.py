@@ -78,7 +78,7 @@ def last_rejected(begin: float, end: float, is_rejected: Callable[[float], bool]
     """The last rejected mean on the way from `begin` to `end`; `begin` where none is (it bounds the mean for sure)."""
     if not is_rejected(begin):
         return begin
-    for _ in range(40):
+    for _ in range(24):  # to 1e-7, on the side that is rejected
         middle = (begin + end) / 2
         begin, end = (middle, end) if is_rejected(middle) else (begin, middle)
     return begin

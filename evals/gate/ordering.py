@@ -56,23 +56,25 @@ FLIP_BACKGROUND = 0.1
 """Share of the predicted flips that is spread evenly: how far the guide is distrusted."""
 
 
-LEAST_PROBABILITY = 0.35
-"""Where the score is the probability of the right choice: items are drawn in proportion to the baseline's, but for
-this floor."""
+SPREAD_SHARE, LEAST_WEIGHT = 0.8, 0.5
+"""Where the score is the probability p of the right choice: weights max(p, 0.8 * 2 sqrt(p (1 - p)), 0.5)."""
 
 
 def probability_weights(probabilities: Sequence[float]) -> FloatArray:
-    """Weights (num_items,) of mean 1 for a gate on the probability of the right choice: max(0.35, the baseline's).
+    """Weights (num_items,) of mean 1 for a gate on the probability of the right choice, from the baseline's p.
 
-    A candidate can lose at most what the baseline has. Weights in proportion to it make all items' largest losses
-    alike, which lets a gate bet most (l_t in evals/gate/betting.py); the floor bounds the gains likewise.
+    max(p, 0.8 * 2 sqrt(p (1 - p)), 0.5) before scaling. A candidate can lose at most p: weights in proportion to it
+    make all items' largest losses alike, which lets a gate bet most (l_t in evals/gate/betting.py) where a candidate
+    hardly moves. One that moves does so around p = 1/2: the second term draws there, and keeps the variance low. The
+    floor bounds the gains (u_t), and so the bets on a rejection.
 
     Raises ValueError where there is no item or one is not in [0, 1].
     """
     known = np.asarray(probabilities, np.float64)
     if not known.size or not np.all((known >= 0) & (known <= 1)):
         raise ValueError("a guide needs at least one item, and probabilities in [0, 1]")
-    weights = np.maximum(known, LEAST_PROBABILITY)
+    spread = SPREAD_SHARE * 2 * np.sqrt(known * (1 - known))
+    weights = np.maximum(np.maximum(known, spread), LEAST_WEIGHT)
     return np.asarray(weights / weights.mean(), np.float64)
 
 

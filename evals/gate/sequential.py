@@ -21,7 +21,10 @@ costs more than it saves: `order=auto` then asks baseline and candidate the same
 
 Two gates a task. Where the score is the probability of the right choice, its margin is `EQUAL_STRICTNESS` times the
 declared one, and a guard with the looser margin `guard_deltas` looks at the accuracy of the same items. The candidate
-passes the task when both pass and fails when either fails. The null hypothesis "worse by the margin in probability, or
+passes the task when both pass and fails when either fails. The guard fails it early as soon as the accuracy is shown to
+be worse by the declared margin: such a candidate is none that one would want to ask more. (Between the two margins
+of accuracy the answer may be either; a candidate within the declared margin on both scores is rejected early by each
+gate with probability at most beta.) The null hypothesis "worse by the margin in probability, or
 by the guard's margin in accuracy" is a union, and each part is tested at alpha: a false pass of the pair is a false
 pass of the gate whose hypothesis is true, so it has probability at most alpha without a correction (Berger 1982).
 """
@@ -188,8 +191,8 @@ def draw_orders(
     }
 
 
-def make_gate(order: SamplingOrder, delta: float, rule: GateRule, baseline: Scores, score: str) -> Gate:
-    """One gate of one task on one score; `delta` is the margin on that score.
+def make_gate(order: SamplingOrder, deltas: tuple[float, float], rule: GateRule, baseline: Scores, score: str) -> Gate:
+    """One gate of one task on one score; `deltas` are the margins on that score, to pass and to be rejected early.
 
     It predicts flips where the order is guided, the score is the accuracy and the baseline's are all there.
     """
@@ -200,7 +203,8 @@ def make_gate(order: SamplingOrder, delta: float, rule: GateRule, baseline: Scor
     can_predict = is_guided and bool(order.ranks) and score == "accuracy" and None not in scores
     return Gate(
         len(ids),
-        delta,
+        deltas[0],
+        reject_delta=deltas[1],
         alpha=rule.alpha,
         beta=rule.beta,
         order_weights=order.weights if is_guided else None,
@@ -226,6 +230,12 @@ class TaskGates:
     """Whether `accuracy` decides beside `main`."""
 
     @property
+    def decided_by(self) -> str:
+        """The score whose gate failed or waits: `accuracy` where only the guard did, else the main gate's."""
+        main, guard = self.main.state.decision, self.accuracy.state.decision
+        return "accuracy" if self.is_guarded and main is not guard and self.state.decision is guard else self.score
+
+    @property
     def state(self) -> GateState:
         """The task's verdict."""
         return both(self.main.state, self.accuracy.state) if self.is_guarded else self.main.state
@@ -246,10 +256,12 @@ def make_task_gates(task: str, order: SamplingOrder, rule: GateRule, baseline: S
     """The gates of one task under a rule."""
     delta, score = rule.deltas[task], score_kind(baseline.values(), rule.score)
     if score == "accuracy":
-        gate = make_gate(order, delta, rule, baseline, score)
+        gate = make_gate(order, (delta, delta), rule, baseline, score)
         return TaskGates(score, gate, gate, is_guarded=False)
-    main = make_gate(order, round(EQUAL_STRICTNESS * delta, 12), rule, baseline, score)
-    guard = make_gate(order, rule.guard_deltas.get(task, delta), rule, baseline, "accuracy")
+    mine = round(EQUAL_STRICTNESS * delta, 12)
+    main = make_gate(order, (mine, mine), rule, baseline, score)
+    guard_delta = rule.guard_deltas.get(task, delta)
+    guard = make_gate(order, (guard_delta, min(delta, guard_delta)), rule, baseline, "accuracy")
     return TaskGates(score, main, guard, is_guarded=task in rule.guard_deltas)
 
 

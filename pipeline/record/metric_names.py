@@ -63,7 +63,7 @@ METRIC_NAMES: tuple[MetricName, ...] = (
     MetricName("gate/<task>/max_at", "items", "The item at which it was reached; 0 where none was above 0."),
     MetricName("gate/<task>/margin_points", "points", "The margin, in points of the score that decides."),
     MetricName("gate/<task>/smallest_margin_points", "points", "The smallest margin that the answers so far show."),
-    MetricName("gate/<task>/items_to_decide", "items", "A projection of what the declared margin still takes."),
+    MetricName("gate/<task>/items_to_decide", "items", "An estimate of what the declared margin still takes."),
     MetricName(
         "gate/<task>/like_these_points", "points", "The difference for questions like these: an i.i.d. source.", True
     ),

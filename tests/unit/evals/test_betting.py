@@ -30,7 +30,7 @@ def test_errors_at_the_boundary_stay_below_the_levels_whenever_one_stops(num_ite
     bets = (ACCEPT_BETS, REJECT_BETS)
     boundary = float(num_gained - num_lost)
     schedule = betting.make_schedule(np.ones(num_items))
-    _, path = betting.advance(betting.start(*bets, (num_runs,)), d, schedule, boundary, bets)
+    _, path = betting.advance(betting.start(*bets, (num_runs,)), d, schedule, (boundary, boundary), bets)
     for alpha in (0.01, 0.05, 0.1):
         bound = alpha + 4 * math.sqrt(alpha * (1 - alpha) / num_runs)
         assert (path.log_accept.max(axis=1) >= math.log(1 / alpha)).mean() <= bound
@@ -61,10 +61,10 @@ def test_many_runs_at_once_are_the_same_as_one_gate_each():
     schedule = betting.make_schedule(weights, ranks, baseline)
     carry, paths = betting.start(*bets, (20,)), []
     for begin in range(0, 60, 25):
-        carry, path = betting.advance(carry, d[:, begin : begin + 25], schedule, -60 * 0.05, bets)
+        carry, path = betting.advance(carry, d[:, begin : begin + 25], schedule, (-60 * 0.05, -60 * 0.05), bets)
         paths.append(path.log_accept)
     keep = np.arange(20) % 3 == 0
-    rest = betting.advance(carry.rows(keep), d[keep, :0], schedule.rows(keep), -60 * 0.05, bets)[0]
+    rest = betting.advance(carry.rows(keep), d[keep, :0], schedule.rows(keep), (-60 * 0.05, -60 * 0.05), bets)[0]
     assert rest.evidence.shape == (2, len(CURVES), 7)
     for i in range(20):
         gate = Gate(60, 0.05, order_weights=weights[i], ranks=ranks[i], baseline=baseline[i])
@@ -167,7 +167,7 @@ def test_the_uniform_process_is_the_published_martingale(delta):
     d = rng.permutation(three_point(n, 12, 9))
     one = betting.Bets((1.0,), (1.0,))
     schedule = betting.make_schedule(np.ones(n))
-    _, path = betting.advance(betting.start(one, one), d, schedule, -n * delta, (one, one))
+    _, path = betting.advance(betting.start(one, one), d, schedule, (-n * delta, -n * delta), (one, one))
     x, mu, capital, seen = (d + 1) / 2, (1 - delta) / 2, 1.0, 0.0
     for t in range(n - 40):
         m = (n * mu - x[:t].sum()) / (n - t)
@@ -178,3 +178,41 @@ def test_the_uniform_process_is_the_published_martingale(delta):
         capital *= 1 + min(2 * ours, one.max_loss / m) * (x[t] - m)
         seen += d[t] ** 2
         assert path.log_accept[t] == pytest.approx(math.log(capital), abs=1e-9)
+
+
+@pytest.mark.parametrize("weights_are", ["uniform", "guided", "hiding the losses", "wild"])
+@pytest.mark.parametrize("kind", ["small moves", "few large losses", "confident answers"])
+def test_alpha_and_beta_hold_for_probabilities_whatever_the_weights(kind, weights_are):
+    """One-sided ranges, known from the baseline: the suprema of both wealths at the boundary, over 400 orders."""
+    rng, n, num_runs = np.random.default_rng(len(kind) + len(weights_are)), 250, 400
+    b = {"confident answers": rng.beta(0.3, 0.2, n)}.get(kind, rng.random(n))
+    moved = {
+        "small moves": np.clip(b + rng.normal(-0.02, 0.05, n), 0, 1),
+        "few large losses": np.where(rng.random(n) < 0.04, 0.02 * b, np.clip(b + 0.01, 0, 1)),
+        "confident answers": np.where(rng.random(n) < 0.1, 1 - b, b),
+    }[kind]
+    d = moved - b
+    weights = {
+        "uniform": np.ones(n),
+        "guided": np.maximum(b, 0.5),
+        "hiding the losses": np.where(d < 0, 0.3, 1.2),
+        "wild": np.exp(rng.normal(0, 1.5, n)),
+    }[weights_are]
+    order = np.argsort(rng.exponential(size=(num_runs, n)) / weights, axis=1)
+    schedule = betting.make_schedule(weights[order], baseline=b[order], second_moment=0.01)
+    bets, boundary = (ACCEPT_BETS, REJECT_BETS), float(d.sum())
+    _, path = betting.advance(betting.start(*bets, (num_runs,)), d[order], schedule, (boundary, boundary), bets)
+    for alpha in (0.05, 0.2):
+        bound = alpha + 4 * math.sqrt(alpha * (1 - alpha) / num_runs)
+        assert (path.log_accept.max(axis=1) >= math.log(1 / alpha)).mean() <= bound
+        assert (path.log_reject.max(axis=1) >= math.log(1 / alpha)).mean() <= bound
+
+
+def test_a_range_that_the_baseline_bounds_lets_bets_be_larger():
+    """No answer moves and the baseline is sure of none: half as much can be lost, so a pass takes fewer items."""
+    b, n = np.full(2000, 0.5), 2000
+    needed = {}
+    for kind, known in (("known", b), ("unknown", None)):
+        gate = Gate(n, 0.02, baseline=known, second_moment=0.01)
+        needed[kind] = gate.update(np.zeros(n)[:1000]).decided_at
+    assert needed["known"] < 0.6 * needed["unknown"]

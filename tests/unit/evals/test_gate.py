@@ -156,7 +156,7 @@ def test_mean_wealth_over_all_orders_is_one_where_the_baseline_bounds_the_bets(b
     for order in map(list, itertools.permutations(range(n))):
         chance = math.prod(w[order[t]] / w[order[t:]].sum() for t in range(n))
         gate = Gate(n, max(0.0, -boundary / n), order_weights=w[order], baseline=b[order], second_moment=0.02)
-        gate._boundary = boundary
+        gate._boundary = gate._reject_boundary = boundary
         gate.update(d[order])
         trajectory = gate.trajectory()
         wealths += chance * np.exp(np.stack([trajectory.log_e_pass, trajectory.log_e_fail]))
@@ -171,7 +171,7 @@ def test_mean_wealth_over_all_orders_is_one_on_the_boundary(population):
     wealths = []
     for order in sorted(set(itertools.permutations(population))):
         gate = Gate(n, delta)
-        gate._boundary = sum(population)
+        gate._boundary = gate._reject_boundary = sum(population)
         gate.update(order)
         # A decided path may stop early; the process itself must be fair while no answer is certain.
         wealths.append(np.exp(gate.trajectory().log_e_pass[: n - 3]))
@@ -189,7 +189,7 @@ def test_mean_wealth_over_all_orders_is_one_on_the_boundary_beside_a_projection(
     for order in map(list, itertools.permutations(range(n))):
         chance = math.prod(weights[order[t]] / weights[order[t:]].sum() for t in range(n))
         gate = Gate(n, -d.sum() / n, order_weights=weights[order], ranks=ranks[order], baseline=baseline[order])
-        gate._boundary = d.sum()
+        gate._boundary = gate._reject_boundary = d.sum()
         gate.update(d[order])
         trajectory = gate.trajectory()
         wealths += chance * np.exp(np.stack([trajectory.log_e_pass, trajectory.log_e_fail])[:, : n - 4])
@@ -200,7 +200,7 @@ def test_mean_wealth_stays_at_most_one_where_the_boundary_becomes_certain():
     population, paths = (1, 1, -1, -1, -1, -1, 0), []
     for order in sorted(set(itertools.permutations(population))):
         gate = Gate(7, 0.0)
-        gate._boundary = -1.0
+        gate._boundary = gate._reject_boundary = -1.0
         gate.update(order)
         paths.append(np.exp(gate.trajectory().log_e_pass))
     assert (np.mean(paths, axis=0) <= 1 + 1e-9).all()
@@ -214,7 +214,7 @@ def test_mean_wealth_over_all_weighted_orders_is_one_on_the_boundary():
         for t in range(6):
             probability *= w[t] / w[t:].sum()
         gate = Gate(6, 1 / 6, order_weights=w)
-        gate._boundary = -1.0
+        gate._boundary = gate._reject_boundary = -1.0
         gate.update([population[i] for i in order])
         mean_pass += probability * np.exp(gate.trajectory().log_e_pass[:3])
         mean_fail += probability * np.exp(gate.trajectory().log_e_fail[:3])
@@ -298,6 +298,18 @@ def test_wrong_answers_cannot_be_lost_so_a_pass_is_sure_before_the_end():
     assert (state.decision, state.reason, state.decided_at) == (Verdict.PASS, "certain", 39)
     blind = Gate(100, 0.02, alpha=1e-12)
     assert blind.update([0.0] * 98).decision is Verdict.UNDECIDED
+
+
+def test_a_wider_margin_to_pass_than_to_be_rejected_leaves_all_answers_to_the_wider_one():
+    """3 points are lost of a margin of 5 to pass and 1 to be rejected: early a rejection is shown, all items pass."""
+    rng = np.random.default_rng(3)
+    d = rng.permutation([-1.0] * 60 + [0.0] * 1940)
+    gate = Gate(2000, 0.05, reject_delta=0.01, alpha=1e-9)
+    state = gate.update(d[:1200])
+    assert (state.decision, state.reason) == (Verdict.FAIL, "e-value")
+    assert gate.update(d[1200:]).decision is Verdict.PASS
+    narrow = Gate(2000, 0.05, alpha=1e-9)
+    assert narrow.update(d[:1200]).decision is not Verdict.FAIL
 
 
 def test_the_largest_e_value_is_kept_with_its_item():
@@ -501,6 +513,7 @@ def test_levels_for_many_candidates():
         ({"delta": 0.1, "max_items": 0}, "max_items"),
         ({"delta": 0.1, "ranks": [0.1, 0.2], "baseline": [0.0, None]}, "baseline's scores, all of them"),
         ({"delta": 0.1, "baseline": [0.0, 1.5]}, r"baseline must lie in \[0, 1\]"),
+        ({"delta": 0.1, "reject_delta": 1.0}, "delta is a share"),
         ({"delta": 0.1, "second_moment": 0.0}, "second_moment must be positive"),
     ],
 )

@@ -352,7 +352,8 @@ def test_one_candidate_has_one_order_and_no_setting_moves_it() -> None:
     assert order(plain, "", "suite").item_ids != order(plain, "", "other suite").item_ids
     weights = dict(zip(first.item_ids, first.weights, strict=True))
     known = scores_of({"a": base})["a"]
-    raw = np.array([max(0.35, known[i].probability) for i in weights])
+    p = np.array([known[i].probability for i in weights])
+    raw = np.maximum(np.maximum(p, 1.6 * np.sqrt(p * (1 - p))), 0.5)
     assert np.array(list(weights.values())) == pytest.approx(raw / raw.mean())
 
 
@@ -402,6 +403,8 @@ def test_the_guard_stops_a_candidate_whose_probabilities_look_well() -> None:
         evaluation = SequentialEvaluation(draw({"a": base}, rule), scores_of({"a": base}), rule)
         ask_all(evaluation, scores_of({"a": other}))
         assert evaluation.combined.decision is decision
+        assert evaluation.tasks["a"].decided_by == ("accuracy" if guards else "probability")
+        assert evaluation.tasks["a"].accuracy.reject_delta == 0.02
 
 
 def test_an_item_without_a_probability_is_the_worst_case() -> None:

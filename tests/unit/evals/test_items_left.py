@@ -1,4 +1,4 @@
-"""How many items a verdict still takes: forecasts beside what happened."""
+"""How many items a verdict still takes: estimates beside what happened."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evals.gate.gate import Verdict
-from evals.gate.projection import Projection, items_to_decide
+from evals.gate.items_left import ItemsLeft, items_to_decide
 from evals.gate.scores import ItemScore
 from evals.gate.sequential import GateRule, SequentialEvaluation, uniform_sampling_order
 
@@ -32,47 +32,47 @@ def evaluation(num_items, flips, seed, rule, num_seen, *, num_known=None):
     st.sampled_from(["probability", "accuracy"]),
 )
 @settings(max_examples=50, deadline=None)
-def test_a_forecast_stays_within_what_is_left(num_items, flips, seed, is_guarded, score):
+def test_a_estimate_stays_within_what_is_left(num_items, flips, seed, is_guarded, score):
     rule = GateRule({"a": 0.02}, {"a": 0.05} if is_guarded else {}, score=score, max_items=max(1, num_items // 2))
     found, _ = evaluation(num_items, flips, seed, rule, num_items // 3)
     before = found.states["a"]
-    projection = items_to_decide(found, "a", np.random.default_rng(0), 21)
+    estimate = items_to_decide(found, "a", np.random.default_rng(0), 21)
     assert found.states["a"] == before  # it only looks
     if not before.num_items:
-        assert projection is None
+        assert estimate is None
         return
-    assert 0 <= projection.num_items <= projection.num_left == num_items - before.num_items
-    assert 0 <= projection.pass_share <= 1
+    assert 0 <= estimate.num_items <= estimate.num_left == num_items - before.num_items
+    assert 0 <= estimate.pass_share <= 1
     if before.decision in (Verdict.PASS, Verdict.FAIL):
-        assert projection.num_items == 0
+        assert estimate.num_items == 0
     else:
-        assert projection.num_items > 0
-    assert projection == items_to_decide(found, "a", np.random.default_rng(0), 21)
+        assert estimate.num_items > 0
+    assert estimate == items_to_decide(found, "a", np.random.default_rng(0), 21)
 
 
 @pytest.mark.parametrize("score", ["probability", "accuracy"])
-def test_a_forecast_is_near_what_it_takes(score):
-    """Median over 20 worlds of what it took over what was projection after 100 of 3,000 items: between 1/2 and 2."""
+def test_a_estimate_is_near_what_it_takes(score):
+    """Median over 20 worlds of what it took over what was estimated after 100 of 3,000 items: between 1/2 and 2."""
     ratios = []
     for seed in range(20):
         rule = GateRule({"a": 0.02}, score=score, order="uniform")
         found, rest = evaluation(3000, 0.05, seed, rule, 100)
-        projection = items_to_decide(found, "a", np.random.default_rng(seed), 51)
-        if projection == Projection(0, 2900, 1.0):
+        estimate = items_to_decide(found, "a", np.random.default_rng(seed), 51)
+        if estimate == ItemsLeft(0, 2900, 1.0):
             continue
         for begin in range(0, len(rest), 10):
             if found.states["a"].decision is not Verdict.UNDECIDED:
                 break
             found.feed("a", rest[begin : begin + 10])
-        ratios.append((found.states["a"].num_items - 100) / projection.num_items)
+        ratios.append((found.states["a"].num_items - 100) / estimate.num_items)
     assert len(ratios) > 10
     assert 0.5 < np.median(ratios) < 2
 
 
-def test_a_baseline_in_lockstep_is_forecast_too():
+def test_a_baseline_in_lockstep_is_estimate_too():
     found, _ = evaluation(5000, 0.03, 0, GateRule({"a": 0.01}, {"a": 0.03}), 64, num_known=64)
-    projection = items_to_decide(found, "a", np.random.default_rng(0), 21)
-    assert 0 < projection.num_items < 4936
+    estimate = items_to_decide(found, "a", np.random.default_rng(0), 21)
+    assert 0 < estimate.num_items < 4936
 
 
 def test_a_full_evaluation_takes_all_that_is_left():

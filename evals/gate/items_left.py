@@ -1,9 +1,9 @@
-"""How many items an undecided task still takes: simulated continuations of its gates. Pure. It decides nothing.
+"""How many items an undecided task still takes: simulated continuations of its gates. Pure. No gate decides by it.
 
 Each item that is left gets the differences of an item that was answered, one of the 16 whose baseline answer was most
 alike, cut to what its own baseline's score allows. All gates of the task see the same continuation.
 
-    projection = items_to_decide(evaluation, "piqa", rng)
+    estimate = items_to_decide(evaluation, "piqa", rng)
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 128
 
 
 @dataclass(frozen=True)
-class Projection:
+class ItemsLeft:
     """What continuing would take."""
 
     num_items: int
@@ -36,7 +36,7 @@ class Projection:
 
 def items_to_decide(
     evaluation: SequentialEvaluation, task: str, rng: np.random.Generator, num_runs: int = 101
-) -> Projection | None:
+) -> ItemsLeft | None:
     """How many items the declared margin still takes for one task, whatever the budget; None before the first answer.
 
     A task that has passed or failed takes none.
@@ -46,9 +46,9 @@ def items_to_decide(
     if not main.differences.size:
         return None
     if state.decision in (Verdict.PASS, Verdict.FAIL) or not state.num_left:
-        return Projection(0, state.num_left, float(state.decision is Verdict.PASS))
+        return ItemsLeft(0, state.num_left, float(state.decision is Verdict.PASS))
     if not main.stop_early:
-        return Projection(state.num_left, state.num_left, float(main.differences.mean() > -main.delta))
+        return ItemsLeft(state.num_left, state.num_left, float(main.differences.mean() > -main.delta))
     deciding = [main, gates.accuracy] if gates.is_guarded else [main]
     forks = [gate.fork(num_runs) for gate in deciding]
     passed = np.array([[gate.state.decision is Verdict.PASS] * num_runs for gate in deciding])
@@ -73,7 +73,7 @@ def items_to_decide(
             break
     decided = ~is_open
     share = float(is_pass[decided].mean()) if decided.any() else 0.0
-    return Projection(int(np.median(ended)), state.num_left, share)
+    return ItemsLeft(int(np.median(ended)), state.num_left, share)
 
 
 def _likeness(gates: TaskGates) -> FloatArray:
