@@ -419,6 +419,9 @@ class GuardGate:
     decision: str
     reason: str
     delta_points: float
+    """The margin that it must keep."""
+    reject_points: float
+    """The margin by which it must not be shown to be worse before all items are asked."""
     difference: Estimate | None
     log_e_pass: float | None
 

@@ -138,6 +138,7 @@ def _guard(gates: TaskGates) -> GuardGate | None:
         decision=str(gate.state.decision),
         reason=gate.state.reason,
         delta_points=_points(gate.delta),
+        reject_points=_points(gate.reject_delta),
         difference=gate.confidence_sequence(CONFIDENCE) if gate.state.num_items else None,
         log_e_pass=_finite(gate.state.log_e_pass),
     )
@@ -269,9 +270,10 @@ def _result(one: TaskGate, gate: GateConfig) -> str:
 
 
 def _guard_result(guard: GuardGate) -> str:
+    failed = guard.reject_points if guard.reason == "e-value" else guard.delta_points
     return {
         Verdict.PASS: f"not worse by {guard.delta_points:g} points or more",
-        Verdict.FAIL: f"worse by {guard.delta_points:g} points or more",
+        Verdict.FAIL: f"worse by {failed:g} points or more",
     }.get(Verdict(guard.decision), f"a margin of {guard.delta_points:g} points is not decided")
 
 

@@ -18,7 +18,7 @@ from evals.config import GateConfig
 from evals.decide import decide as deciding
 from evals.decide.decide import Candidate, Ranking
 from evals.decide.evidence import Evidence, busy_machine, comparable_usd, mean_quality, measured_apart, price_verdict
-from evals.decide.task_gates import gates_of, rule_of
+from evals.decide.task_gates import describe_task, gates_of, rule_of
 from evals.gate.scores import ItemScore, scores_of
 from evals.gate.sequential import SequentialEvaluation, estimate_after_stopping, uniform_sampling_order
 from evals.json_form import from_json
@@ -26,6 +26,8 @@ from evals.stats import mean_estimate
 from evals.types import (
     CostReport,
     Decision,
+    Estimate,
+    GuardGate,
     ItemOutcome,
     LoadConditions,
     LoadPoint,
@@ -315,6 +317,25 @@ def test_a_task_that_was_never_asked_is_named_and_has_no_figures() -> None:
     assert mean_quality(cut.quality) is None
     assert "not decided: quality: arc_easy: not evaluated, because piqa had ended the evaluation" in decision.reasons
     assert not any("arc_easy/difference" in name for name in gate_metrics(decision.evidence))
+
+
+@pytest.mark.parametrize(
+    ("decision", "reason", "text"),
+    [
+        ("fail", "e-value", "accuracy -4.0 points [-6.0, -2.5]: worse by 2 points or more"),
+        ("fail", "exact", "accuracy -4.0 points [-6.0, -2.5]: worse by 5 points or more"),
+        ("pass", "e-value", "accuracy -4.0 points [-6.0, -2.5]: not worse by 5 points or more"),
+        ("undecided", "", "accuracy -4.0 points [-6.0, -2.5]: a margin of 5 points is not decided"),
+    ],
+)
+def test_the_guard_says_what_it_has_shown(decision: str, reason: str, text: str) -> None:
+    """It rejects early what is worse by the declared margin, and in the end what is worse by its own."""
+    guard = GuardGate(decision, reason, 5.0, 2.0, Estimate(-0.04, -0.06, -0.025, 100), None)
+    candidate, baseline = stopped_evidence(flip_every=50)
+    one = decide(candidate, baseline, replace(GATE, delta_points=5.0), 0)[0].evidence.tasks["piqa"]
+    shown = describe_task(replace(one, score="probability", decision=decision, guard=guard), GATE)
+    assert text in shown
+    assert ("see the accuracy" in shown) == (decision == "fail")
 
 
 def test_the_evidence_survives_its_json_form() -> None:
