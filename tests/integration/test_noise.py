@@ -9,7 +9,7 @@ import pytest
 from finops.ledger.ledger import Ledger
 from tests.integration.conftest import Workplace
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]  # two servers; units cover the rest
 ARGUMENTS = ("model=smollm2-135m-q4_1", "quant=none", "suite.tasks=[arc_easy]", "noise.max_items=4", "--json")
 
 
