@@ -603,7 +603,7 @@ TABLES: dict[str, Callable[[Audit], Iterable[str]]] = {
 def main() -> None:
     """Print the tables, and write them where --out says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--answers", type=Path, default=Path("benchmarks/answers/2026-11-27"), metavar="FOLDER")
+    parser.add_argument("--answers", type=Path, default=Path("benchmarks/answers/2026-11-25"), metavar="FOLDER")
     parser.add_argument("--only", action="append", choices=list(TABLES), help="these tables; all without it")
     parser.add_argument("--task", action="append", help="these tasks of the recorded answers; all without it")
     parser.add_argument("--quick", action="store_true", help="a tenth of the 2,000 repetitions")

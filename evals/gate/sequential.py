@@ -94,7 +94,7 @@ class GateRule:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"gate.{key}={value}: must be at least 1")
-        for key, margins in (("delta_points", self.deltas), ("guard_points", self.guard_deltas)):
+        for key, margins in (("delta_points", self.deltas), ("guard_delta_points", self.guard_deltas)):
             for task, share in margins.items():
                 if not 0 <= share < 1:
                     raise ConfigError(f"gate.{key}={100 * share:g} for '{task}': must be at least 0 and below 100")
@@ -178,7 +178,7 @@ def draw_orders(
         ConfigError: the rule names a task that the baseline was not asked.
 
     """
-    for key, named in (("gate.tasks", rule.deltas), ("gate.guard_points", rule.guard_deltas)):
+    for key, named in (("gate.tasks", rule.deltas), ("gate.guard_delta_points", rule.guard_deltas)):
         for task in named:
             if task not in baseline:
                 raise ConfigError(

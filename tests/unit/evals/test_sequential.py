@@ -146,7 +146,7 @@ def test_what_cannot_be_is_refused() -> None:
         GateRule({"a": 0.02}, order="sideways")
     with pytest.raises(ConfigError, match=r"'piqq' is not in the suite; did you mean 'piqa'\?"):
         draw({"piqa": result([1.0])}, GateRule({"piqq": 0.02}))
-    with pytest.raises(ConfigError, match=r"gate\.guard_points: 'a' is not in the suite"):
+    with pytest.raises(ConfigError, match=r"gate\.guard_delta_points: 'a' is not in the suite"):
         draw({"b": result([1.0])}, GateRule({"b": 0.02}, guard_deltas={"a": 0.05}))
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"beta": math.nan}, r"gate\.beta=nan"),
         ({"score": "propability"}, r"gate\.score=propability: not one of probability, accuracy; did you mean"),
         ({"deltas": {"a": 2.0}}, r"gate\.delta_points=200 for 'a': must be at least 0 and below 100"),
-        ({"guard_deltas": {"a": -0.1}}, r"gate\.guard_points=-10 for 'a'"),
+        ({"guard_deltas": {"a": -0.1}}, r"gate\.guard_delta_points=-10 for 'a'"),
     ],
 )
 def test_bad_values_name_their_key(values, match) -> None:
