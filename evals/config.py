@@ -49,7 +49,7 @@ class GateConfig:
     """What decides a multiple-choice task: `probability` of the right choice, or `accuracy`. A task without choices is
     decided by its accuracy."""
     guard_delta_points: float | None = None
-    """Margin in points of the accuracy, which a candidate must keep too where the probability decides; null: 2.5 times
+    """Margin in points of the accuracy, which a candidate must keep too where the probability decides; null: 1.5 times
     the task's margin."""
     order: str = "auto"
     """`guided` asks first where the baseline was unsure, and the baseline everything; `uniform` asks both the same

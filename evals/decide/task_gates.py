@@ -23,8 +23,12 @@ from evals.stats import PairedComparison, align, flips, paired_bootstrap
 from evals.types import Estimate, GuardGate, QualityReport, TaskGate
 
 CONFIDENCE = 0.95
-GUARD_FACTOR = 2.5
-"""The margin of the accuracy's guard, as a multiple of the task's margin, where none is given."""
+GUARD_FACTOR = 1.5
+"""The margin of the accuracy's guard, as a multiple of the task's margin, where none is given.
+
+A variant that loses three points of accuracy, and less of the right choice's probability, passed a margin of two
+points in up to 78% of orders behind a guard of 2.5 margins, and in 5% behind this one (docs/statistics.md).
+"""
 
 
 def rule_of(gate: GateConfig, tasks: Sequence[str], level: float) -> GateRule:
