@@ -44,8 +44,7 @@ The test. H0: (1/N) sum D <= -delta (a tie is not a pass). S_t = D_1 + ... + D_t
 
 Several tasks (`combine`): the candidate passes when each task passes. The union of the tasks' null hypotheses is
 tested by their intersection: each at alpha, no correction (Berger 1982). The smallest e-value is one of the union.
-The best of K candidates: each at alpha / K (`best_of_k_level`), or e-BH (`e_bh`), which bounds the expected share of
-false ones among the chosen and allows any dependence (Wang and Ramdas, JRSS B 2022, arXiv 2009.02824).
+Several candidates: each at its own level (evals/gate/levels.py).
 
 Assumptions. (1) The order is drawn as said, independently of the candidate's answers: the first items of a benchmark
 are not a random sample. Weights may depend on the baseline's answers and on texts, not on the candidate's. (2) Each
@@ -503,20 +502,3 @@ def both(main: GateState, guard: GateState) -> GateState:
 
 _RANK = {Verdict.FAIL: 0, Verdict.FUTILE: 1, Verdict.UNDECIDED: 2, Verdict.PASS: 3}
 """Which of two gates' verdicts is the task's."""
-
-
-def best_of_k_level(alpha: float, num_candidates: int) -> float:
-    """The level of each of K candidates' gates at which any false pass among them has probability at most alpha."""
-    if num_candidates < 1:
-        raise ValueError(f"num_candidates must be at least 1, not {num_candidates}")
-    return alpha / num_candidates
-
-
-def e_bh(log_e_values: Sequence[float], alpha: float) -> tuple[int, ...]:
-    """Indices chosen by e-BH: the k largest e-values, for the largest k whose k-th is at least K / (alpha k)."""
-    order = sorted(range(len(log_e_values)), key=lambda i: -log_e_values[i])
-    num_chosen = 0
-    for k, i in enumerate(order, start=1):
-        if log_e_values[i] >= math.log(len(order) / (alpha * k)):
-            num_chosen = k
-    return tuple(sorted(order[:num_chosen]))

@@ -16,11 +16,9 @@ from evals.gate.gate import (
     Gate,
     GateState,
     Verdict,
-    best_of_k_level,
     both,
     combine,
     differences,
-    e_bh,
 )
 
 score_differences = st.lists(st.one_of(st.sampled_from([-1.0, 0.0, 1.0]), st.floats(-1, 1)), min_size=1, max_size=50)
@@ -489,15 +487,6 @@ def test_all_tasks_must_pass_and_the_first_failed_ends_it():
     assert combine({"a": state(p), "b": state(Verdict.FUTILE)}).decision is Verdict.FUTILE
     with pytest.raises(ValueError, match="no task"):
         combine({})
-
-
-def test_levels_for_many_candidates():
-    assert best_of_k_level(0.05, 5) == pytest.approx(0.01)
-    # K = 4, alpha = 0.1: the largest needs 40, two need 20 each, three 13.3, four 10.
-    assert e_bh([math.log(39), 0.0, 0.0, 0.0], 0.1) == ()
-    assert e_bh([math.log(41), 0.0, 0.0, 0.0], 0.1) == (0,)
-    assert e_bh([math.log(21), 0.0, math.log(20.5), 0.0], 0.1) == (0, 2)
-    assert e_bh([math.inf, -math.inf], 0.1) == (0,)
 
 
 @pytest.mark.parametrize(
