@@ -267,6 +267,8 @@ class Gate:
             return True
         if left <= 0:
             return False
+        if not self.stop_early:
+            return True  # all of the budget is asked
         part = self._schedule.block(used, self.max_items)
         won_before = self._won_left(used) - part.won_after  # by this item and those before it
         if total + won_before[-1] - self._boundary > part.lost_after[-1]:
@@ -276,7 +278,7 @@ class Gate:
         m = (self._boundary - best_total - ahead) / (self.num_items * part.reach)
         m = np.clip(m, betting.SURE - part.most_lost, part.most_won - betting.SURE)
         largest = np.log1p(self._bets[0].max_loss * (part.most_won - m) / (part.most_lost + m)).sum()
-        return bool(log_pass + largest >= math.log(1 / self.alpha)) and self.stop_early
+        return bool(log_pass + largest >= math.log(1 / self.alpha))
 
     def _won_left(self, used: int) -> float:
         """What the items after the first `used` can win together."""
@@ -470,7 +472,9 @@ class Combined:
 
 
 def combine(states: Mapping[str, GateState]) -> Combined:
-    """The candidate passes when each task passes; the first failed or futile task ends it.
+    """The candidate passes when each task passes; the first failed task ends it.
+
+    A futile task does not: another one may still fail, and its answers say what a larger budget would take.
 
     Raises ValueError without a task: nothing tested is nothing passed.
     """
@@ -478,11 +482,14 @@ def combine(states: Mapping[str, GateState]) -> Combined:
         raise ValueError("no task, so there is nothing to decide")
     undecided = tuple(task for task, state in states.items() if state.decision is Verdict.UNDECIDED)
     log_e_pass = min(state.log_e_pass for state in states.values())
-    for bad in (Verdict.FAIL, Verdict.FUTILE):
-        for task, state in states.items():
-            if state.decision is bad:
-                return Combined(bad, task, log_e_pass, undecided)
-    return Combined(Verdict.UNDECIDED if undecided else Verdict.PASS, "", log_e_pass, undecided)
+    first = {state.decision: task for task, state in reversed(list(states.items()))}
+    if Verdict.FAIL in first:
+        return Combined(Verdict.FAIL, first[Verdict.FAIL], log_e_pass, undecided)
+    if undecided:
+        return Combined(Verdict.UNDECIDED, "", log_e_pass, undecided)
+    if Verdict.FUTILE in first:
+        return Combined(Verdict.FUTILE, first[Verdict.FUTILE], log_e_pass, undecided)
+    return Combined(Verdict.PASS, "", log_e_pass, undecided)
 
 
 def both(main: GateState, guard: GateState) -> GateState:

@@ -44,11 +44,17 @@ TASKS = {
 }
 
 
-def split_size(source: str, task: str) -> int:
-    """Items of a task's evaluation split; rough for a task that is not listed."""
+def known_size(source: str, task: str) -> int | None:
+    """Items of a task's evaluation split; None for a task that is not listed, and for the user's own."""
     if source == "embedded" and task in EMBEDDED_TASKS:
         return EMBEDDED_TASKS[task].num_items
-    return TASKS[task].num_items if task in TASKS else OTHER_NUM_ITEMS
+    return TASKS[task].num_items if source != "files" and task in TASKS else None
+
+
+def split_size(source: str, task: str) -> int:
+    """Items of a task's evaluation split; rough where it is not known."""
+    size = known_size(source, task)
+    return OTHER_NUM_ITEMS if size is None else size
 
 
 def suite_tokens(source: str, tasks: Sequence[str], max_items: Mapping[str, int], num_fewshot: int | None) -> int:

@@ -14,7 +14,7 @@ from evals.decide.evidence import busy_machine, mean_quality
 from evals.decide.fleet import describe_fleet
 from evals.load.scenario import describe_load
 from evals.load.summary import headline_point
-from evals.quality.sizes import split_size
+from evals.quality.sizes import known_size
 from evals.stats import PairedComparison
 from evals.types import Decision
 from pipeline.plan.resolve import RunPlan
@@ -44,13 +44,19 @@ def show_plan(plan: RunPlan) -> None:
     per_hour = f"{price.usd_per_hour_lo.normalize():f}-{price.usd_per_hour_hi.normalize():f}"
     since = f", as of {price.as_of}" if price.as_of else ""
     say(f"Price    {per_hour} USD per hour ({price.purchase_option}; {price.source}{since})")
-    sizes = ", ".join(f"{task} ({split_size(config.suite.source, task):,})" for task in config.suite.tasks)
-    budget = "" if config.gate.max_items is None else f"; at most {config.gate.max_items} items of each are asked"
-    say(f"Quality  whole splits of {sizes} (suite={config.suite.name}){budget}")
+    tasks = ", ".join(task_text(config.suite.source, task) for task in config.suite.tasks)
+    budget = "as many as it takes" if config.gate.max_items is None else f"at most {config.gate.max_items} of each"
+    say(f"Quality  {tasks}: whole splits, {budget} are asked (suite={config.suite.name})")
     say(f"Load     {describe_load(plan.scenario)}")
     for note in choices.notes:
         say(f"Note     {note}")
     say()
+
+
+def task_text(source: str, task: str) -> str:
+    """A task with its number of items, where that is known before it is loaded."""
+    size = known_size(source, task)
+    return task if size is None else f"{task} ({size:,} items)"
 
 
 @contextmanager

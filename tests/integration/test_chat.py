@@ -102,7 +102,7 @@ def plain_lm_eval(
     """Results and items (task -> item -> row) of lm-eval's own command with its own chat path, on a report's items."""
     settings = f"model={target.model_name},base_url={target.url}/v1/completions,tokenizer={target.tokenizer}"
     settings += ",tokenizer_backend=huggingface,num_concurrent=8,max_length=2048"
-    samples = {name: [item.item_id for item in task.items] for name, task in report.tasks.items()}
+    samples = {name: sorted(item.item_id for item in task.items) for name, task in report.tasks.items()}
     command = [sys.executable, "-m", "lm_eval", "run", "--model", "local-completions", "--model_args", settings]
     command += ["--apply_chat_template", "--tasks", ",".join(str(path) for path in suite.files.values())]
     command += ["--samples", json.dumps(samples), "--output_path", str(folder), "--log_samples"]

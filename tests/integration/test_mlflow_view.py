@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from evals.config import GateConfig
+from evals.decide.declared import level_of_one
 from evals.types import LoadPoint, LoadReport, Money, QualityReport
 from pipeline.checkpoints.folder import checkpoint_digest
 from pipeline.config import ModelConfig, RunConfig, TrackingConfig
@@ -83,7 +84,13 @@ def record(recorder: Recorder, one: Measured, baseline: Measured | None, config:
                     stage_started_at=BEGAN, made_now=one.made_now)  # fmt: skip
     run_id, _ = recorder.record(run)
     if baseline is not None:
-        apply(decide_on_run(run_id, one.artifact, config, recorder), config, recorder, nobody, lambda *_: None)
+        apply(
+            decide_on_run(run_id, one.artifact, config, recorder, level_of_one),
+            config,
+            recorder,
+            nobody,
+            lambda *_: None,
+        )
     return run_id
 
 
