@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import nnls
 
 import evals.cost.attribution
 import evals.cost.curves
@@ -15,7 +16,7 @@ import evals.load.counters
 import evals.load.scenario
 import evals.load.summary
 import evals.load.trace
-from evals.cost.attribution import fit_seconds
+from evals.cost.attribution import fit_seconds, non_negative_least_squares
 from evals.cost.curves import (
     compare,
     cost_curve,
@@ -291,3 +292,16 @@ def test_energy_is_none_where_it_was_not_read():
     read = LoadPoint("c8", 8, 128, 64, repeats, 0, counters=({"gpu_energy_j": 384.0}, {"gpu_energy_j": 384.0}))
     assert energy_per_token_j(read).value == pytest.approx(0.1)
     assert energy_usd_per_1k_tokens(3_600_000.0, 1000, Decimal("0.10")) == Decimal("0.1")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 12), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_the_small_least_squares_is_scipys(seed: int, num_rows: int, num_columns: int) -> None:
+    """All sets of columns instead of an active set: the same minimum."""
+    rng = np.random.default_rng(seed)
+    design, target = rng.normal(size=(num_rows, num_columns)), rng.normal(size=num_rows)
+    found, (best, residual) = non_negative_least_squares(design, target), nnls(design, target)
+    assert np.all(found >= 0)
+    assert np.linalg.norm(design @ found - target) == pytest.approx(residual, abs=1e-9)
+    if np.linalg.matrix_rank(design) == num_columns:
+        assert found == pytest.approx(best, abs=1e-6)
