@@ -79,7 +79,7 @@ class Attempts:
             check(self._declared(connection, family))
             comparison = self._comparison(connection, family, json.dumps(sorted(tasks)))
             self._declare(connection, comparison, rule)
-            return self._place(connection, comparison, attempt, batch_size)
+            return self._slot(connection, comparison, attempt, batch_size)
 
     def _declared(self, connection: Connection, family: str) -> Declared:
         rules, comparisons = schema.declared_rules, schema.comparisons
@@ -102,9 +102,9 @@ class Attempts:
     def _declare(self, connection: Connection, comparison: int, rule: Rule) -> None:
         table = schema.declared_rules
         text = json.dumps(rule, sort_keys=True)
-        newest = sa.select(table.c.rule).where(table.c.comparison_id == comparison).order_by(table.c.id.desc()).limit(1)
-        if connection.execute(newest).scalar() == text:
-            return
+        same = sa.select(table.c.id).where(table.c.comparison_id == comparison, table.c.rule == text).limit(1)
+        if connection.execute(same).scalar() is not None:
+            return  # also where another one came between: deciding again and again notes nothing new
         values = {
             "comparison_id": comparison,
             "rule": text,
@@ -113,7 +113,7 @@ class Attempts:
         }
         connection.execute(sa.insert(table).values(values))
 
-    def _place(self, connection: Connection, comparison: int, attempt: str, batch_size: int) -> Slot:
+    def _slot(self, connection: Connection, comparison: int, attempt: str, batch_size: int) -> Slot:
         table = schema.attempts
         mine = table.c.comparison_id == comparison
         rows = connection.execute(sa.select(table).where(mine)).all()

@@ -77,7 +77,7 @@ def test_no_batch_ever_holds_more_than_its_size(tmp_path_factory: pytest.TempPat
 def test_a_rule_is_noted_where_it_changes_and_a_refused_one_leaves_no_trace(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/ledger.db"
     wider = {**RULE, "delta_points": 3}
-    for rule in (RULE, RULE, wider):
+    for rule in (RULE, RULE, wider, RULE):
         claim(url, "a", rule=rule)
     ledger = Ledger(url)
     attempts = Attempts(ledger)
