@@ -29,7 +29,7 @@ from pipeline.record.tags import ARTIFACT_DIGEST, CANDIDATE_KEY, COMPARISON_GROU
 from pipeline.serve.server import free_port
 from pipeline.types import Artifact, Candidate, Measured
 from tests.integration.chromium import CHROMIUM, Page
-from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, task
+from tests.unit.pipeline.test_decide import GOOD, WORSE, cost, rounds, task
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +69,7 @@ def measured(folder: Path, label: str, scores: list[float], usd: str, tok_per_s:
         made_now=tuple(BEGAN),
         reused=(),
         measured_at=BEGAN["quality"],
+        price_rounds=None if label == "none" else rounds(float(usd) / float(VARIANTS[0][2])),
     )
 
 
@@ -174,10 +175,10 @@ def test_the_link_shows_cost_beside_quality_and_the_verdict(page: Page, links: d
     assert [row["variant"][0] for row in rows] == ["rtn-int4", "int8", "none", "gptq"]
     texts = [[row[name][0] for name in ("verdict", "quality", "usd_per_1m_tokens")] for row in rows]
     assert texts == [
-        ["not promoted", "0.6", "0.28"],
+        ["rejected", "0.6", "0.28"],
         ["promoted", "0.75", "0.31"],
         ["baseline", "0.75", "0.42"],
-        ["not promoted", "0.75", "0.61"],
+        ["rejected", "0.75", "0.61"],
     ]
     for row in rows:
         shown = [row[name] for name in ("variant", "verdict", "quality", "usd_per_1m_tokens")]
