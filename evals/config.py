@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -77,3 +78,8 @@ class GateConfig:
     """Repeats of each of the two in one round. They average out noise within a start; rounds do so between starts."""
     utilisation: float = 0.4
     """Declared share of time at which the machine is busy: the headline price is divided by it."""
+
+    def margins(self, suite_tasks: Sequence[str]) -> dict[str, float]:
+        """The margin in points of every task that decides, for a suite of these tasks."""
+        deciding = suite_tasks if self.tasks is None else self.tasks
+        return {task: self.task_delta_points.get(task, self.delta_points) for task in deciding}

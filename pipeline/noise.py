@@ -88,18 +88,14 @@ def show(found: Sequence[VariantNoise], plan: RunPlan) -> None:
     table(f"The noise floor of {plan.config.model.name}", HEADER, rows)
     floors = floors_of(found)
     if floors:
-        margins = plan_margins(plan)
+        gate = plan.config.gate
+        margins = gate.margins(plan.config.suite.tasks)
         say()
-        table("What it can resolve", FLOOR_HEADER, [floor_row(floor, margins.get(floor.task)) for floor in floors])
+        rows = [floor_row(floor, margins.get(floor.task), gate.score) for floor in floors]
+        table(f"What gate.score={gate.score} can resolve", FLOOR_HEADER, rows)
     say()
     items = plan.config.noise.max_items
     say(f"Runs with the same suite, engine and noise.max_items={items} carry these figures into their decision.")
-
-
-def plan_margins(plan: RunPlan) -> dict[str, float]:
-    """The margin in points of every task that decides."""
-    gate, tasks = plan.config.gate, plan.config.suite.tasks
-    return {task: gate.task_delta_points.get(task, gate.delta_points) for task in gate.tasks or tasks}
 
 
 def noise_row(label: str, one: TaskNoise) -> tuple[str, ...]:
@@ -124,9 +120,9 @@ def flips_text(rate: float, num_items: int) -> str:
     return f"{rate:.1%} [{interval.lo:.1%}, {interval.hi:.1%}]"
 
 
-def floor_row(floor: TaskFloor, margin: float | None) -> tuple[str, ...]:
-    """One line of the table of margins; `margin` None for a task that does not decide."""
-    points = floor.accuracy_points
+def floor_row(floor: TaskFloor, margin: float | None, score: str) -> tuple[str, ...]:
+    """One line of the table of margins; `margin` None for a task that does not decide. `score` is the gate's."""
+    points = floor.declared_points(score)
     shown = MISSING if points is None else f"{points:.2g} points"
     if margin is None or points is None:
         return floor.task, str(floor.num_items), shown, MISSING, "does not decide" if margin is None else MISSING
@@ -141,7 +137,7 @@ def noise_json(found: Iterable[VariantNoise], plan: RunPlan) -> str:
         "model": plan.config.model.name,
         "paths": list(found[0].report.paths) if found else [],
         "variants": {variant.label: variant.report.tasks for variant in found},
-        "margins_points": plan_margins(plan),
+        "margins_points": plan.config.gate.margins(plan.config.suite.tasks),
         "floors": [
             {
                 "task": floor.task,

@@ -42,10 +42,10 @@ class DeclaredRule:
 
 def declared_rule(gate: GateConfig, suite_tasks: Sequence[str]) -> DeclaredRule:
     """The rule that a gate's settings declare for a suite."""
-    tasks = sorted(suite_tasks if gate.tasks is None else gate.tasks)
+    margins = gate.margins(suite_tasks)
     return DeclaredRule(
-        tasks=tuple(tasks),
-        delta_points={task: gate.task_delta_points.get(task, gate.delta_points) for task in tasks},
+        tasks=tuple(sorted(margins)),
+        delta_points={task: margins[task] for task in sorted(margins)},
         guard_points=gate.guard_delta_points if gate.score == "probability" else None,
         alpha=gate.alpha,
         score=gate.score,

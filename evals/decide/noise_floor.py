@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evals.gate.scores import right_probability
+from evals.gate.scores import margin_unit, right_probability
 from evals.stats import FloatArray
 from evals.types import ItemOutcome, NoiseReport, QualityReport, TaskGate, TaskNoise, TaskResult
 
@@ -127,8 +127,16 @@ class TaskFloor:
         return self.candidate, self.baseline
 
     def points(self, score: str) -> float | None:
-        """The smallest margin under a gate's score: one of `SCORES`."""
+        """The smallest margin in points of a gate's score: one of `SCORES`."""
         return {"accuracy": self.accuracy_points, "probability": self.probability_points}[score]
+
+    def declared_points(self, wanted: str) -> float | None:
+        """The smallest declared margin (`gate.delta_points`) that can be decided by the wanted score, or by accuracy
+        where the task has no probabilities.
+        """
+        score = "accuracy" if self.probability_points is None else wanted
+        points = self.points(score)
+        return None if points is None else points / margin_unit(score)
 
 
 def task_floor(

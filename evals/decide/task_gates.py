@@ -17,7 +17,7 @@ from evals.gate.divergence import divergence
 from evals.gate.gate import Gate, Verdict
 from evals.gate.items_left import items_to_decide
 from evals.gate.population import questions_like_these
-from evals.gate.scores import EQUAL_STRICTNESS
+from evals.gate.scores import margin_unit
 from evals.gate.sequential import GateRule, SequentialEvaluation, TaskGates, replay
 from evals.stats import PairedComparison, align, flips, paired_bootstrap
 from evals.types import Estimate, GuardGate, QualityReport, TaskGate
@@ -36,8 +36,7 @@ def rule_of(gate: GateConfig, tasks: Sequence[str], level: float) -> GateRule:
 
     `level` is the error level at which the candidate is tested.
     """
-    deciding = list(tasks) if gate.tasks is None else gate.tasks
-    points = {task: gate.task_delta_points.get(task, gate.delta_points) for task in deciding}
+    points = gate.margins(tasks)
     guards = {task: guard_points(gate, value) for task, value in points.items()}
     return GateRule(
         deltas={task: round(value / 100, 12) for task, value in points.items()},
@@ -87,7 +86,7 @@ def task_gates(
         left = None
         if is_asked and state.decision not in (Verdict.PASS, Verdict.FAIL):
             left = items_to_decide(evaluation, task, np.random.default_rng([seed, 0xF0CA57]))
-        unit = _unit(gates)
+        unit = margin_unit(gates.score)
         found[task] = TaskGate(
             task=task,
             decision=str(state.decision),
@@ -114,11 +113,6 @@ def task_gates(
             like_these=questions_like_these(main, CONFIDENCE, seed=seed) if is_asked else None,
         )
     return found
-
-
-def _unit(gates: TaskGates) -> float:
-    """A declared margin, in the score that decides."""
-    return EQUAL_STRICTNESS if gates.score == "probability" else 1.0
 
 
 def _smallest_margin(gate: Gate, level: float, unit: float) -> float | None:

@@ -47,6 +47,11 @@ def require_score(name: str) -> None:
         raise ConfigError(f"gate.score={name}: not one of {', '.join(SCORES)}{closest(name, SCORES)}")
 
 
+def margin_unit(score: str) -> float:
+    """What a declared margin is multiplied by on a score of `SCORES`."""
+    return EQUAL_STRICTNESS if score == "probability" else 1.0
+
+
 def right_probability(loglikelihoods: Sequence[float], target: object) -> float | None:
     """The softmax of the choices' log-likelihoods (nats) at the right choice's index.
 

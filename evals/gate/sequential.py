@@ -43,7 +43,7 @@ from evals.gate.betting import PRIOR_FLIP_RATE, make_schedule
 from evals.gate.gate import Combined, Gate, GateState, Verdict, both, combine, differences
 from evals.gate.intervals import confidence_bounds
 from evals.gate.ordering import guide_weights, guided_order, margin, margin_ranks, probability_weights, uniform_order
-from evals.gate.scores import EQUAL_STRICTNESS, ItemScore, require_score, score_kind, scores_of
+from evals.gate.scores import ItemScore, margin_unit, require_score, score_kind, scores_of
 from evals.types import Estimate, SamplingOrder, TaskResult
 
 ORDERS = ("auto", "guided", "uniform")
@@ -258,7 +258,7 @@ def make_task_gates(task: str, order: SamplingOrder, rule: GateRule, baseline: S
     if score == "accuracy":
         gate = make_gate(order, (delta, delta), rule, baseline, score)
         return TaskGates(score, gate, gate, is_guarded=False)
-    mine = round(EQUAL_STRICTNESS * delta, 12)
+    mine = round(margin_unit(score) * delta, 12)
     main = make_gate(order, (mine, mine), rule, baseline, score)
     guard_delta = rule.guard_deltas.get(task, delta)
     guard = make_gate(order, (guard_delta, min(delta, guard_delta)), rule, baseline, "accuracy")

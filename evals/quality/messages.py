@@ -100,11 +100,11 @@ class Outcomes(TypedDict):
 
     tasks: Mapping[str, RawTask]
     items_needed: Mapping[str, int]
+    """Tasks whose gate waits for more of the baseline's answers, with the number of items that it must reach."""
     num_fresh: int
     """Requests that the server answered now."""
     num_known: int
     """Requests that the answer cache knew."""
-    """Tasks whose gate waits for more of the baseline's answers, with the number of items that it must reach."""
 
 
 class Request(Protocol):

@@ -23,8 +23,10 @@ def continuation(decision: Decision, plan: RunPlan, billing: Billing) -> str | N
     if decision.action != "undecided" or budget is None:
         return None
     suite, stage = plan.config.suite, plan.variants.all[-1].quality
-    more = {one.task: min(budget, one.num_items_total) - one.num_items for one in tasks}
-    tokens = suite_tokens(suite.source, list(more), more, suite.num_fewshot)
+    more = {one.task: min(budget, one.num_items_total) - one.num_items for one in tasks if one.items_to_decide}
+    # In a uniform order the baseline is asked the same items.
+    asked = [*more, *(task for task in more if task in stage.budgets)]
+    tokens = suite_tokens(suite.source, asked, more, suite.num_fewshot)
     found = billing.quote(stage, tokens)
     takes = f"about {sum(more.values())} more items, {duration(found.expected_s)}, {usd_text(found.expected_usd)} USD"
     return f"the same command with gate.max_items={budget} goes on from here: {takes}"

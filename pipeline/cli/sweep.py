@@ -32,11 +32,11 @@ def num_candidates(overrides: Sequence[str]) -> int:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
+    is_distilled = any(one.startswith("distill=") and one != "distill=none" for one in overrides)
     sizes: dict[str, int] = {}
     for one in parsed:
         name = str(one.key_or_group)
         values = [str(value) for value in one.sweep_string_iterator()] if one.is_sweep_override() else [""]
-        is_distilled = any(other.startswith("distill=") and other != "distill=none" for other in overrides)
         if name == BASELINE[0] and not is_distilled:
             values = [value for value in values if value != BASELINE[1]]
         sizes[name] = len(values)

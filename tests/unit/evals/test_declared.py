@@ -42,7 +42,10 @@ def test_a_larger_error_level_is_refused_and_a_smaller_one_is_not() -> None:
 
 
 def test_another_margin_may_follow() -> None:
-    check_rule([RULE.to_json()], replace(RULE, delta_points={"arc_easy": 5.0, "piqa": 5.0}))
+    wider = replace(RULE, delta_points={"arc_easy": 5.0, "piqa": 5.0})
+    check_rule([RULE.to_json()], wider)
+    check_rule([RULE.to_json(), wider.to_json()], RULE)  # and back again
+    assert wider.to_json() != RULE.to_json(), "the ledger notes it"
 
 
 @given(st.lists(TASKS, max_size=4), TASKS)
